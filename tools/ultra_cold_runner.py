@@ -1,0 +1,3859 @@
+#!/usr/bin/env python3
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["psutil"]
+# ///
+"""Run one task of one untrusted Python bundle in a fresh sandbox and print one line of JSON.
+
+    python ultra_cold_runner.py --bundle-path DIR [--aggregation] [--profile NAME] < task.json
+
+The file has two parts. Everything above the line `END_OF_CHILD` is the program that runs inside the
+sandbox: it is copied from here, alone, for each sandbox. Everything below it runs on the host and is
+the security boundary. The host side believes nothing that comes out of a sandbox.
+
+Data flows one way: request, bundle, environment, sandbox, result. No sandbox, in any phase, has a
+writable path on the host: whatever it produces (wheels, bytecode, outputs) comes back as frames on a
+pipe, and the host decides what to do with the bytes.
+"""
+import importlib
+import marshal
+import os
+import sys
+
+# ----------------------------------------------------------------------------------------------------
+# Part one: inside the sandbox. Standard library only; imports what costs time where it is needed.
+# ----------------------------------------------------------------------------------------------------
+
+# A frame on the result pipe: kind (1 byte), length of name (4), length of body (8), name, body.
+OUTPUT, ERROR, NOTE, STARTED, DONE = b"O", b"E", b"N", b"S", b"D"
+HEADER_BYTES = 13
+TEXT_CAP = 64 * 1024  # bytes of a message or traceback that a child reports
+BUNDLE, VENV, TREE, SOURCE, TOOLS = "/bundle", "/venv", "/tree", "/source", "/tools"
+CA_FILE = "/etc/ssl/certs/ca-certificates.crt"
+
+
+class ChildError(Exception):
+    """A failure that the child itself names; `type` is one of the contract's error types."""
+
+    def __init__(self, type: str, message: str) -> None:
+        super().__init__(message)
+        self.type = type
+
+
+class ResultPipe:
+    """The only way out of a sandbox. Writes whole frames, from any thread."""
+
+    def __init__(self, fd: int) -> None:
+        import _thread
+
+        self.fd = fd
+        self.lock = _thread.allocate_lock()
+
+    def send(self, kind: bytes, name: str = "", body: bytes = b"") -> None:
+        label = name.encode("utf-8", "surrogatepass")
+        with self.lock:
+            self._write(frame_header(kind, len(label), len(body)) + label)
+            self._write(body)
+
+    def send_file(self, name: str, path: str) -> None:
+        label = name.encode()
+        with open(path, "rb", buffering=0) as file, self.lock:
+            size = os.fstat(file.fileno()).st_size
+            self._write(frame_header(OUTPUT, len(label), size) + label)
+            while size > 0:
+                chunk = file.read(min(size, 1 << 20))
+                if not chunk:
+                    raise ChildError("bad_result", path + " shrank while it was read")
+                self._write(chunk)
+                size -= len(chunk)
+
+    def _write(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self.fd, view) :]
+
+
+def frame_header(kind: bytes, name_length: int, body_length: int) -> bytes:
+    return kind + name_length.to_bytes(4, "big") + body_length.to_bytes(8, "big")
+
+
+def child_main() -> None:
+    """Read the request from descriptor 0, set the limits, do the phase's work, report, leave.
+
+    The request is written by the host with marshal: no import to pay for, and it is trusted.
+    """
+    request = marshal.loads(read_all(0))
+    pipe = ResultPipe(request["result_fd"])
+    os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
+    os.closerange(3, pipe.fd)
+    os.closerange(pipe.fd + 1, 1024)
+    os.set_inheritable(pipe.fd, False)
+    set_rlimits(request["rlimits"])
+    try:
+        PHASES[request["phase"]](request, pipe)
+    except BaseException as error:
+        report_exception(pipe, error)
+    finally:
+        try:
+            sys.stderr.flush()
+        finally:
+            os._exit(0)  # no atexit handlers, no waiting for threads: the task is over
+
+
+def read_all(fd: int) -> bytes:
+    chunks = []
+    chunk = os.read(fd, 1 << 20)
+    while chunk:
+        chunks.append(chunk)
+        chunk = os.read(fd, 1 << 20)
+    return b"".join(chunks)
+
+
+def set_rlimits(limits: dict) -> None:
+    """Set hard limits inside the sandbox, before any code of the bundle.
+
+    They can't be set earlier: RLIMIT_NPROC makes bwrap's own clone fail.
+    """
+    import resource
+
+    for name, value in limits.items():
+        resource.setrlimit(getattr(resource, name), (value, value))
+
+
+def report_exception(pipe: ResultPipe, error: BaseException) -> None:
+    import json
+    import traceback
+
+    try:
+        message = str(error)
+    except BaseException:
+        message = "<the exception's __str__ raised>"
+    if isinstance(error, ChildError):
+        kind = error.type
+    elif isinstance(error, MemoryError):
+        kind = "memory_limit"
+    else:
+        kind = "task_exception"
+    try:
+        text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    except BaseException:
+        text = "<the traceback could not be formatted>"
+    body = {
+        "type": kind,
+        "exception": {"type": str(type(error).__name__)[:256], "message": clip(message)},
+        "traceback": clip(text),
+    }
+    pipe.send(ERROR, "", json.dumps(body).encode("utf-8", "replace"))
+
+
+def clip(text: str) -> str:
+    """Both ends of a text that may be far too long: the first line and the last frames matter."""
+    if len(text) <= TEXT_CAP:
+        return text
+    half = TEXT_CAP // 2
+    return text[:half] + "\n[... " + str(len(text) - TEXT_CAP) + " characters left out ...]\n" + text[-half:]
+
+
+def enter_venv() -> None:
+    """Do what -S kept the interpreter from doing at start-up: find the venv and run its .pth files.
+
+    A .pth file is the bundle's code, so this comes after the limits.
+    """
+    import site
+
+    site.main()
+
+
+def load_object(reference: str) -> object:
+    """Import `package.module:attribute.path`; extras after the reference are ignored, as PEP 621 says."""
+    module_name, _, path = reference.partition("[")[0].strip().partition(":")
+    found = importlib.import_module(module_name.strip())
+    for part in filter(None, path.strip().split(".")):
+        found = getattr(found, part)
+    return found
+
+
+# --- execute: one simulation or one aggregation
+
+
+def execute(request: dict, pipe: ResultPipe) -> None:
+    enter_venv()
+    sys.path.insert(0, BUNDLE)
+    importlib.invalidate_caches()
+    pipe.send(STARTED)
+    if "target_entrypoint" in request["task"]:
+        aggregate(request["task"], pipe)
+    else:
+        simulate(request["task"], request["wire"], pipe)
+
+
+def simulate(task: dict, wire: str, pipe: ResultPipe) -> None:
+    require_module(task["entrypoint"])
+    outputs = load_object(wire)(task["entrypoint"], task["params"], task["seed"])
+    if not hasattr(outputs, "items"):
+        raise ChildError("bad_result", "the wire function must return a dict of name to bytes, not " + type_name(outputs))
+    for name, value in outputs.items():
+        if not isinstance(name, str):
+            raise ChildError("bad_result", "output names must be str, not " + type_name(name))
+        pipe.send(OUTPUT, name, to_bytes(name, value))
+    pipe.send(DONE)
+
+
+def type_name(value: object) -> str:
+    return type(value).__name__
+
+
+def require_module(entrypoint: str) -> None:
+    """Fail early where an entry point in object form (`module:object`) names no module."""
+    module_name, colon, _ = entrypoint.partition(":")
+    if not colon or not all(part.isidentifier() for part in module_name.split(".")):
+        return
+    from importlib.util import find_spec
+
+    try:
+        found = find_spec(module_name)
+    except ModuleNotFoundError:
+        found = None
+    except ValueError:  # a module without a spec is there all the same
+        return
+    if found is None:
+        raise ChildError(
+            "entrypoint_not_found",
+            "the entry point names the module " + repr(module_name) + ", which the bundle's environment does not have",
+        )
+
+
+def to_bytes(name: str, value: object) -> bytes:
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, (bytearray, memoryview)):
+        return bytes(value)
+    if isinstance(value, str):
+        return value.encode()
+    import json
+
+    try:
+        return json.dumps(value, allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ChildError(
+            "bad_result", "output " + repr(name) + " is " + type_name(value) + ", neither bytes nor JSON: " + str(error)
+        ) from None
+
+
+def aggregate(task: dict, pipe: ResultPipe) -> None:
+    import json
+    import math
+
+    require_module(task["target_entrypoint"])
+    try:
+        target = load_object(task["target_entrypoint"])
+    except AttributeError as error:
+        raise ChildError("entrypoint_not_found", "the target does not exist: " + str(error)) from error
+    result = call_target(target, task["sim_returns"], task["target_data"])
+    if not isinstance(result, dict) or "loss" not in result:
+        raise ChildError("bad_result", "the target must return a dict with 'loss', not " + type_name(result))
+    for reserved in ("metrics", "_fatal_error"):
+        if reserved in result:
+            raise ChildError("bad_result", "the target's dict uses the reserved key " + repr(reserved))
+    result["loss"] = float(result["loss"])
+    if not math.isfinite(result["loss"]):
+        raise ChildError("bad_result", "the loss is " + str(result["loss"]) + "; it must be finite")
+    try:
+        body = json.dumps(result, allow_nan=False, default=plain_number).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ChildError("bad_result", "the target's dict can't be written as JSON: " + str(error)) from None
+    pipe.send(DONE, "", body)
+
+
+def plain_number(value: object) -> object:
+    """Arrays and scalars of numpy and its like, as plain lists and numbers."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError("an object of type " + type_name(value))
+
+
+def call_target(target: object, sim_returns: list, target_data: object) -> object:
+    """Call either kind of target; the signature says which it is."""
+    import inspect
+
+    parameters = inspect.signature(target).parameters
+    required = [
+        name
+        for name, parameter in parameters.items()
+        if parameter.default is parameter.empty and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    ]
+    if required in ([], ["data_paths"]):
+        return evaluate_target_object(target(), sim_returns)
+    if "target_data" in parameters:
+        return target(sim_returns, target_data=target_data)
+    return target(sim_returns)
+
+
+def evaluate_target_object(target: object, sim_returns: list) -> dict:
+    evaluation = target.evaluate([read_tables(sim["outputs"]) for sim in sim_returns])
+    return {
+        "loss": loss_of(evaluation),
+        "diagnostics": {
+            "target_type": type_name(target),
+            "model_output": target.model_output,
+            "target_name": getattr(evaluation, "name", None),
+            "weight": getattr(evaluation, "weight", None),
+        },
+        "outputs": {},
+        "n_replicates": len(sim_returns),
+    }
+
+
+def loss_of(evaluation: object) -> float:
+    """The evaluation's `.loss`, or the negative log of the mean likelihood over replicates."""
+    import math
+
+    if getattr(evaluation, "loss", None) is not None:
+        return float(evaluation.loss)
+    values = [float(value) for value in evaluation.loglik_per_rep]
+    top = max(values)
+    if math.isinf(top):
+        return -top
+    return -(top + math.log(sum(math.exp(value - top) for value in values)) - math.log(len(values)))
+
+
+def read_tables(outputs: dict) -> dict:
+    """The outputs that are Arrow IPC (file or stream format), as polars data frames."""
+    import io
+
+    tables = {}
+    for name, artifact in outputs.items():
+        data = artifact["inline"]
+        if name in ("metadata", "error") or data[:6] != b"ARROW1" and data[:4] != b"\xff\xff\xff\xff":
+            continue
+        import polars
+
+        read = polars.read_ipc if data[:6] == b"ARROW1" else polars.read_ipc_stream
+        try:
+            tables[name] = read(io.BytesIO(data))
+        except Exception as error:
+            print("output", repr(name), "is not Arrow after all:", error, file=sys.stderr)
+    return tables
+
+
+# --- build: a wheel from a source tree, through its PEP 517 backend
+
+
+def build(request: dict, pipe: ResultPipe) -> None:
+    """Call the hooks directly, on a copy in the tmpfs: some backends write into their source."""
+    import json
+    import shutil
+
+    work, out = "/tmp/source", "/tmp/wheel"
+    shutil.copytree(SOURCE, work, symlinks=True)
+    os.mkdir(out)
+    os.chdir(work)
+    enter_venv()
+    sys.path[:0] = [os.path.join(work, entry) for entry in request["backend_path"]]
+    importlib.invalidate_caches()
+    backend = load_object(request["backend"])
+    requires = list(getattr(backend, "get_requires_for_build_wheel", lambda settings: [])(None))
+    if requires and not request["requires_met"]:
+        pipe.send(DONE, "requires", json.dumps(requires).encode())
+        return
+    name = os.path.basename(backend.build_wheel(out, None))
+    pipe.send_file(name, os.path.join(out, name))
+    pipe.send(DONE)
+
+
+# --- compile: bytecode of an unpacked wheel
+
+
+def compile_tree(request: dict, pipe: ResultPipe) -> None:
+    """Send the bytecode of every module of the tree, as `unchecked-hash` pycs (PEP 552): they depend on
+    nothing but the source. A file that does not compile (a template, Python 2) is left out."""
+    workers = []
+    for index in range(request["workers"]):
+        pid = os.fork()
+        if pid == 0:
+            compile_share(request["modules"][index :: request["workers"]], "/tmp/" + str(index) + ".")
+            os._exit(0)
+        workers.append(pid)
+    for pid in workers:
+        os.waitpid(pid, 0)
+    for index in range(request["workers"]):
+        for number, module in enumerate(request["modules"][index :: request["workers"]]):
+            path = "/tmp/" + str(index) + "." + str(number)
+            if os.path.exists(path):
+                pipe.send_file(module, path)
+    pipe.send(DONE)
+
+
+def compile_share(modules: list, prefix: str) -> None:
+    import py_compile
+
+    for number, module in enumerate(modules):
+        try:
+            py_compile.compile(
+                TREE + "/" + module,
+                cfile=prefix + str(number),
+                dfile=VENV + "/" + module,
+                doraise=True,
+                invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
+            )
+        except (py_compile.PyCompileError, ValueError, RecursionError, MemoryError):
+            pass
+
+
+# --- fetch: the only phase with network. Nothing of the bundle but names and numbers comes in here.
+
+
+def fetch(request: dict, pipe: ResultPipe) -> None:
+    """Resolve (uv, else pip; wheels only), then download what the host does not have yet.
+
+    Sends a NOTE `lock` (the resolved files), an OUTPUT for each downloaded file, named by its number in
+    the lock, and for each git source an OUTPUT `git/<n>` (a tar) with a NOTE of the same name (the commit).
+    """
+    import json
+    from concurrent.futures import ThreadPoolExecutor
+
+    for number, source in enumerate(request["git"]):
+        commit, archive = clone(source, number)
+        pipe.send_file("git/" + str(number), archive)
+        pipe.send(NOTE, "git/" + str(number), commit.encode())
+    files = request["locked"]
+    if files is None:
+        files = resolve_with_uv(request) if request["uv"] else resolve_with_pip(request)
+    pipe.send(NOTE, "lock", json.dumps(files).encode())
+    missing = [n for n, file in enumerate(files) if file["url"] and file["sha256"] not in request["have"]]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in pool.map(lambda n: download(files[n]["url"], str(n), request, pipe), missing):
+            pass
+    pipe.send(DONE)
+
+
+def run_tool(command: list, environment: dict, cwd: str = "/tmp") -> str:
+    import subprocess
+
+    done = subprocess.run(command, env=environment, cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    text = done.stderr.decode("utf-8", "replace")
+    if done.returncode != 0:
+        raise ChildError("dependency_unavailable", clip(text.strip() or "exit status " + str(done.returncode)))
+    return done.stdout.decode("utf-8", "replace")
+
+
+def resolve_with_uv(request: dict) -> list:
+    """One `uv pip compile`, which builds nothing; where a package has no wheel at all and sdists are
+    allowed, the answer names its sdist instead, and the host builds it offline and asks again."""
+    try:
+        return uv_compile(request, request["requirements"], ["--no-config", "--no-build"])
+    except ChildError as error:
+        names = wheels_required_for(str(error))
+        if not names or not request["sdists"]:
+            raise
+    lines = []
+    with open("/tmp/metadata.toml", "w") as file:
+        for name in names:
+            # With its metadata given and no dependencies followed, uv has nothing to build.
+            file.write('[[dependency-metadata]]\nname = "' + name + '"\nrequires-dist = []\n')
+            lines += [line for line in request["requirements"] if canonical_name(line) == name] or [name]
+    return uv_compile(request, lines, ["--config-file", "/tmp/metadata.toml", "--no-deps"])
+
+
+def wheels_required_for(message: str) -> list:
+    """The names in uv's hint about packages that exist only as sdists."""
+    import re
+
+    found = re.findall(r"Wheels are required for `([A-Za-z0-9._-]+)`", message)
+    return sorted({canonical_name(name) for name in found})
+
+
+def canonical_name(line: str) -> str:
+    """The normalised name (PEP 503) at the start of a requirement."""
+    import re
+
+    name = re.match(r"[A-Za-z0-9._-]*", line).group()
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def uv_compile(request: dict, requirements: list, options: list) -> list:
+    write_lines("/tmp/requirements.in", requirements)
+    write_lines("/tmp/overrides.in", request["overrides"])
+    command = [request["uv"], "pip", "compile", *options, "--no-sources", "--python", request["python"]]
+    command += ["--keyring-provider", "disabled", "--index-strategy", "first-index", "--generate-hashes", "--no-header"]
+    command += ["--overrides", "/tmp/overrides.in", "--format", "pylock.toml", "-o", "/tmp/pylock.toml"]
+    if request["find_links"]:
+        command += ["--find-links", request["find_links"]]
+    os.path.exists("/tmp/pylock.toml") and os.unlink("/tmp/pylock.toml")
+    run_tool([*command, "/tmp/requirements.in"], dict(os.environ, **request["credentials"]))
+    return read_pylock("/tmp/pylock.toml")
+
+
+def write_lines(path: str, lines: list) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        file.writelines(line + "\n" for line in lines)
+
+
+def read_pylock(path: str) -> list:
+    """The files that a pylock.toml (PEP 751) chooses: one each package."""
+    import tomllib
+
+    with open(path, "rb") as file:
+        packages = tomllib.load(file).get("packages", [])
+    chosen = []
+    for package in packages:
+        if package.get("wheels"):
+            file = max(package["wheels"], key=lambda wheel: wheel_preference(wheel.get("url") or wheel.get("path", "")))
+        else:
+            file = package.get("archive") or package.get("sdist") or {}
+        chosen.append(
+            {
+                "name": package["name"],
+                "version": package.get("version", ""),
+                "url": file.get("url") or file.get("path") or "",
+                "sha256": file.get("hashes", {}).get("sha256", ""),
+                "size": file.get("size", 0),
+            }
+        )
+    return chosen
+
+
+def wheel_preference(url: str) -> tuple:
+    """uv lists only wheels that fit; of those prefer the specific one over the portable one."""
+    stem = url.rsplit("/", 1)[-1][: -len(".whl")]
+    _, python, abi, platform = stem.rsplit("-", 3) if stem.count("-") >= 3 else ("", "", "", "")
+    return (platform != "any", abi not in ("none", "abi3"), abi == "abi3", platform, python, stem)
+
+
+def resolve_with_pip(request: dict) -> list:
+    """`pip install --dry-run`, in this process and under a filter that denies execve: whatever an index
+    or a dependency says, pip can't begin to build."""
+    import json
+    import runpy
+
+    write_lines("/tmp/requirements.in", request["requirements"])
+    command = ["pip", "install", "--isolated", "--dry-run", "--ignore-installed", "--only-binary", ":all:"]
+    command += ["--no-input", "--disable-pip-version-check", "--no-cache-dir", "--quiet", "--cert", CA_FILE]
+    command += request["pip_options"] + ["--report", "/tmp/report.json", "-r", "/tmp/requirements.in"]
+    sys.path.insert(0, TOOLS)
+    sys.argv = command
+    deny_execve(request["no_exec_filter"])
+    try:
+        runpy.run_module("pip", run_name="__main__", alter_sys=True)
+    except SystemExit as exit:
+        if exit.code:
+            raise ChildError("dependency_unavailable", "pip found no wheels that satisfy the dependencies (its words are in 'stderr')") from None
+    with open("/tmp/report.json", encoding="utf-8") as file:
+        report = json.load(file)
+    return [
+        {
+            "name": item["metadata"]["name"],
+            "version": item["metadata"]["version"],
+            "url": item["download_info"]["url"],
+            "sha256": item["download_info"].get("archive_info", {}).get("hashes", {}).get("sha256", ""),
+            "size": 0,
+        }
+        for item in report["install"]
+    ]
+
+
+def deny_execve(program: bytes) -> None:
+    """Add a seccomp filter to this process and all its threads to come; it can't be taken off again."""
+    import ctypes
+
+    class Program(ctypes.Structure):  # struct sock_fprog
+        _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_char_p)]
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(22, 2, ctypes.byref(Program(len(program) // 8, program)), 0, 0) != 0:  # PR_SET_SECCOMP
+        raise ChildError("seccomp_unavailable", "the filter that keeps pip from building could not be set: " + os.strerror(ctypes.get_errno()))
+
+
+def download(url: str, name: str, request: dict, pipe: ResultPipe) -> None:
+    """Fetch one https file into the tmpfs and send it on; the host checks its hash."""
+    import urllib.error
+
+    path = "/tmp/download." + name
+    for attempt in (1, 2, 3):
+        try:
+            copy_url(url, path, request)
+            break
+        except (urllib.error.URLError, OSError) as error:
+            if attempt == 3 or getattr(error, "code", 500) < 500:
+                raise ChildError("dependency_unavailable", "the download of " + url.split("#")[0].split("?")[0] + " failed: " + str(error)) from None
+    pipe.send_file(name, path)
+    os.unlink(path)
+
+
+def copy_url(url: str, path: str, request: dict) -> None:
+    import shutil
+    import urllib.parse
+    import urllib.request
+
+    class HttpsOnly(urllib.request.HTTPRedirectHandler):
+        def redirect_request(self, request, fp, code, msg, headers, newurl):  # type: ignore[no-untyped-def]
+            if not newurl.startswith("https://"):
+                raise ChildError("dependency_unavailable", "a download was redirected away from https")
+            return super().redirect_request(request, fp, code, msg, headers, newurl)
+
+    if not url.startswith("https://"):
+        raise ChildError("dependency_unavailable", "the index names a file that is not on https: " + url[:200])
+    get = urllib.request.Request(url, headers={"User-Agent": "ultra-cold-runner"})
+    secret = request["authorization"].get(urllib.parse.urlsplit(url).netloc)
+    if secret:
+        get.add_unredirected_header("Authorization", secret)
+    with urllib.request.build_opener(HttpsOnly).open(get, timeout=60) as answer, open(path, "wb") as file:
+        shutil.copyfileobj(answer, file, 1 << 20)
+
+
+def clone(source: dict, number: int) -> tuple:
+    """Fetch one commit as data: no hooks, no submodules, no filters, no configuration but ours."""
+    folder, archive = "/tmp/git." + str(number), "/tmp/git.tar." + str(number)
+    environment = dict(os.environ, GIT_ALLOW_PROTOCOL="https", GIT_TERMINAL_PROMPT="0", **source["credentials"])
+    environment.update(GIT_CONFIG_GLOBAL="/dev/null", GIT_CONFIG_NOSYSTEM="1", GIT_SSL_CAINFO=CA_FILE)
+    git = ["git", "-c", "core.hooksPath=/dev/null", "-c", "http.followRedirects=false", "-C", folder]
+    os.mkdir(folder)
+    run_tool([*git, "init", "--quiet", "--bare", "--template="], environment)
+    depth = ["fetch", "--quiet", "--depth", "1", "--no-tags", "--no-recurse-submodules"]
+    run_tool([*git, *depth, "--", source["url"], source["ref"] or "HEAD"], environment)
+    commit = run_tool([*git, "rev-parse", "FETCH_HEAD^{commit}"], environment).strip()
+    run_tool([*git, "archive", "--format=tar", "-o", archive, commit], environment)
+    return commit, archive
+
+
+def probe(request: dict, pipe: ResultPipe) -> None:
+    """Nothing but a sign of life: a host is judged by whether this phase comes back."""
+    pipe.send(DONE)
+
+
+PHASES = {"execute": execute, "build": build, "compile": compile_tree, "fetch": fetch, "probe": probe}
+
+
+def describe_interpreter() -> dict:
+    """What the host needs to know of an interpreter; asked of this one or of another."""
+    from importlib.machinery import EXTENSION_SUFFIXES
+
+    return {
+        "executable": os.path.realpath(getattr(sys, "_base_executable", "") or sys.executable),
+        "prefix": os.path.realpath(sys.base_prefix),
+        "exec_prefix": os.path.realpath(sys.base_exec_prefix),
+        "stdlib": os.path.dirname(os.path.realpath(os.__file__)),
+        "version": ".".join(map(str, sys.version_info[:3])) + ("" if sys.version_info[3] == "final" else sys.version_info[3]),
+        "library": "python%d.%d%s" % (sys.version_info[0], sys.version_info[1], getattr(sys, "abiflags", "").replace("m", "")),
+        "cache_tag": str(sys.implementation.cache_tag),
+        "abi": EXTENSION_SUFFIXES[0],
+        "platform": sys.platform + "-" + os.uname().machine,
+    }
+
+
+if __name__ == "__main__" and sys.argv[1:2] == ["--sandboxed-child"]:
+    child_main()
+if __name__ == "__main__" and sys.argv[1:2] == ["--describe-interpreter"]:
+    import json
+
+    print(json.dumps(describe_interpreter()))
+    sys.exit(0)
+
+END_OF_CHILD = "------------------------------------------------------------------------------------------------"
+# ----------------------------------------------------------------------------------------------------
+# Part two: the host side.
+# ----------------------------------------------------------------------------------------------------
+
+if __name__ == "__main__" and (sys.platform != "linux" or sys.version_info < (3, 11)):
+    # Nothing below would work, and this line must parse on any Python 3.
+    found = sys.platform + " with Python " + sys.version.split()[0]
+    hint = "the sandbox needs Linux and Python 3.11 or newer, this is " + found + "; start the runner with such an interpreter"
+    print('{"_fatal_error": {"code": 3, "phase": "host", "type": "unsupported_host", "error": "%s", "retryable": false}}' % hint)
+    sys.exit(3)
+
+import argparse
+import errno
+import fcntl
+import hashlib
+import json
+import re
+import selectors
+import signal
+import stat
+import subprocess
+import time
+import tomllib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from io import FileIO
+from typing import Any, NamedTuple, NoReturn, get_args, get_origin, get_type_hints
+
+FORMAT = 1  # part of every key under which something is kept: raise it when what is kept changes
+MIB = 1 << 20
+LOG_CAP = 256 * 1024  # bytes of log that one run may write to stderr
+TAIL_CAP = 64 * 1024  # bytes of the child's stderr that an error carries
+EXIT_CODES = {"input": 2, "host": 3, "bundle": 4, "fetch": 5, "build": 6, "install": 7, "execute": 8, "result": 9}
+
+
+class Failure(Exception):
+    """The one exception of the host side; becomes the `_fatal_error` of the contract.
+
+    `phase` is a key of EXIT_CODES, `type` a stable machine-readable name, `error` a sentence that says what to
+    do. `details` holds the optional fields: exception, traceback, stderr, signal, limit.
+    """
+
+    def __init__(self, phase: str, type: str, error: str, retryable: bool = False, **details: Any) -> None:
+        super().__init__(error)
+        self.phase, self.type, self.error, self.retryable, self.details = phase, type, error, retryable, details
+        self.code = EXIT_CODES[phase]
+
+    def as_json(self, metrics: Mapping[str, float]) -> dict[str, Any]:
+        body = {"code": self.code, "phase": self.phase, "type": self.type, "error": self.error, "retryable": self.retryable}
+        body.update({name: value for name, value in self.details.items() if value not in (None, "")})
+        return {"_fatal_error": {**body, "metrics": dict(metrics)}}
+
+
+class Log:
+    """Bounded lines on stderr. Control characters of a bundle's text never reach the terminal."""
+
+    left = LOG_CAP
+
+    @classmethod
+    def line(cls, text: str) -> None:
+        data = (printable(text) + "\n").encode("utf-8", "backslashreplace")
+        if cls.left <= 0:
+            return
+        cls.left -= len(data)
+        with suppress(OSError):
+            os.write(2, data if cls.left > 0 else b"[log limit reached]\n")
+
+
+def printable(text: str) -> str:
+    return "".join(c if c.isprintable() or c == "\t" else f"\\x{ord(c):02x}" for c in text)
+
+
+# --- profiles: what a sandbox may do
+
+
+class Limits(NamedTuple):
+    """Limits of one phase. Seconds and bytes; `processes` counts threads too; output is the result pipe."""
+
+    wall_seconds: float
+    cpu_seconds: float
+    memory_bytes: int
+    processes: int
+    file_bytes: int
+    open_files: int
+    output_bytes: int
+    stderr_bytes: int
+
+
+class PhasePolicy(NamedTuple):
+    network: bool
+    read_only: list[str]  # host paths, bound read-only where they are; one that does not exist is left out
+    tmp_bytes: int
+    shm_bytes: int
+    shell: bool
+    pass_environment: list[str]
+    environment: dict[str, str]
+    limits: Limits
+
+
+class BundlePolicy(NamedTuple):
+    entry_point_group: str
+    exclude: list[str]
+    max_bytes: int
+    max_files: int
+    request_bytes: int
+
+
+class DependencyPolicy(NamedTuple):
+    direct_urls: bool
+    git: bool
+    sdists: bool
+    private_addresses: bool
+    max_packages: int
+    max_wheel_bytes: int
+
+
+class HostPolicy(NamedTuple):
+    uids: list[int]  # first and last host uid that root may start a sandbox under
+
+
+class SandboxPolicy(NamedTuple):
+    hostname: str
+    uid: int
+    gid: int
+    proc: bool
+    nested_userns: str
+    masked: list[str]
+
+
+class Condition(NamedTuple):
+    arg: int
+    op: str
+    values: list[int]
+    mask: int = 0xFFFF_FFFF_FFFF_FFFF
+
+
+class DenyRule(NamedTuple):
+    calls: list[str]
+    when: list[Condition]
+
+
+class SeccompPolicy(NamedTuple):
+    default: str
+    foreign_architecture: str
+    also_allow: list[str]
+    allow: list[str]
+    deny: list[str]
+    enosys: list[str]
+    deny_if: list[DenyRule]
+
+
+class Profile(NamedTuple):
+    description: str
+    bundle: BundlePolicy
+    dependencies: DependencyPolicy
+    host: HostPolicy
+    sandbox: SandboxPolicy
+    seccomp: SeccompPolicy
+    fetch: PhasePolicy
+    build: PhasePolicy
+    compile: PhasePolicy
+    execute: PhasePolicy
+
+
+# A profile may bind from these trees and no others: system software, which holds no secrets.
+BINDABLE = ("/usr", "/lib", "/lib32", "/lib64", "/libx32", "/bin", "/sbin", "/opt", "/nix/store", "/etc/alternatives")
+SIZE = re.compile(r"(\d+)\s*(B|KiB|MiB|GiB|TiB)")
+UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+
+
+def load_profile(name: str, folders: Iterable[str]) -> Profile:
+    """Read a profile, by name from the folders or by path, with the one that it extends. Host error if not valid."""
+    path = find_profile(name, folders)
+    table = read_toml(path)
+    base = table.pop("extends", None)
+    if base is not None:
+        if not isinstance(base, str):
+            raise profile_error(path, "extends", "must be a string")
+        base_path = find_profile(base, [os.path.dirname(path), *folders])
+        base_table = read_toml(base_path)
+        if "extends" in base_table:
+            raise profile_error(base_path, "extends", "a profile that is extended may not extend another")
+        table = merge_tables(base_table, table)
+    profile = read_table(Profile, table, path, "")
+    check_profile(profile, path)
+    return profile
+
+
+def find_profile(name: str, folders: Iterable[str]) -> str:
+    candidates = [name] if "/" in name or name.endswith(".toml") else [os.path.join(f, name + ".toml") for f in folders]
+    for candidate in candidates:
+        if os.path.isfile(candidate):
+            return os.path.abspath(candidate)
+    raise Failure("host", "profile_not_found", f"there is no profile {name!r}; looked for {', '.join(candidates)}; name one with --profile or its folder with --profiles-dir")
+
+
+def read_toml(path: str) -> dict[str, Any]:
+    try:
+        with open(path, "rb") as file:
+            return tomllib.load(file)
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise Failure("host", "profile_invalid", f"the profile {path} can't be read: {error}") from None
+
+
+def merge_tables(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Tables merge key by key; any other value, a list too, replaces the one below."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(base.get(key), dict)
+        merged[key] = merge_tables(base[key], value) if both else value
+    return merged
+
+
+def profile_error(path: str, key: str, problem: str) -> Failure:
+    return Failure("host", "profile_invalid", f"{path}: {key}: {problem}")
+
+
+def read_table(cls: Any, table: Any, path: str, where: str) -> Any:
+    """Turn a TOML table into the record `cls`, whose fields and their types are the schema."""
+    if not isinstance(table, dict):
+        raise profile_error(path, where, "must be a table")
+    hints = get_type_hints(cls)
+    for key in table:
+        if key not in hints:
+            raise profile_error(path, f"{where}{key}", "unknown key")
+    values = {}
+    for name, hint in hints.items():
+        if name in table:
+            values[name] = read_value(hint, table[name], path, f"{where}{name}")
+        elif name not in cls._field_defaults:
+            raise profile_error(path, f"{where}{name}", "missing")
+    return cls(**values)
+
+
+def read_value(hint: Any, value: Any, path: str, where: str) -> Any:
+    if hasattr(hint, "_fields"):
+        return read_table(hint, value, path, where + ".")
+    origin, arguments = get_origin(hint) or hint, get_args(hint)
+    if origin is list and isinstance(value, list):
+        return [read_value(arguments[0], item, path, f"{where}[{n}]") for n, item in enumerate(value)]
+    if origin is dict and isinstance(value, dict):
+        return {key: read_value(arguments[1], item, path, f"{where}.{key}") for key, item in value.items()}
+    if hint is int and where.endswith("_bytes") and isinstance(value, str):
+        size = SIZE.fullmatch(value)
+        if size is None:
+            raise profile_error(path, where, f"{value!r} is not a size such as '512MiB'")
+        value = int(size[1]) * UNITS[size[2]]
+    if hint is float and type(value) is int:
+        value = float(value)
+    if type(value) is not origin:
+        raise profile_error(path, where, f"must be of type {getattr(hint, '__name__', hint)}, not {type(value).__name__}")
+    if origin in (int, float) and not 0 <= value < 1 << 64:
+        raise profile_error(path, where, "must be finite and not negative")
+    return value
+
+
+def check_profile(profile: Profile, path: str) -> None:
+    """The rules that no type can say. The first is the design's: no code of a bundle has network."""
+    for phase in ("build", "compile", "execute"):
+        if getattr(profile, phase).network:
+            raise profile_error(path, f"{phase}.network", "only fetch, which runs no code of a bundle, may have network")
+    for phase in ("fetch", "build", "compile", "execute"):
+        policy: PhasePolicy = getattr(profile, phase)
+        for bind in policy.read_only:
+            allowed = any(bind == top or bind.startswith(top + "/") for top in BINDABLE)
+            if not allowed or os.path.normpath(bind) != bind:
+                raise profile_error(path, f"{phase}.read_only", f"{bind!r} is not below one of {', '.join(BINDABLE)}")
+        for name, limit in [*policy.limits._asdict().items(), ("tmp_bytes", policy.tmp_bytes), ("shm_bytes", policy.shm_bytes)]:
+            if limit <= 0:
+                raise profile_error(path, f"{phase}.{name}", "must be more than zero")
+    if profile.sandbox.nested_userns not in ("sysctl", "seccomp"):
+        raise profile_error(path, "sandbox.nested_userns", "must be 'sysctl' or 'seccomp'")
+    if len(profile.host.uids) != 2 or not 0 < profile.host.uids[0] <= profile.host.uids[1] < 1 << 32:
+        raise profile_error(path, "host.uids", "must be the first and the last of a range of uids above 0")
+    for masked in profile.sandbox.masked:
+        if not masked.startswith("/proc/") or os.path.normpath(masked) != masked:
+            raise profile_error(path, "sandbox.masked", f"{masked!r} is not below /proc")
+    check_seccomp(profile.seccomp, path)
+
+
+def check_seccomp(policy: SeccompPolicy, path: str) -> None:
+    for key in ("default", "foreign_architecture"):
+        if not hasattr(errno, getattr(policy, key)):
+            raise profile_error(path, f"seccomp.{key}", "must be the name of an errno")
+    for rule in policy.deny_if:
+        for condition in rule.when:
+            if condition.op not in (*SCMP_OPS, "bits_set") or condition.arg > 5:
+                raise profile_error(path, "seccomp.deny_if", f"{condition} has an unknown op or argument")
+    loose = {"unshare", "setns", "clone3", "mount", "pivot_root"} & {*policy.allow, *policy.also_allow}
+    if loose:
+        raise profile_error(path, "seccomp.allow", f"{', '.join(sorted(loose))} would open new namespaces, which no profile may")
+
+
+# --- request: what the caller asks on standard input
+
+
+def read_request(stream: int, aggregation: bool, limit: int) -> dict[str, Any]:
+    """One JSON object from `stream`, checked; inputs of an aggregation come out decoded and verified."""
+    data = bytearray()
+    while chunk := os.read(stream, MIB):
+        data += chunk
+        if len(data) > limit:
+            raise Failure("input", "input_too_large", f"standard input is over {limit} bytes, the profile's bundle.request_bytes")
+    try:
+        task = json.loads(data.decode(), parse_constant=refuse_constant, parse_float=finite_float)
+        json.dumps(task, ensure_ascii=False).encode()  # lone surrogates end here
+    except (ValueError, RecursionError) as error:
+        raise Failure("input", "input_invalid", f"standard input is not one JSON object in UTF-8: {error}") from None
+    return check_aggregation(task) if aggregation else check_simulation(task)
+
+
+def refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def finite_float(text: str) -> float:
+    value = float(text)
+    if value in (float("inf"), float("-inf")):
+        raise ValueError(f"the number {text[:40]} is out of range")
+    return value
+
+
+def require(condition: bool, problem: str) -> None:
+    if not condition:
+        raise Failure("input", "input_invalid", f"the task on standard input is not valid: {problem}")
+
+
+def check_keys(task: Any, required: set[str], optional: set[str]) -> None:
+    require(isinstance(task, dict), f"it must be a JSON object, not {type(task).__name__}")
+    require(required <= task.keys(), f"missing {', '.join(sorted(required - task.keys()))}")
+    extra = task.keys() - required - optional
+    require(not extra, f"unknown {', '.join(sorted(map(repr, extra)))}")
+
+
+def check_simulation(task: Any) -> dict[str, Any]:
+    check_keys(task, {"entrypoint", "params", "seed"}, set())
+    check_entry_point(task["entrypoint"], "entrypoint")
+    require(isinstance(task["params"], dict), "params must be an object")
+    seed = task["seed"]
+    require(type(seed) is int and 0 <= seed < 1 << 64, "seed must be an integer from 0 to 2**64-1")
+    return dict(task)
+
+
+def check_entry_point(value: Any, key: str) -> None:
+    require(isinstance(value, str) and 0 < len(value) <= 1024 and value.isprintable(), f"{key} must be a printable string")
+
+
+def check_aggregation(task: Any) -> dict[str, Any]:
+    check_keys(task, {"target_entrypoint", "sim_returns"}, {"target_data"})
+    check_entry_point(task["target_entrypoint"], "target_entrypoint")
+    module, colon, name = task["target_entrypoint"].partition(":")
+    dotted = all(part.isidentifier() for part in [*module.split("."), *name.split(".")])
+    require(bool(colon) and dotted, "target_entrypoint must be of the form module:object")
+    require(isinstance(task["sim_returns"], list), "sim_returns must be a list")
+    returns = [check_sim_return(item, f"sim_returns[{n}]") for n, item in enumerate(task["sim_returns"])]
+    return {"target_entrypoint": task["target_entrypoint"], "sim_returns": returns, "target_data": task.get("target_data")}
+
+
+def check_sim_return(item: Any, where: str) -> dict[str, Any]:
+    import base64
+
+    require(isinstance(item, dict) and isinstance(item.get("task_id"), str), f"{where} needs a task_id")
+    require(isinstance(item.get("outputs"), dict), f"{where} needs outputs")
+    outputs = {}
+    for name, artifact in item["outputs"].items():
+        here = f"{where}.outputs[{name!r}]"
+        require(isinstance(artifact, dict) and isinstance(artifact.get("inline"), str), f"{here} has no inline data")
+        try:
+            data = base64.b64decode(artifact["inline"], validate=True)
+        except ValueError:
+            raise Failure("input", "input_invalid", f"{here}: inline is not base64") from None
+        checksum = hashlib.blake2b(data, digest_size=32).hexdigest()
+        require(artifact.get("size", len(data)) == len(data), f"{here}: size is not that of the data")
+        require(artifact.get("checksum", checksum) == checksum, f"{here}: checksum is not that of the data")
+        outputs[name] = {"size": len(data), "checksum": checksum, "inline": data}
+    return {"task_id": item["task_id"], "outputs": outputs}
+
+
+def task_id(task: Mapping[str, Any], output_names: Iterable[str]) -> str:
+    """BLAKE2b-256 over parameters, seed and the names of the outputs, as existing callers compute it."""
+    canonical = json.dumps(task["params"], sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    param_id = hashlib.blake2b(f"contracts:param:v1|{canonical}".encode(), digest_size=32).hexdigest()
+    text = f"{param_id[:16]}-{task['seed']}-{','.join(sorted(output_names))}"
+    return hashlib.blake2b(text.encode(), digest_size=32).hexdigest()
+
+
+# --- requirements: dependencies as data
+
+
+class Requirement(NamedTuple):
+    """One dependency (PEP 508), parsed, so that what a tool reads is written by us."""
+
+    name: str
+    extras: str
+    versions: str
+    url: str
+    marker: str
+    hashes: frozenset[str] = frozenset()
+
+    def line(self) -> str:
+        target = f" @ {self.url}" if self.url else self.versions
+        return f"{self.name}{self.extras}{target}" + (f" ; {self.marker}" if self.marker else "")
+
+    @property
+    def is_git(self) -> bool:
+        return self.url.startswith("git+")
+
+
+NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
+VERSION = r"\s*(?:~=|==|!=|<=|>=|<|>)\s*[A-Za-z0-9.*+!_-]+\s*"
+REQUIREMENT = re.compile(
+    rf"(?P<name>{NAME})\s*(?P<extras>\[[A-Za-z0-9._,\s-]*\])?\s*"
+    rf"(?:@\s*(?P<url>\S+)(?:\s+;\s*(?P<url_marker>.+))?"
+    rf"|\(?(?P<versions>{VERSION}(?:,{VERSION})*)?\)?\s*(?:;\s*(?P<marker>.+))?)"
+)
+MARKER = re.compile(r"[A-Za-z0-9_ .'\"()<>=!~,*+-]+")
+URL = re.compile(r"(?P<scheme>https|git\+https)://(?P<host>[A-Za-z0-9.-]+|\[[0-9a-fA-F:.]+\])(?::\d{1,5})?/[A-Za-z0-9._~:/?#\[\]@!&'()*+,;=%-]*")
+
+
+def parse_requirement(text: str, policy: DependencyPolicy, source: str) -> Requirement:
+    """Parse one dependency, refusing what a resolver would expand, read from disk or run (see URL, MARKER)."""
+    shown = text.strip()[:200]
+
+    def refuse(problem: str) -> NoReturn:
+        raise Failure("bundle", "dependency_refused", f"{source}: the dependency {shown!r} is refused: {problem}")
+
+    match = REQUIREMENT.fullmatch(text.strip()) if len(text) < 4096 else None
+    if match is None:
+        refuse("it is not a name with versions or a URL (PEP 508)")
+    extras, versions = (re.sub(r"\s", "", match[group] or "") for group in ("extras", "versions"))
+    marker, url = (match["marker"] or match["url_marker"] or "").strip(), match["url"] or ""
+    if marker and not MARKER.fullmatch(marker):
+        refuse("its marker has characters that no marker needs")
+    if url:
+        check_dependency_url(url, policy, refuse)
+    return Requirement(match["name"], extras, versions, url, marker)
+
+
+def check_dependency_url(url: str, policy: DependencyPolicy, refuse: Callable[[str], NoReturn]) -> None:
+    match = URL.fullmatch(url)
+    if match is None:
+        refuse("only https:// and git+https:// URLs without user, password or variables are taken")
+    if match["scheme"] == "https" and not policy.direct_urls:
+        refuse("the profile takes wheels from the index only (dependencies.direct_urls)")
+    if match["scheme"] != "https" and not policy.git:
+        refuse("the profile takes no git dependencies (dependencies.git)")
+    if not policy.private_addresses and is_private(match["host"]):
+        refuse("its host is an address of this machine or of a private network (dependencies.private_addresses)")
+
+
+def is_private(host: str) -> bool:
+    import ipaddress
+
+    try:
+        return not ipaddress.ip_address(host.strip("[]")).is_global
+    except ValueError:
+        numeric = all(re.fullmatch(r"\d+|0[xX][0-9a-fA-F]*", part) for part in host.rstrip(".").split("."))
+        return numeric or host.rstrip(".").lower().split(".")[-1] in ("localhost", "local", "internal")
+
+
+def parse_requirements_file(text: str, policy: DependencyPolicy, source: str) -> list[Requirement]:
+    """The requirements of a requirements.txt. Its options are refused, all but `--hash`."""
+    found = []
+    for number, line in enumerate(text.replace("\\\r\n", " ").replace("\\\n", " ").splitlines(), 1):
+        line = re.sub(r"(^|\s)#.*", "", line).strip()
+        if not line:
+            continue
+        body, *options = re.split(r"\s+--(?=hash)", line)
+        hashes = set()
+        for option in options:
+            digest = re.fullmatch(r"hash[= ]sha256:([0-9a-f]{64})", option.strip())
+            if digest is None:
+                raise Failure("bundle", "dependency_refused", f"{source}, line {number}: only --hash=sha256:... is taken as a hash")
+            hashes.add(digest[1])
+        if body.startswith("-"):
+            raise Failure("bundle", "dependency_refused", f"{source}, line {number}: {body[:80]!r} is an option, and options are not taken from a bundle; list the dependencies themselves")
+        requirement = parse_requirement(body, policy, f"{source}, line {number}")
+        found.append(requirement._replace(hashes=frozenset(hashes)))
+    return found
+
+
+def version_matches(version: str, specifier: str) -> bool:
+    """Whether a release version such as 3.11.7 satisfies a version specifier (PEP 440, without pre-releases)."""
+    have = tuple(int(part) for part in re.findall(r"\d+", version)[:3])
+    for clause in filter(None, (part.strip() for part in specifier.split(","))):
+        match = re.fullmatch(r"(~=|==|!=|<=|>=|<|>)\s*(\d+(?:\.\d+)*)(\.\*)?\S*", clause)
+        if match is None:
+            raise Failure("bundle", "pyproject_invalid", f"requires-python: {clause[:80]!r} is not a version specifier")
+        operator, want, wild = match[1], tuple(int(part) for part in match[2].split(".")), bool(match[3])
+        padded = want + (0,) * (3 - len(want))
+        same = have[: len(want)] == want if wild else have == padded
+        holds = {
+            "==": same, "!=": not same, ">=": have >= padded, "<=": have <= padded,
+            "<": have < padded, ">": have > padded, "~=": have >= padded and have[: len(want) - 1] == want[:-1],
+        }  # fmt: skip
+        if not holds[operator]:
+            return False
+    return True
+
+
+# --- bundle: the attacker's directory, opened as data
+
+
+class Bundle(NamedTuple):
+    """A private snapshot of the bundle. `digest` is BLAKE2b-256 of every path, kind, mode and content."""
+
+    path: str
+    digest: str
+    bytes: int
+    project: "Project"
+
+
+class Project(NamedTuple):
+    """What a source tree says about itself. `backend` is empty where there is nothing to build."""
+
+    backend: str
+    backend_path: list[str]
+    build_requires: list[Requirement]
+    requires: list[Requirement]
+    requires_python: str
+
+
+def snapshot(source: str, target: str, policy: BundlePolicy) -> tuple[str, int]:
+    """Copy a bundle file by file, digesting what is copied. Returns the digest and the size in bytes.
+
+    What is checked is what runs: a bundle that changes meanwhile changes nothing here. Descriptors are
+    opened without following links, so no component of a path can lead out.
+    """
+    try:
+        top = os.open(source, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise Failure("input", "bundle_not_found", f"the bundle directory {source!r} can't be opened: {error.strerror}") from None
+    digest, used, count = hashlib.blake2b(digest_size=32), 0, 0
+    os.mkdir(target, 0o755)
+    try:
+        for path, kind, mode, folder, name in walk(top, "", set(policy.exclude)):
+            count += 1
+            if count > policy.max_files:
+                raise Failure("bundle", "bundle_too_large", f"the bundle has more than {policy.max_files} entries (bundle.max_files)")
+            copy = os.path.join(target, path)
+            digest.update(f"{kind}{mode:o} {len(os.fsencode(path))} ".encode() + os.fsencode(path))
+            if kind == "d":
+                os.mkdir(copy, 0o755)
+            elif kind == "l":
+                link = safe_link(path, os.readlink(name, dir_fd=folder))
+                digest.update(os.fsencode(link) + b"\0")
+                os.symlink(link, copy)
+            else:
+                used += copy_file(path, name, folder, copy, mode, policy.max_bytes - used, digest)
+    finally:
+        os.close(top)
+    return digest.hexdigest(), used
+
+
+def walk(folder: int, prefix: str, exclude: set[str]) -> Iterator[tuple[str, str, int, int, str]]:
+    """Entries below an open directory in a fixed order: path, kind (d, l, f), mode, the folder's fd, name."""
+    for name in sorted(os.listdir(folder)):
+        path = prefix + name
+        status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        if stat.S_ISLNK(status.st_mode):
+            yield path, "l", 0o777, folder, name
+        elif stat.S_ISREG(status.st_mode):
+            yield path, "f", 0o755 if status.st_mode & 0o100 else 0o644, folder, name
+        elif not stat.S_ISDIR(status.st_mode):
+            raise Failure("bundle", "unsafe_file", f"{path!r} is neither a file nor a directory nor a link; take it out of the bundle")
+        elif name not in exclude:
+            yield path, "d", 0o755, folder, name
+            inner = open_inside(name, os.O_DIRECTORY, folder, path)
+            try:
+                yield from walk(inner, path + "/", exclude)
+            finally:
+                os.close(inner)
+
+
+def open_inside(name: str, flags: int, folder: int, path: str) -> int:
+    try:
+        return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | flags, dir_fd=folder)
+    except OSError as error:
+        raise Failure("bundle", "unsafe_file", f"{path!r} can't be opened: {error.strerror}") from None
+
+
+def safe_link(path: str, link: str) -> str:
+    """A symbolic link is kept as it is if it stays in the bundle, and is an error otherwise."""
+    resolved = os.path.normpath(os.path.join(os.path.dirname(path), link))
+    if link.startswith("/") or resolved == ".." or resolved.startswith("../"):
+        raise Failure("bundle", "unsafe_file", f"the link {path!r} leads out of the bundle; take it out or make it relative")
+    return link
+
+
+def copy_file(path: str, name: str, folder: int, copy: str, mode: int, room: int, digest: Any) -> int:
+    source = open_inside(name, 0, folder, path)
+    try:
+        status = os.fstat(source)
+        if not stat.S_ISREG(status.st_mode):
+            raise Failure("bundle", "unsafe_file", f"{path!r} is not a regular file any more")
+        if status.st_size > room:
+            raise Failure("bundle", "bundle_too_large", f"the bundle is too large at {path!r} (bundle.max_bytes)")
+        target = os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        try:
+            size = 0
+            while chunk := os.read(source, MIB):
+                size += len(chunk)
+                if size > room:
+                    raise Failure("bundle", "bundle_too_large", f"the bundle is too large at {path!r} (bundle.max_bytes)")
+                digest.update(chunk)
+                write_all(target, chunk)
+        finally:
+            os.close(target)
+        digest.update(f" {size} ".encode())
+        return size
+    finally:
+        os.close(source)
+
+
+def write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def read_project(path: str, policy: DependencyPolicy) -> Project:
+    """Read pyproject.toml, else requirements.txt, of a snapshot as data. Sizes and types are the attacker's."""
+    text = read_small_file(os.path.join(path, "pyproject.toml"))
+    if text is not None:
+        try:
+            table = tomllib.loads(text)
+        except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:
+            raise Failure("bundle", "pyproject_invalid", f"pyproject.toml is not valid TOML: {error}") from None
+        setup = os.path.lexists(os.path.join(path, "setup.py"))
+        if "project" in table or "build-system" in table or setup:
+            return read_pyproject(table, policy)
+    text = read_small_file(os.path.join(path, "requirements.txt"))
+    requires = parse_requirements_file(text, policy, "requirements.txt") if text is not None else []
+    return Project("", [], [], requires, "")
+
+
+def read_small_file(path: str, limit: int = 4 * MIB) -> str | None:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise Failure("bundle", "unsafe_file", f"{os.path.basename(path)} must be a regular file: {error.strerror}") from None
+    with os.fdopen(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise Failure("bundle", "unsafe_file", f"{os.path.basename(path)} must be a regular file")
+        data = file.read(limit + 1)
+    try:
+        if len(data) > limit:
+            raise ValueError(f"it is over {limit} bytes")
+        return data.decode("utf-8-sig")
+    except ValueError as error:
+        raise Failure("bundle", "pyproject_invalid", f"{os.path.basename(path)} can't be read: {error}") from None
+
+
+def read_pyproject(table: dict[str, Any], policy: DependencyPolicy) -> Project:
+    def take(parent: str, key: str, kind: type, default: Any) -> Any:
+        owner = table.get(parent, {})
+        value = owner.get(key, default) if isinstance(owner, dict) else None
+        items = value if isinstance(value, list) else []
+        if not isinstance(value, kind) or not all(isinstance(item, str) for item in items):
+            raise Failure("bundle", "pyproject_invalid", f"pyproject.toml: {parent}.{key} must be a {kind.__name__}" + " of strings" * (kind is list))
+        return value
+
+    legacy = "setuptools.build_meta:__legacy__"
+    backend_path = take("build-system", "backend-path", list, [])
+    for entry in backend_path:
+        if entry.startswith("/") or ".." in entry.split("/"):
+            raise Failure("bundle", "pyproject_invalid", "pyproject.toml: build-system.backend-path leads out of the bundle")
+    build_requires = take("build-system", "requires", list, ["setuptools>=77"])
+    requires = take("project", "dependencies", list, [])
+    return Project(
+        take("build-system", "build-backend", str, legacy),
+        backend_path,
+        [parse_requirement(line, policy, "pyproject.toml, build-system.requires") for line in build_requires],
+        [parse_requirement(line, policy, "pyproject.toml, project.dependencies") for line in requires],
+        take("project", "requires-python", str, ""),
+    )
+
+
+# --- host: interpreters, tools, the uid that sandboxes run under
+
+
+class Interpreter(NamedTuple):
+    """A base interpreter (never a venv's), as `describe_interpreter` reports it."""
+
+    executable: str
+    prefix: str
+    exec_prefix: str
+    stdlib: str
+    version: str
+    library: str
+    cache_tag: str
+    abi: str
+    platform: str
+
+    def key(self) -> str:
+        return f"{self.executable} {self.version} {self.abi} {self.platform}"
+
+    def mounts(self) -> list[str]:
+        """What it needs to start. A prefix of its own is bound whole; of /usr only its standard library."""
+        if self.prefix == "/usr":
+            return [self.executable, self.stdlib]
+        return sorted({self.prefix, self.exec_prefix, self.executable, self.stdlib})
+
+
+def choose_interpreter(wanted: str | None, requires_python: str, uv: str | None) -> Interpreter:
+    """`--python`, else the running interpreter, else one that uv finds, whichever first fits the bundle."""
+    if wanted:
+        chosen = ask_interpreter(wanted)
+        if not version_matches(chosen.version, requires_python):
+            raise Failure("host", "no_interpreter", f"the bundle requires Python {requires_python}, and --python is {chosen.version}")
+        return chosen
+    running = Interpreter(**describe_interpreter())
+    if version_matches(running.version, requires_python):
+        return check_prefix(running)
+    found = find_with_uv(uv, requires_python)
+    if found is None:
+        raise Failure("host", "no_interpreter", f"the bundle requires Python {requires_python}, this is {running.version}, and {'uv finds no other' if uv else 'there is no uv to find another'}; install one and name it with --python")
+    return ask_interpreter(found)
+
+
+def ask_interpreter(path: str) -> Interpreter:
+    """Run a trusted interpreter to learn what it is."""
+    child = child_program()
+    try:
+        done = subprocess.run([path, "-I", "-S", "-", "--describe-interpreter"], input=child.encode(), capture_output=True, env={}, timeout=30)
+        return check_prefix(Interpreter(**json.loads(done.stdout)))
+    except (OSError, ValueError, TypeError, subprocess.TimeoutExpired) as error:
+        raise Failure("host", "no_interpreter", f"{path!r} is not a Python that can be used: {error}") from None
+
+
+def check_prefix(interpreter: Interpreter) -> Interpreter:
+    """A prefix is bound into the sandbox whole, so it must be an installation and no more."""
+    homes = ("/", "/home", "/root", "/opt", "/var", "/etc", "/tmp", os.path.expanduser("~"))
+    for prefix in (interpreter.prefix, interpreter.exec_prefix):
+        if prefix in homes or not os.path.isdir(os.path.join(prefix, "lib")):
+            raise Failure("host", "no_interpreter", f"the interpreter's prefix {prefix!r} holds more than Python; name another with --python")
+    return interpreter
+
+
+def find_with_uv(uv: str | None, requires_python: str) -> str | None:
+    if uv is None:
+        return None
+    environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    command = [uv, "python", "find", "--no-config", "--no-python-downloads", "--no-project", "--system", requires_python]
+    done = subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True, timeout=60)
+    return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+def child_program() -> str:
+    """The part of this file that runs in a sandbox."""
+    with open(os.path.realpath(__file__), encoding="utf-8") as file:
+        return file.read().partition("\nEND_OF_CHILD")[0] + "\n"
+
+
+def find_tool(name: str) -> str | None:
+    """An executable beside the running interpreter (as in a venv), else on PATH; absolute."""
+    beside = os.path.join(os.path.dirname(sys.executable), name)
+    for candidate in [beside, *(os.path.join(f, name) for f in os.environ.get("PATH", os.defpath).split(":") if f.startswith("/"))]:
+        if os.path.isfile(candidate) and os.access(candidate, os.X_OK):
+            return os.path.realpath(candidate)
+    return None
+
+
+def find_bwrap() -> str:
+    path = find_tool("bwrap")
+    if path is None:
+        raise Failure("host", "bwrap_unavailable", "bwrap is not installed; `apt-get install bubblewrap` (Debian, Ubuntu) or `dnf install bubblewrap`")
+    if os.stat(path).st_mode & stat.S_ISUID:
+        raise Failure("host", "bwrap_setuid", f"{path} is setuid root, a mode that the sandbox does not use; `chmod u-s {path}` and allow user namespaces")
+    return path
+
+
+class Identity(NamedTuple):
+    """The host uid and gid of sandboxed processes; None where the runner is an ordinary user."""
+
+    uid: int | None
+    gid: int | None
+
+
+def take_identity(policy: HostPolicy, folder: str, cleanup: ExitStack) -> Identity:
+    """As root, take a host uid that nobody uses, for this run alone: root's uid would keep root's files open.
+
+    Measured with bwrap 0.8: as host uid 0 a sandbox can write /proc/sys, whatever `--uid` says.
+    """
+    if os.geteuid() != 0:
+        return Identity(None, None)
+    first, last = policy.uids
+    for offset in range(last - first + 1):
+        uid = first + (os.getpid() + offset) % (last - first + 1)
+        lock = open_lock(os.path.join(folder, f"uid-{uid}"), wait=False)
+        if lock is not None:
+            cleanup.callback(os.close, lock)
+            return Identity(uid, uid)
+    raise Failure("host", "no_free_uid", f"all host uids of the profile ({first} to {last}) are in use by other runs", retryable=True)
+
+
+def open_lock(path: str, wait: bool) -> int | None:
+    """Take an exclusive lock that ends with this process; None where another holds it and `wait` is false."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+class Libc:
+    """System calls that Python 3.11 has no name for."""
+
+    CLONE_NEWNS, MS_BIND, MS_REC, MS_SLAVE = 0x20000, 0x1000, 0x4000, 0x80000
+    PR_SET_CHILD_SUBREAPER = 36
+
+    @staticmethod
+    def call(name: str, *arguments: Any) -> None:
+        import ctypes
+
+        libc = ctypes.CDLL(None, use_errno=True)
+        if getattr(libc, name)(*arguments) != 0:
+            code = ctypes.get_errno()
+            raise OSError(code, f"{name}: {os.strerror(code)}")
+
+
+class Stage:
+    """Makes paths below a root-only directory (an interpreter in root's home) reachable for the sandbox's uid.
+
+    bwrap runs as that uid and looks sources up as that uid, so such a source is first bound below a tmpfs in a
+    mount namespace that only this process has: whatever ends the process ends the mounts.
+    """
+
+    def __init__(self, folder: str, identity: Identity) -> None:
+        self.folder, self.identity, self.staged = folder, identity, {}  # type: str, Identity, dict[str, str]
+
+    def source(self, path: str) -> str:
+        """Where bwrap can find `path`."""
+        path = os.path.realpath(path)
+        if self.identity.uid is None or reachable(path, self.identity):
+            return path
+        if path not in self.staged:
+            self.staged[path] = self._bind(path, str(len(self.staged)))
+        return self.staged[path]
+
+    def _bind(self, path: str, name: str) -> str:
+        try:
+            if not self.staged:
+                Libc.call("unshare", Libc.CLONE_NEWNS)
+                Libc.call("mount", None, b"/", None, Libc.MS_REC | Libc.MS_SLAVE, None)
+                Libc.call("mount", b"tmpfs", self.folder.encode(), b"tmpfs", 0, b"mode=0711,size=1m")
+            target = os.path.join(self.folder, name)
+            if os.path.isdir(path):
+                os.mkdir(target, 0o711)
+            else:
+                os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o600))
+            Libc.call("mount", os.fsencode(path), os.fsencode(target), None, Libc.MS_BIND | Libc.MS_REC, None)
+        except OSError as error:
+            raise Failure("host", "source_unreachable", f"uid {self.identity.uid} can't reach {path}, and this container may not mount ({error}); move it out of the root-only directory, or name another interpreter with --python") from None
+        return target
+
+
+def reachable(path: str, identity: Identity) -> bool:
+    """Whether the sandbox's uid may enter every directory on the way and read what is there."""
+    current = path
+    while True:
+        status = os.stat(current)
+        bits = stat.S_IMODE(status.st_mode)
+        granted = bits >> 3 if status.st_gid == identity.gid else bits
+        wanted = 0o1 if current != path else (0o5 if stat.S_ISDIR(status.st_mode) else 0o4)
+        if granted & wanted != wanted:
+            return False
+        if current == "/":
+            return True
+        current = os.path.dirname(current)
+
+
+# --- store: what is kept between runs, addressed by hash, and the scratch of this one
+
+
+class Store:
+    """Folders below one base. Only the trusted side writes here; entries appear whole, by rename.
+
+    run/<id>     scratch of one run, locked while the run lives; whoever comes later removes the dead
+    wheels/<sha256>/<file name>          wheel files
+    trees/<sha256>-<cache tag>/          wheels unpacked, with bytecode, and their manifest
+    built/<key>, resolved/<key>          which wheel a source gave; which wheels dependencies gave
+    venvs/<key>                          whole environments, with REUSE=1
+    """
+
+    def __init__(self, base: str, venvs: str | None, keep: bool, cleanup: ExitStack) -> None:
+        self.base, self.keep = base, keep
+        try:
+            os.makedirs(base, mode=0o711, exist_ok=True)
+            for folder in ("run", "stage"):
+                os.makedirs(os.path.join(base, folder), mode=0o711, exist_ok=True)
+        except OSError as error:
+            raise Failure("host", "store_unavailable", f"{base} can't be written ({error.strerror}); name another directory with --store-dir") from None
+        check_owner(base)
+        sweep(os.path.join(base, "run"))
+        self.run = transient(os.path.join(base, "run"), cleanup)
+        self.kept = base if keep else self.run
+        self.venvs = os.path.abspath(venvs) if venvs else os.path.join(self.kept, "venvs")
+        for folder in ("wheels", "trees", "built", "resolved", "locks"):
+            os.makedirs(os.path.join(self.kept, folder), mode=0o700, exist_ok=True)
+
+    def path(self, *parts: str) -> str:
+        return os.path.join(self.kept, *parts)
+
+    def scratch(self, name: str) -> str:
+        return os.path.join(self.run, name)
+
+    @contextmanager
+    def locked(self, key: str) -> Iterator[None]:
+        """One builder at a time for a key; the others wait, and then find what it kept."""
+        path = self.path("locks", key[:3])
+        lock = open_lock(path, wait=False)
+        if lock is None:
+            Log.line("another run prepares the same environment; waiting for it")
+            lock = open_lock(path, wait=True)
+        assert lock is not None
+        try:
+            yield
+        finally:
+            os.close(lock)
+
+    def read(self, kind: str, key: str) -> Any:
+        try:
+            with open(self.path(kind, key), encoding="utf-8") as file:
+                return json.load(file)
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def write(self, kind: str, key: str, value: Any) -> None:
+        aside = self.scratch(f"{kind}-{key}")
+        with open(aside, "w", encoding="utf-8") as file:
+            json.dump(value, file)
+        os.rename(aside, self.path(kind, key))
+
+
+def check_owner(path: str) -> None:
+    """A store that another user may write would hand that user every later task."""
+    status = os.stat(path)
+    if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        raise Failure("host", "store_unsafe", f"{path} must belong to uid {os.geteuid()} and be writable by nobody else; name another directory with --store-dir")
+
+
+def transient(parent: str, cleanup: ExitStack) -> str:
+    """Make a directory that goes with this run. Its `lock` tells others that the run is alive."""
+    path = os.path.join(parent, f".run-{os.getpid()}-{os.urandom(6).hex()}")
+    lock = open_lock(path + ".lock", wait=True)
+    assert lock is not None
+    os.mkdir(path, 0o711)
+
+    def remove() -> None:
+        remove_tree(path)
+        os.unlink(path + ".lock")
+        os.close(lock)
+
+    cleanup.callback(remove)
+    return path
+
+
+def sweep(parent: str) -> None:
+    """Remove what dead runs left: a lock that can be taken belongs to nobody alive."""
+    for name in os.listdir(parent):
+        path = os.path.join(parent, name)
+        if not name.startswith(".run-") or not name.endswith(".lock"):
+            continue
+        with suppress(FileNotFoundError):
+            lock = open_lock(path, wait=False)
+            if lock is None:
+                continue
+            dead = path[: -len(".lock")]
+            if os.path.exists(path) and not os.path.exists(os.path.join(dead, "preserved")):
+                Cgroup.sweep(os.path.basename(dead))
+                remove_tree(dead)
+                os.unlink(path)
+            os.close(lock)
+
+
+def remove_tree(path: str) -> None:
+    import shutil
+
+    def retry(function: Any, target: str, _: Any) -> None:
+        with suppress(OSError):
+            os.chmod(os.path.dirname(target), 0o700)
+            os.chmod(target, 0o700, follow_symlinks=False) if not os.path.islink(target) else None
+            function(target)
+
+    if os.path.lexists(path):
+        shutil.rmtree(path, onerror=retry)
+
+
+def digest_of(*parts: object) -> str:
+    """A key: BLAKE2b-256 over the JSON of everything that determines what is kept."""
+    text = json.dumps([FORMAT, *parts], sort_keys=True, default=lambda value: sorted(value))
+    return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=32).hexdigest()
+
+
+# --- wheels: unpacked by the trusted side, never by an installer that could run them
+
+
+class Tree(NamedTuple):
+    """A wheel unpacked below `path`, laid out as a venv is. `files` has path, size, mtime in ns, mode."""
+
+    path: str
+    files: list[list[Any]]
+    groups: dict[str, dict[str, str]]
+    requires: list[str]
+
+
+def tree_key(sha256: str, interpreter: Interpreter) -> str:
+    return f"{sha256}-{digest_of(interpreter.key())[:16]}"
+
+
+def read_tree(path: str) -> Tree | None:
+    try:
+        with open(os.path.join(path, "manifest.json"), encoding="utf-8") as file:
+            return Tree(os.path.join(path, "files"), **json.load(file))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
+def wheel_error(name: str, problem: str) -> Failure:
+    return Failure("install", "wheel_invalid", f"the wheel {name!r} is refused: {problem}")
+
+
+def unpack_wheel(wheel: str, target: str, library: str, max_bytes: int) -> dict[str, Any]:
+    """Unpack a wheel into `target`, laid out as a venv, every file checked against RECORD. Returns its metadata.
+
+    Format: the binary distribution specification (packaging.python.org). Names, sizes and links are the
+    attacker's: only regular files are made, each once, below `target`, and the sizes are summed first.
+    """
+    import zipfile
+
+    name = os.path.basename(wheel)
+    site = f"lib/{library}/site-packages"
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            members = [info for info in archive.infolist() if not info.is_dir()]
+            check_members(members, name, max_bytes)
+            info_folder = find_dist_info(members, name)
+            record = read_record(archive.read(f"{info_folder}/RECORD").decode(), name)
+            metadata = archive.read(f"{info_folder}/METADATA").decode("utf-8", "replace")
+            names = {info.filename for info in members}
+            points = archive.read(f"{info_folder}/entry_points.txt").decode() if f"{info_folder}/entry_points.txt" in names else ""
+            for info in members:
+                place = place_of(info.filename, info_folder[: -len(".dist-info")] + ".data/", site, name)
+                with archive.open(info) as source:
+                    write_member(source, info, os.path.join(target, place), record, name)
+    except (zipfile.BadZipFile, KeyError, ValueError, NotImplementedError, EOFError, OSError, RuntimeError) as error:
+        raise wheel_error(name, f"it can't be unpacked: {error}") from None
+    except Exception as error:
+        if type(error).__module__ not in ("zlib", "_lzma", "lzma"):
+            raise
+        raise wheel_error(name, f"it can't be unpacked: {error}") from None
+    groups = parse_entry_points(points, name)
+    write_scripts(groups.get("console_scripts", {}), os.path.join(target, "bin"))
+    requires = [line.partition(":")[2].strip() for line in metadata.partition("\n\n")[0].replace("\r", "").splitlines() if line.lower().startswith("requires-dist:")]
+    return {"groups": groups, "requires": requires}
+
+
+def check_members(members: list[Any], name: str, max_bytes: int) -> None:
+    seen = set()
+    if sum(info.file_size for info in members) > max_bytes:
+        raise wheel_error(name, f"unpacked it is over {max_bytes} bytes (dependencies.max_wheel_bytes)")
+    for info in members:
+        parts = info.filename.split("/")
+        if any(part in ("", ".", "..") for part in parts) or "\\" in info.filename or not info.filename.isprintable():
+            raise wheel_error(name, f"it has an unsafe file name {info.filename[:100]!r}")
+        if info.filename in seen:
+            raise wheel_error(name, f"it has two files named {info.filename[:100]!r}")
+        seen.add(info.filename)
+
+
+def find_dist_info(members: list[Any], name: str) -> str:
+    folders = {info.filename.split("/")[0] for info in members if info.filename.split("/")[0].endswith(".dist-info")}
+    if len(folders) != 1:
+        raise wheel_error(name, "it must have one .dist-info directory")
+    return str(folders.pop())
+
+
+def read_record(text: str, name: str) -> dict[str, str]:
+    """RECORD: the digest of each file, by name; RECORD itself and its signatures have none."""
+    import csv
+
+    try:
+        return {row[0]: row[1] for row in csv.reader(text.splitlines()) if row}
+    except (csv.Error, IndexError):
+        raise wheel_error(name, "its RECORD is not valid") from None
+
+
+def place_of(member: str, data: str, site: str, name: str) -> str:
+    """Where a file of a wheel goes in a venv; never over the interpreter or its configuration."""
+    place = f"{site}/{member}"
+    if member.startswith(data):
+        scheme, _, rest = member[len(data) :].partition("/")
+        folders = {"purelib": site + "/", "platlib": site + "/", "scripts": "bin/", "data": "", "headers": f"include/{name.split('-')[0]}/"}
+        if scheme not in folders or not rest:
+            raise wheel_error(name, f"it has an unknown data scheme {scheme[:40]!r}")
+        place = folders[scheme] + rest
+    if place == "pyvenv.cfg" or re.fullmatch(r"bin/(python|activate)[^/]*", place):
+        raise wheel_error(name, f"it would replace {place!r} of the environment")
+    return place
+
+
+def write_member(source: Any, info: Any, path: str, record: Mapping[str, str], name: str) -> None:
+    import base64
+
+    os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+    executable = info.external_attr >> 16 & 0o111 or "/bin/" in path
+    digest, left = hashlib.sha256(), info.file_size
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o755 if executable else 0o644), "wb") as target:
+        chunk = source.read(MIB)
+        if chunk.startswith(b"#!python"):  # a script of the wheel: the specification has it rewritten
+            digest.update(chunk)
+            left -= len(chunk)
+            target.write(f"#!{VENV}/bin/python".encode() + chunk[len(chunk.split(b"\n", 1)[0].split(b" ", 1)[0]) :])
+            chunk = source.read(MIB)
+        while chunk:
+            left -= len(chunk)
+            if left < 0:
+                raise wheel_error(name, f"{info.filename!r} is longer than the archive says")
+            digest.update(chunk)
+            target.write(chunk)
+            chunk = source.read(MIB)
+    if info.filename.endswith((".dist-info/RECORD", ".dist-info/RECORD.jws", ".dist-info/RECORD.p7s")):
+        return
+    expected = "sha256=" + base64.urlsafe_b64encode(digest.digest()).rstrip(b"=").decode()
+    if record.get(info.filename, "").rstrip("=") != expected:
+        raise wheel_error(name, f"{info.filename!r} is not what its RECORD says")
+
+
+def parse_entry_points(text: str, name: str) -> dict[str, dict[str, str]]:
+    """entry_points.txt as data: group, then name, then reference."""
+    import configparser
+
+    parser = configparser.ConfigParser(delimiters=("=",), interpolation=None, strict=False)
+    parser.optionxform = str  # type: ignore[method-assign, assignment]
+    try:
+        parser.read_string(text)
+    except configparser.Error as error:
+        raise wheel_error(name, f"its entry_points.txt is not valid: {error.message[:200]}") from None
+    return {group: dict(parser.items(group)) for group in parser.sections()}
+
+
+def write_scripts(scripts: Mapping[str, str], folder: str) -> None:
+    """Console scripts, as installers make them; a name that is a path is left out."""
+    for name, reference in scripts.items():
+        module, _, attribute = reference.partition("[")[0].strip().partition(":")
+        dotted = [*module.strip().split("."), *attribute.strip().split(".")]
+        if "/" in name or name.startswith(("python", ".")) or not all(part.isidentifier() for part in dotted):
+            continue
+        os.makedirs(folder, mode=0o755, exist_ok=True)
+        text = f"#!{VENV}/bin/python\nimport sys\nfrom {module} import {attribute.split('.')[0]}\nsys.exit({attribute}())\n"
+        with suppress(FileExistsError), open(os.open(os.path.join(folder, name), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o755), "w") as file:
+            file.write(text)
+
+
+def list_files(top: str) -> list[list[Any]]:
+    """Path, size, mtime in ns and mode of every file below, in order; links count by their own inode."""
+    found = []
+    for folder, subfolders, names in os.walk(top):
+        subfolders.sort()
+        for name in sorted([*names, *(s for s in subfolders if os.path.islink(os.path.join(folder, s)))]):
+            path = os.path.join(folder, name)
+            status = os.lstat(path)
+            found.append([os.path.relpath(path, top), status.st_size, status.st_mtime_ns, status.st_mode])
+    return found
+
+
+def link_tree(tree: Tree, venv: str) -> None:
+    """Hard-link a kept tree into a venv, each file checked against the manifest on the way.
+
+    Where two wheels have the same file the first one wins. A sandbox sees the links read-only.
+    """
+    made = set()
+    for name, size, mtime, mode in tree.files:
+        source, target = os.path.join(tree.path, name), os.path.join(venv, name)
+        folder = os.path.dirname(target)
+        if folder not in made:
+            os.makedirs(folder, mode=0o755, exist_ok=True)
+            made.add(folder)
+        status = os.lstat(source)
+        if (status.st_size, status.st_mtime_ns, status.st_mode) != (size, mtime, mode):
+            raise KeptDamage(tree.path, name)
+        try:
+            os.link(source, target, follow_symlinks=False)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.EMLINK, errno.EPERM):
+                raise
+            copy_plain(source, target, mode)
+
+
+def copy_plain(source: str, target: str, mode: int) -> None:
+    with open(source, "rb") as reader, open(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, stat.S_IMODE(mode)), "wb") as writer:
+        while chunk := reader.read(MIB):
+            writer.write(chunk)
+
+
+class KeptDamage(Exception):
+    """Something kept is not what it was when it was kept; it is removed and made again."""
+
+    def __init__(self, path: str, name: str) -> None:
+        super().__init__(f"{name} in {path} was altered")
+        self.path = path
+
+
+# --- seccomp: two programs made by libseccomp from the profile's lists
+
+SCMP_OPS = {"ne": 1, "eq": 4, "gt": 6, "masked_eq": 7}
+SCMP_ALLOW, SCMP_ERRNO, SCMP_ATTR_BADARCH = 0x7FFF0000, 0x00050000, 2
+SCMP_UNKNOWN = -1
+
+ScmpRule = tuple[int, str, list[tuple[int, int, int, int]]]  # action, call, [(argument, op, datum a, datum b)]
+
+
+def seccomp_programs(policy: SeccompPolicy) -> list[bytes]:
+    """Classic BPF, in the order to install: the lists with a refusing default, then the conditions.
+
+    The kernel takes the strictest answer of all installed filters, and the later one's errno.
+    """
+    default, foreign = (SCMP_ERRNO | getattr(errno, name) for name in (policy.default, policy.foreign_architecture))
+    refuse = SCMP_ERRNO | errno.EPERM
+    also = set(policy.also_allow)
+    lists: list[ScmpRule] = [(SCMP_ALLOW, name, []) for name in [*policy.allow, *policy.also_allow]]
+    lists += [(refuse, name, []) for name in policy.deny if name not in also]
+    lists += [(SCMP_ERRNO | errno.ENOSYS, name, []) for name in policy.enosys]
+    conditions = [(refuse, call, when) for rule in policy.deny_if for call in rule.calls for when in combinations(rule.when)]
+    return [seccomp_program(default, foreign, lists, False), seccomp_program(SCMP_ALLOW, foreign, conditions, True)]
+
+
+def no_exec_program() -> bytes:
+    """Denies execve and execveat, for a process that must never start another program."""
+    refuse = SCMP_ERRNO | errno.EPERM
+    return seccomp_program(SCMP_ALLOW, refuse, [(refuse, "execve", []), (refuse, "execveat", [])], True)
+
+
+def combinations(conditions: list[Condition]) -> list[list[tuple[int, int, int, int]]]:
+    """Every choice of one value from each condition, in libseccomp's terms."""
+    from itertools import product
+
+    choices = []
+    for condition in conditions:
+        if condition.op == "bits_set":
+            choices.append([(condition.arg, SCMP_OPS["masked_eq"], value, value) for value in condition.values])
+        elif condition.op == "masked_eq":
+            choices.append([(condition.arg, SCMP_OPS["masked_eq"], condition.mask, value) for value in condition.values])
+        else:
+            choices.append([(condition.arg, SCMP_OPS[condition.op], value, 0) for value in condition.values])
+    return [list(choice) for choice in product(*choices)]
+
+
+def seccomp_program(default: int, foreign: int, rules: Iterable[ScmpRule], must_know: bool) -> bytes:
+    """Let libseccomp make one program. `must_know`: a call it does not know is an error, not left out."""
+    import ctypes
+
+    class Comparison(ctypes.Structure):  # struct scmp_arg_cmp
+        _fields_ = [("arg", ctypes.c_uint), ("op", ctypes.c_int), ("a", ctypes.c_uint64), ("b", ctypes.c_uint64)]
+
+    library = load_libseccomp()
+    context = library.seccomp_init(default)
+
+    def check(result: int, what: str) -> None:
+        if result < 0:
+            raise Failure("host", "seccomp_unavailable", f"libseccomp refused {what}: {os.strerror(-result)}")
+
+    try:
+        check(library.seccomp_attr_set(context, SCMP_ATTR_BADARCH, foreign), "the answer to foreign architectures")
+        for action, name, conditions in rules:
+            number = library.seccomp_syscall_resolve_name(name.encode())
+            if action == default or number == SCMP_UNKNOWN and not must_know:
+                continue
+            if number == SCMP_UNKNOWN:
+                raise Failure("host", "seccomp_unavailable", f"this libseccomp does not know the call {name}; install a newer one")
+            array = (Comparison * len(conditions))(*(Comparison(*condition) for condition in conditions))
+            check(library.seccomp_rule_add_array(context, action, number, len(conditions), array), f"the rule for {name}")
+        fd = os.memfd_create("seccomp")
+        try:
+            check(library.seccomp_export_bpf(context, fd), "to export the program")
+            return os.pread(fd, os.fstat(fd).st_size, 0)
+        finally:
+            os.close(fd)
+    finally:
+        library.seccomp_release(context)
+
+
+def load_libseccomp() -> Any:
+    import ctypes
+
+    try:
+        library = ctypes.CDLL("libseccomp.so.2")
+    except OSError:
+        raise Failure("host", "seccomp_unavailable", "libseccomp.so.2 is not installed; `apt-get install libseccomp2` or `dnf install libseccomp`") from None
+    pointer, number, text = ctypes.c_void_p, ctypes.c_uint32, ctypes.c_char_p
+    library.seccomp_init.restype, library.seccomp_init.argtypes = pointer, [number]
+    library.seccomp_release.argtypes = [pointer]
+    library.seccomp_attr_set.argtypes = [pointer, ctypes.c_int, number]
+    library.seccomp_syscall_resolve_name.argtypes = [text]
+    library.seccomp_rule_add_array.argtypes = [pointer, number, ctypes.c_int, ctypes.c_uint, pointer]
+    library.seccomp_export_bpf.argtypes = [pointer, ctypes.c_int]
+    return library
+
+
+# --- sandbox: pure functions from profile and paths to what bwrap is told
+
+
+class Mount(NamedTuple):
+    """A read-only bind. `source` is where bwrap finds it, `target` where the sandbox does."""
+
+    source: str
+    target: str
+
+
+class Sandbox(NamedTuple):
+    """Everything that one bwrap command line depends on."""
+
+    phase: str
+    policy: PhasePolicy
+    common: SandboxPolicy
+    mounts: list[Mount]
+    links: list[tuple[str, str]]  # symbolic links of the root file system: text, path
+    environment: dict[str, str]
+    cwd: str
+    command: list[str]
+
+
+class Descriptors(NamedTuple):
+    """Numbers of the descriptors that bwrap itself reads or writes; `block` is None where nothing waits."""
+
+    seccomp: list[int]
+    status: int
+    block: int | None
+
+
+def bwrap_arguments(box: Sandbox, fds: Descriptors) -> list[str]:
+    """The whole of what bwrap is told, command included. Pure: a test reads what a reviewer reads."""
+    common, policy = box.common, box.policy
+    options = ["--unshare-user", "--unshare-ipc", "--unshare-pid", "--unshare-uts", "--unshare-cgroup-try"]
+    options += [] if policy.network else ["--unshare-net"]
+    options += ["--disable-userns", "--assert-userns-disabled"] if common.nested_userns == "sysctl" else []
+    options += ["--uid", str(common.uid), "--gid", str(common.gid), "--hostname", common.hostname]
+    options += ["--cap-drop", "ALL", "--new-session", "--die-with-parent"]
+    for mount in box.mounts:
+        options += ["--ro-bind", mount.source, mount.target]
+    for text, path in box.links:
+        options += ["--symlink", text, path]
+    options += file_systems(common, policy)
+    for fd in fds.seccomp:
+        options += ["--add-seccomp-fd", str(fd)]
+    options += ["--json-status-fd", str(fds.status)]
+    options += [] if fds.block is None else ["--block-fd", str(fds.block)]
+    return [*options, "--chdir", box.cwd, "--", *box.command]
+
+
+def file_systems(common: SandboxPolicy, policy: PhasePolicy) -> list[str]:
+    """/dev, /proc and the private tmpfs; in the end only /tmp and /dev/shm can be written."""
+    options = ["--dev", "/dev", "--size", str(policy.shm_bytes), "--perms", "1777", "--tmpfs", "/dev/shm"]
+    if common.proc:
+        options += ["--proc", "/proc"]
+        for path in common.masked:
+            if os.path.isdir(path):
+                options += ["--size", "4096", "--perms", "0555", "--tmpfs", path, "--remount-ro", path]
+            elif os.path.exists(path):
+                options += ["--ro-bind", "/dev/null", path]
+    options += ["--size", str(policy.tmp_bytes), "--perms", "1777", "--tmpfs", "/tmp", "--dir", "/tmp/home"]
+    return [*options, "--remount-ro", "/dev", "--remount-ro", "/"]
+
+
+def system_mounts(policy: PhasePolicy, interpreters: Iterable[Interpreter]) -> tuple[list[str], list[tuple[str, str]]]:
+    """The host paths that a phase reads, none below another, and the links (/lib to usr/lib) among them."""
+    links, paths = [], set()
+    for path in [*policy.read_only, *(mount for interpreter in interpreters for mount in interpreter.mounts())]:
+        top = "/" + path.split("/")[1]
+        if os.path.islink(top) and (os.readlink(top), top) not in links:
+            links.append((os.readlink(top), top))
+        if os.path.islink(path):
+            target = os.readlink(path)
+            if (target, path) not in links and path != top:
+                links.append((target, path))
+            path = os.path.realpath(path)
+            if path in ("/usr/bin", "/usr/sbin"):
+                continue
+        if os.path.exists(path):
+            paths.add(os.path.realpath(path))
+    kept: list[str] = []
+    for path in sorted(paths):
+        if not any(path.startswith(other + "/") for other in kept):
+            kept.append(path)
+    return kept, [link for link in links if not any(link[1].startswith(path + "/") for path in kept)]
+
+
+def write_etc(folder: str, common: SandboxPolicy, network: bool) -> None:
+    """A synthetic /etc: names for the sandbox's own user, the linker's cache, the time zone; with network
+    also what a resolver needs."""
+    files = {
+        "passwd": f"root:x:0:0::/nonexistent:/bin/false\nsandbox:x:{common.uid}:{common.gid}::/tmp/home:/bin/sh\n",
+        "group": f"root:x:0:\nsandbox:x:{common.gid}:\n",
+        "hosts": f"127.0.0.1 localhost {common.hostname}\n::1 localhost\n",
+        "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
+    }
+    os.makedirs(os.path.join(folder, "ssl", "certs"))
+    for name, text in files.items():
+        with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
+            file.write(text)
+    copies = {"ld.so.cache": ["/etc/ld.so.cache"], "localtime": ["/etc/localtime"]}
+    if network:
+        certificates = [os.environ.get("SSL_CERT_FILE", ""), CA_FILE, "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/ca-bundle.pem"]
+        copies.update({"resolv.conf": ["/etc/resolv.conf"], "hosts": ["/etc/hosts"], CA_FILE[len("/etc/") :]: certificates})
+    for name, candidates in copies.items():
+        found = next((path for path in candidates if path and os.path.isfile(path)), None)
+        if found:
+            with open(found, "rb") as source, open(os.path.join(folder, name), "wb") as target:
+                target.write(source.read())
+
+
+# --- cgroup: hard limits and exact figures, where the host lets us
+
+
+class Cgroup:
+    """A control group for one sandbox: version 2 where it is delegated, else version 1 as root."""
+
+    ROOT = "/sys/fs/cgroup"
+
+    def __init__(self, paths: dict[str, str]) -> None:
+        self.paths = paths  # controller to directory; version 2 has the one key ""
+
+    @classmethod
+    def create(cls, name: str, limits: Limits) -> "Cgroup | None":
+        """Make the group and set its limits; None where the host does not allow it, and polling has to do."""
+        made: dict[str, str] = {}
+        try:
+            for controller, parent in cls.parents().items():
+                path = os.path.join(parent, name)
+                os.mkdir(path)
+                made[controller] = path
+            group = cls(made)
+            if made:
+                group.limit(limits)
+                return group
+        except OSError:
+            cls(made).remove()
+        return None
+
+    @classmethod
+    def parents(cls) -> dict[str, str]:
+        own = {}
+        with open("/proc/self/cgroup", encoding="utf-8") as file:
+            for line in file.read().splitlines():
+                _, controllers, path = line.split(":", 2)
+                own.update({controller: path for controller in controllers.split(",")})
+        unified = cls.ROOT if os.path.exists(os.path.join(cls.ROOT, "cgroup.controllers")) else ""
+        if unified:
+            return {"": cls.delegated(unified, own.get("", "/"))} if cls.delegated(unified, own.get("", "/")) else {}
+        found = {}
+        for controller in ("memory", "pids", "cpuacct"):
+            base = os.path.join(cls.ROOT, controller)
+            inner = base + own.get(controller, "/")
+            if controller in own and os.access(inner if os.path.isdir(inner) else base, os.W_OK):
+                found[controller] = inner if os.path.isdir(inner) else base
+        return found if len(found) == 3 else {}
+
+    @staticmethod
+    def delegated(root: str, own: str) -> str:
+        """The nearest group upwards from our own whose children get memory and pids, and where we may write."""
+        path = os.path.normpath(root + own)
+        while path.startswith(root):
+            with suppress(OSError), open(os.path.join(path, "cgroup.subtree_control"), encoding="utf-8") as file:
+                if {"memory", "pids"} <= set(file.read().split()) and os.access(os.path.join(path, "cgroup.procs"), os.W_OK):
+                    return path
+            path = os.path.dirname(path)
+        return ""
+
+    def limit(self, limits: Limits) -> None:
+        pids = limits.processes + 1  # bwrap's own pid 1
+        if "" in self.paths:
+            self.write("", "memory.max", limits.memory_bytes)
+            self.write("", "pids.max", pids)
+            for name, value in (("memory.swap.max", 0), ("memory.oom.group", 1)):
+                with suppress(OSError):
+                    self.write("", name, value)
+            return
+        self.write("memory", "memory.limit_in_bytes", limits.memory_bytes)
+        with suppress(OSError):  # absent where swap is not accounted
+            self.write("memory", "memory.memsw.limit_in_bytes", limits.memory_bytes)
+        self.write("pids", "pids.max", pids)
+
+    def write(self, controller: str, name: str, value: object) -> None:
+        with open(os.path.join(self.paths[controller], name), "w", encoding="utf-8") as file:
+            file.write(str(value))
+
+    def read(self, controller: str, name: str) -> str:
+        controller = "" if "" in self.paths else controller
+        try:
+            with open(os.path.join(self.paths[controller], name), encoding="utf-8") as file:
+                return file.read()
+        except OSError:
+            return ""
+
+    def add(self, pid: int) -> None:
+        for controller in self.paths:
+            self.write(controller, "cgroup.procs", pid)
+
+    def pids(self) -> list[int]:
+        return [int(pid) for pid in self.read("pids", "cgroup.procs").split()]
+
+    def peak_memory(self) -> int:
+        return int(self.read("memory", "memory.peak" if "" in self.paths else "memory.max_usage_in_bytes") or 0)
+
+    def peak_pids(self) -> int:
+        return int(self.read("pids", "pids.peak").strip() or 0)
+
+    def cpu_seconds(self) -> tuple[float, float]:
+        """User and system time of every process that was ever in the group."""
+        if "" in self.paths:
+            return self.keyed("", "cpu.stat", "user_usec") / 1e6, self.keyed("", "cpu.stat", "system_usec") / 1e6
+        values = [int(self.read("cpuacct", f"cpuacct.usage_{kind}").strip() or 0) / 1e9 for kind in ("user", "sys")]
+        return values[0], values[1]
+
+    def out_of_memory(self) -> bool:
+        name = "memory.events" if "" in self.paths else "memory.oom_control"
+        return self.keyed("memory", name, "oom_kill") > 0
+
+    def out_of_pids(self) -> bool:
+        return self.keyed("pids", "pids.events", "max") > 0
+
+    def keyed(self, controller: str, name: str, key: str) -> int:
+        for line in self.read(controller, name).splitlines():
+            if line.split()[0] == key:
+                return int(line.split()[1])
+        return 0
+
+    def kill(self) -> None:
+        """Kill every member, also those that are forked meanwhile."""
+        if "" in self.paths:
+            with suppress(OSError):
+                self.write("", "cgroup.kill", 1)
+                return
+        for _ in range(1000):
+            members = self.pids()
+            for pid in members:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            if not members:
+                return
+            time.sleep(0.001)
+
+    def remove(self) -> None:
+        for path in self.paths.values():
+            for _ in range(200):  # a member that is being reaped keeps the directory for a moment
+                try:
+                    os.rmdir(path)
+                    break
+                except FileNotFoundError:
+                    break
+                except OSError:
+                    time.sleep(0.005)
+
+    @classmethod
+    def sweep(cls, name: str) -> None:
+        """Remove the groups that a dead run left, whatever phase it was in."""
+        with suppress(OSError):
+            for parent in cls.parents().values():
+                for entry in os.listdir(parent):
+                    if entry.startswith(name):
+                        left = cls({"pids": os.path.join(parent, entry)})
+                        left.kill()
+                        left.remove()
+
+
+# --- supervision: one sandbox from start to end
+
+
+class Usage(NamedTuple):
+    """What the whole process tree of one sandbox used. Seconds and bytes.
+
+    Memory is the cgroup's peak where there is one (page cache and tmpfs count), else the highest sampled sum of
+    proportional set sizes, or the largest resident set that wait4 saw.
+    """
+
+    wall: float = 0.0
+    start: float = 0.0
+    user: float = 0.0
+    system: float = 0.0
+    memory: float = 0.0
+    processes: float = 0.0
+    read: float = 0.0
+    written: float = 0.0
+
+
+class Violation(NamedTuple):
+    """A limit that was reached: error type, the limit's name in the profile, its value, what was seen."""
+
+    type: str
+    name: str
+    value: float
+    seen: float
+
+
+class Outcome(NamedTuple):
+    """How a sandbox ended. `done` is the body of the DONE frame, None where none came."""
+
+    done: bytes | None
+    done_name: str
+    error: dict[str, Any] | None
+    exit_code: int | None
+    violation: Violation | None
+    stderr: str
+    usage: Usage
+
+
+class Receiver:
+    """What a phase does with the frames of its sandbox. `opened` may refuse by raising Failure."""
+
+    def opened(self, kind: bytes, name: str, size: int) -> None:
+        raise Failure("result", "bad_result", f"the sandbox sent a frame {kind!r} that this phase does not have")
+
+    def data(self, chunk: bytes) -> None:
+        pass
+
+    def closed(self) -> None:
+        pass
+
+
+class Frames:
+    """Reads frames from a hostile stream. Sizes are announced, so that a receiver can refuse before it stores."""
+
+    CONTROL_CAP = 64 * MIB  # ERROR, NOTE and DONE bodies are held in memory
+
+    def __init__(self, receiver: Receiver, limit: int) -> None:
+        self.receiver, self.limit = receiver, limit
+        self.buffer, self.body = bytearray(), bytearray()
+        self.total, self.left = 0, 0
+        self.kind, self.name = b"", ""
+        self.error: dict[str, Any] | None = None
+        self.done: bytes | None = None
+        self.started = 0.0
+
+    def feed(self, data: bytes) -> None:
+        """Take what the pipe gave. Raises Failure (phase result) on a stream that is not frames."""
+        self.total += len(data)
+        view = memoryview(data)
+        while view and self.done is None and self.error is None:
+            if self.kind:
+                part, view = view[: self.left], view[self.left :]
+                self.left -= len(part)
+                self._take(bytes(part))
+            else:
+                view = self._header(view)
+            if self.kind and self.left == 0:
+                self._finish()
+
+    def _header(self, view: memoryview) -> memoryview:
+        need = HEADER_BYTES if len(self.buffer) < HEADER_BYTES else HEADER_BYTES + int.from_bytes(self.buffer[1:5], "big")
+        part = view[: need - len(self.buffer)]
+        self.buffer += part
+        if len(self.buffer) >= HEADER_BYTES:
+            length = int.from_bytes(self.buffer[1:5], "big")
+            if length > 4096:
+                raise Failure("result", "bad_result", "an output's name is over 4096 bytes")
+            if len(self.buffer) == HEADER_BYTES + length:
+                self._open()
+        return view[len(part) :]
+
+    def _open(self) -> None:
+        self.kind, self.left = bytes(self.buffer[:1]), int.from_bytes(self.buffer[5:HEADER_BYTES], "big")
+        try:
+            self.name = self.buffer[HEADER_BYTES:].decode()
+        except UnicodeDecodeError:
+            raise Failure("result", "bad_result", "an output's name is not UTF-8") from None
+        self.buffer.clear()
+        if self.kind not in (OUTPUT, ERROR, NOTE, STARTED, DONE):
+            raise Failure("result", "bad_result", "the sandbox wrote something that is not a frame to the result pipe")
+        if self.kind == OUTPUT:
+            if self.left > self.limit:
+                raise OutputLimit(self.left)
+            self.receiver.opened(self.kind, self.name, self.left)
+        elif self.left > self.CONTROL_CAP:
+            raise Failure("result", "bad_result", f"the sandbox sent a message of {self.left} bytes")
+
+    def _take(self, chunk: bytes) -> None:
+        if self.kind == OUTPUT:
+            self.receiver.data(chunk)
+        else:
+            self.body += chunk
+
+    def _finish(self) -> None:
+        kind, body = self.kind, bytes(self.body)
+        self.kind = b""
+        self.body.clear()
+        if kind == OUTPUT:
+            self.receiver.closed()
+        elif kind == STARTED:
+            self.started = self.started or time.monotonic()
+        elif kind == DONE:
+            self.done = body
+        elif kind == ERROR:
+            self.error = parse_child_error(body)
+        else:
+            self.receiver.opened(kind, self.name, len(body))
+            self.receiver.data(body)
+            self.receiver.closed()
+
+
+class OutputLimit(Exception):
+    def __init__(self, seen: int) -> None:
+        super().__init__(seen)
+        self.seen = seen
+
+
+CHILD_ERRORS = ("task_exception", "memory_limit", "entrypoint_not_found", "bad_result", "dependency_unavailable", "seccomp_unavailable")
+
+
+def parse_child_error(body: bytes) -> dict[str, Any]:
+    """An ERROR frame, with only the fields, types and lengths that the contract has."""
+    try:
+        report = json.loads(body.decode("utf-8", "replace"))
+        exception = report["exception"]
+        kind = report["type"]
+        fields = [exception["type"], exception["message"], report["traceback"], kind]
+        if kind not in CHILD_ERRORS or not all(isinstance(field, str) for field in fields):
+            raise ValueError("wrong fields")
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise Failure("result", "bad_result", "the sandbox sent an error report that is not one") from None
+    clean = [clip(field).encode("utf-8", "replace").decode() for field in fields]
+    return {"type": kind, "exception": {"type": clean[0][:256], "message": clean[1]}, "traceback": clean[2]}
+
+
+class Supervisor:
+    """Starts one sandbox and stays with it until every process of it is gone.
+
+    One thread, one loop: the death signal of --die-with-parent belongs to the thread that started bwrap.
+    """
+
+    def __init__(self, host: "Host", box: Sandbox, request: dict[str, Any], receiver: Receiver) -> None:
+        self.host, self.box, self.limits = host, box, box.policy.limits
+        self.process: subprocess.Popen[bytes]
+        self.block: FileIO
+        self.selector: selectors.BaseSelector
+        self.begun = time.monotonic()
+        self.frames = Frames(receiver, self.limits.output_bytes)
+        self.request = {**request, "phase": request.get("phase", box.phase), "rlimits": rlimits(self.limits, box.phase)}
+        self.stderr, self.stderr_bytes = bytearray(), 0
+        self.status = bytearray()
+        self.child_pid, self.child_fd, self.exit_code = 0, -1, None  # type: int, int, int | None
+        self.violation: Violation | None = None
+        self.failure: Failure | None = None
+        self.cgroup: Cgroup | None = None
+        self.monitor = Monitor()
+        self.finished_at = 0.0
+
+    def run(self) -> Outcome:
+        self.begun = time.monotonic()
+        with ExitStack() as cleanup:
+            self.selector = cleanup.enter_context(selectors.DefaultSelector())
+            self.cgroup = Cgroup.create(f"{self.host.run_name}-{self.box.phase}", self.limits)
+            if self.cgroup:
+                cleanup.callback(self.cgroup.remove)
+            self.process = self.start(cleanup)
+            cleanup.callback(self.end)
+            while self.step():
+                pass
+            ended = time.monotonic()
+        if self.failure:
+            raise self.failure
+        return self.outcome(ended)
+
+    def start(self, cleanup: ExitStack) -> "subprocess.Popen[bytes]":
+        """Start bwrap with the descriptors it needs and no others, as the sandbox's own host uid."""
+        result, stderr, status, block = (pipe(cleanup) for _ in range(4))
+        held = block[0].fileno() if self.cgroup else None
+        programs = [memory_file(cleanup, "seccomp", program) for program in self.host.seccomp]
+        arguments = bwrap_arguments(self.box, Descriptors(programs, status[1].fileno(), held))
+        options, command = arguments[: arguments.index("--")], arguments[arguments.index("--") :]
+        packed = memory_file(cleanup, "arguments", b"".join(os.fsencode(option) + b"\0" for option in options))
+        request = {**self.request, "result_fd": result[1].fileno()}
+        inherited = [result[1].fileno(), status[1].fileno(), packed, *programs] + ([held] if held else [])
+        identity = self.host.identity
+        privileges: dict[str, Any] = {"user": identity.uid, "group": identity.gid, "extra_groups": []} if identity.uid else {}
+        try:
+            process = subprocess.Popen(
+                [self.host.bwrap, "--args", str(packed), *command],
+                stdin=memory_file(cleanup, "request", marshal.dumps(request, 2)),
+                stdout=stderr[1], stderr=stderr[1], cwd="/", env=self.box.environment, pass_fds=inherited, **privileges,
+            )  # fmt: skip
+        except OSError as error:
+            raise start_failure(self.box.phase, f"{error.filename or self.host.bwrap}: {error.strerror}") from None
+        for writing in (result[1], stderr[1], status[1]):
+            writing.close()
+        self.block = block[1]
+        for end, take in ((result[0], self.on_result), (stderr[0], self.on_stderr), (status[0], self.on_status)):
+            os.set_blocking(end.fileno(), False)
+            self.selector.register(end.fileno(), selectors.EVENT_READ, take)
+        exit_fd = os.pidfd_open(process.pid)
+        cleanup.callback(os.close, exit_fd)
+        self.selector.register(exit_fd, selectors.EVENT_READ, None)
+        return process
+
+    def step(self) -> bool:
+        """Wait for the next thing to happen and handle it; false when the sandbox is to end."""
+        now = time.monotonic()
+        deadline = self.begun + self.limits.wall_seconds
+        if self.finished_at:
+            deadline = min(deadline, self.finished_at + 1)  # a child that reported has a second to leave
+        wait = max(0.0, min(deadline, self.monitor.next_sample) - now)
+        ready = self.selector.select(wait)
+        exited = any(key.data is None for key, _ in ready)
+        for key, _ in ready if not exited else []:
+            data = read_some(key.fd) if key.data else None
+            if data:
+                self.guarded(key.data, data)
+            elif data is not None:
+                self.selector.unregister(key.fd)
+        if exited:
+            self.drain()
+            return False
+        now = time.monotonic()
+        if now >= deadline and not self.finished_at:
+            self.violation = self.violation or Violation("timeout", "wall_seconds", self.limits.wall_seconds, now - self.begun)
+        if now >= self.monitor.next_sample and self.child_pid:
+            self.sample()
+        return not (self.violation or self.failure or (self.finished_at and now >= deadline))
+
+    def guarded(self, take: Callable[[bytes], None], data: bytes) -> None:
+        try:
+            take(data)
+        except Failure as failure:
+            self.failure = self.failure or failure
+        except OutputLimit as limit:
+            self.violation = self.violation or Violation("output_limit", "output_bytes", self.limits.output_bytes, limit.seen)
+
+    def drain(self) -> None:
+        """Take what is still in the pipes; a daemon that holds one open, or fills it, can't make this wait."""
+        for key in list(self.selector.get_map().values()):
+            while key.data and not (self.violation or self.failure) and (data := read_some(key.fd)):
+                self.guarded(key.data, data)
+
+    def on_result(self, data: bytes) -> None:
+        self.frames.feed(data)
+        if self.frames.total > self.limits.output_bytes + MIB:
+            raise OutputLimit(self.frames.total)
+        if (self.frames.done is not None or self.frames.error) and not self.finished_at:
+            self.finished_at = time.monotonic()
+
+    def on_stderr(self, data: bytes) -> None:
+        self.stderr_bytes += len(data)
+        self.stderr = (self.stderr + data)[-TAIL_CAP:]
+        if self.stderr_bytes > self.limits.stderr_bytes:
+            self.violation = Violation("output_limit", "stderr_bytes", self.limits.stderr_bytes, self.stderr_bytes)
+
+    def on_status(self, data: bytes) -> None:
+        """bwrap's own reports: the pid of the sandbox's first process, then how the command ended."""
+        self.status += data
+        *lines, rest = bytes(self.status).split(b"\n")
+        self.status = bytearray(rest)
+        for line in lines:
+            report = json.loads(line)
+            if "child-pid" in report:
+                self.placed(int(report["child-pid"]))
+            self.exit_code = report.get("exit-code", self.exit_code)
+
+    def placed(self, pid: int) -> None:
+        """Put the held sandbox into its cgroup, then let it go on."""
+        self.child_pid = pid
+        with suppress(ProcessLookupError):
+            self.child_fd = os.pidfd_open(pid)
+            if self.cgroup:
+                self.cgroup.add(pid)
+        self.block.write(b"x")
+
+    def sample(self) -> None:
+        self.monitor.sample(self.child_pid, self.cgroup)
+        self.violation = self.violation or self.monitor.violation(self.limits, self.box.policy, self.cgroup)
+
+    def end(self) -> None:
+        """Kill whatever is left, members before the namespace's init, and reap it; then nothing can be alive."""
+        if self.cgroup:
+            self.monitor.read_cgroup(self.cgroup)
+            if self.frames.done is None:
+                self.violation = self.violation or self.monitor.violation(self.limits, self.box.policy, self.cgroup)
+            self.cgroup.kill()
+        if self.child_fd >= 0:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.child_fd, signal.SIGKILL)
+            os.close(self.child_fd)
+        self.monitor.reap(self.process)
+
+    def outcome(self, ended: float) -> Outcome:
+        start = self.frames.started - self.begun if self.frames.started else 0.0
+        stderr = bytes(self.stderr).decode("utf-8", "replace")
+        usage = self.monitor.usage(ended - self.begun, start)
+        return Outcome(self.frames.done, self.frames.name, self.frames.error, self.exit_code, self.violation, stderr, usage)
+
+
+class Monitor:
+    """Samples the process tree with psutil while it runs and adds up what wait4 says of it in the end.
+
+    Short tasks end before the first sample; their figures are those of wait4 and of the cgroup.
+    """
+
+    FIRST, INTERVAL, SHARE = 0.05, 0.05, 20  # seconds; a sample takes at most 1/SHARE of the time
+
+    def __init__(self) -> None:
+        self.next_sample = time.monotonic() + self.FIRST
+        self.memory, self.processes, self.tasks = 0.0, 1, 1
+        self.user, self.system = 0.0, 0.0
+        self.io: dict[tuple[int, float], tuple[int, int]] = {}
+        self.tmp_full = False
+        self.waited_user, self.waited_system, self.waited_memory = 0.0, 0.0, 0.0
+        self.blocks_read, self.blocks_written = 0, 0
+
+    def sample(self, init: int, cgroup: Cgroup | None) -> None:
+        import psutil
+
+        begun = time.monotonic()
+        members = []
+        with suppress(psutil.Error):
+            parent = psutil.Process(init)
+            members = [psutil.Process(pid) for pid in cgroup.pids() if psutil.pid_exists(pid)] if cgroup else [parent, *parent.children(recursive=True)]
+        self._add_up(psutil, [member for member in members if member.pid != init])
+        self.tmp_full = self.tmp_full or tmpfs_free(init, "/tmp") == 0
+        if cgroup is None:
+            self.memory = max(self.memory, sum_memory(psutil, members) + tmpfs_used(init))
+        else:
+            self.read_cgroup(cgroup)
+        now = time.monotonic()
+        self.next_sample = now + max(self.INTERVAL, self.SHARE * (now - begun))
+
+    def _add_up(self, psutil: Any, members: list[Any]) -> None:
+        user = system = 0.0
+        tasks = 0
+        for member in members:
+            with suppress(psutil.Error):
+                times, counters = member.cpu_times(), member.io_counters()
+                user += times.user + times.children_user
+                system += times.system + times.children_system
+                tasks += member.num_threads()
+                self.io[member.pid, member.create_time()] = (counters.read_bytes, counters.write_bytes)
+        self.user, self.system = max(self.user, user), max(self.system, system)
+        self.processes, self.tasks = max(self.processes, len(members)), max(self.tasks, tasks)
+
+    def read_cgroup(self, cgroup: Cgroup) -> None:
+        self.user, self.system = cgroup.cpu_seconds()
+        self.memory = max(self.memory, cgroup.peak_memory())
+        self.tasks = max(self.tasks, cgroup.peak_pids() - 1)
+
+    def violation(self, limits: Limits, policy: PhasePolicy, cgroup: Cgroup | None) -> Violation | None:
+        """The first limit that the samples show to be reached."""
+        if self.tmp_full:
+            return Violation("tmpfs_limit", "tmp_bytes", policy.tmp_bytes, policy.tmp_bytes)
+        if cgroup.out_of_memory() if cgroup else self.memory > limits.memory_bytes:
+            return Violation("memory_limit", "memory_bytes", limits.memory_bytes, self.memory)
+        if cgroup.out_of_pids() if cgroup else self.tasks >= limits.processes:
+            return Violation("pids_limit", "processes", limits.processes, max(self.tasks, limits.processes))
+        if self.user + self.system > limits.cpu_seconds:
+            return Violation("cpu_limit", "cpu_seconds", limits.cpu_seconds, self.user + self.system)
+        return None
+
+    def reap(self, process: "subprocess.Popen[bytes]") -> None:
+        """Wait for bwrap and for all that its end leaves to this process, the subreaper."""
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(os.pidfd_open(process.pid), signal.SIGKILL)
+        while True:
+            for orphan in own_children():
+                with suppress(ProcessLookupError):
+                    os.kill(orphan, signal.SIGKILL)
+            try:
+                pid, status, used = os.wait4(-1, 0)
+            except ChildProcessError:
+                return
+            if pid == process.pid:
+                process.returncode = os.waitstatus_to_exitcode(status)
+            self.waited_user += used.ru_utime
+            self.waited_system += used.ru_stime
+            self.waited_memory = max(self.waited_memory, used.ru_maxrss * 1024)
+            self.blocks_read += used.ru_inblock
+            self.blocks_written += used.ru_oublock
+
+    def usage(self, wall: float, start: float) -> Usage:
+        read, written = (sum(counts[n] for counts in self.io.values()) for n in (0, 1))
+        return Usage(
+            wall, start, max(self.user, self.waited_user), max(self.system, self.waited_system),
+            max(self.memory, self.waited_memory), float(max(self.processes, 1)),
+            float(max(read, self.blocks_read * 512)), float(max(written, self.blocks_written * 512)),
+        )  # fmt: skip
+
+
+def own_children() -> list[int]:
+    """Every living child of this process, those inherited as subreaper included."""
+    with open(f"/proc/self/task/{os.getpid()}/children", encoding="utf-8") as file:
+        return [int(pid) for pid in file.read().split()]
+
+
+def sum_memory(psutil: Any, members: list[Any]) -> float:
+    """Bytes of a process tree: PSS, which counts shared pages once, where few processes make it cheap; else RSS."""
+    total = 0.0
+    for member in members:
+        with suppress(psutil.Error):
+            total += member.memory_full_info().pss if 1 < len(members) <= 32 else member.memory_info().rss
+    return total
+
+
+def tmpfs_free(pid: int, path: str) -> int:
+    """Free bytes of a tmpfs of the sandbox, whose root is read-only, so that it can't swap the path."""
+    try:
+        status = os.statvfs(f"/proc/{pid}/root{path}")
+    except OSError:
+        return -1
+    return status.f_bavail * status.f_frsize
+
+
+def tmpfs_used(pid: int) -> float:
+    used = 0
+    for path in ("/tmp", "/dev/shm"):
+        with suppress(OSError):
+            status = os.statvfs(f"/proc/{pid}/root{path}")
+            used += (status.f_blocks - status.f_bfree) * status.f_frsize
+    return float(used)
+
+
+def read_some(fd: int) -> bytes | None:
+    """What a pipe holds now; empty at its end, None where nothing is there yet."""
+    try:
+        return os.read(fd, MIB)
+    except BlockingIOError:
+        return None
+
+
+def rlimits(limits: Limits, phase: str) -> dict[str, int]:
+    """What the child sets on itself before anything of the bundle runs (setrlimit(2))."""
+    return {
+        "RLIMIT_CORE": 0,
+        "RLIMIT_CPU": int(limits.cpu_seconds) + 1,
+        "RLIMIT_FSIZE": limits.file_bytes,
+        "RLIMIT_NOFILE": limits.open_files,
+        "RLIMIT_NPROC": limits.processes,
+    }
+
+
+def pipe(cleanup: ExitStack) -> tuple[FileIO, FileIO]:
+    """The reading and the writing end; file objects, because they can be closed twice."""
+    reading, writing = os.pipe()
+    return cleanup.enter_context(FileIO(reading, "r")), cleanup.enter_context(FileIO(writing, "w"))
+
+
+def memory_file(cleanup: ExitStack, name: str, content: bytes) -> int:
+    """A descriptor to read `content` from, backed by no file system."""
+    fd = os.memfd_create(name)
+    cleanup.callback(os.close, fd)
+    write_all(fd, content)
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
+
+
+# --- what an outcome means: every end of a sandbox has one name
+
+# What bwrap says when it can't start, what it means, and what to do (bubblewrap issues and measurements).
+START_FAILURES = [
+    (r"Unknown option", "bwrap_too_old", "this bwrap is too old; the sandbox needs 0.8.0 or newer"),
+    (r"RTM_NEWADDR|setting up uid map: Permission denied", "userns_denied", "AppArmor restricts user namespaces (kernel.apparmor_restrict_unprivileged_userns=1): enable the distribution's bwrap-userns-restrict profile, or set that sysctl to 0"),
+    (r"setting up uid map: Operation not permitted|No permissions to create|Creating new namespace failed: (Operation not permitted|Permission denied)", "userns_denied", "this host forbids user namespaces: {sysctl}in a container allow them with --security-opt seccomp=unconfined and do not drop CAP_SETUID"),
+    (r"nesting depth|max_\w+_namespaces|No space left on device", "userns_denied", "the limit on namespaces is reached: {sysctl}raise user.max_user_namespaces, and do not start the runner inside another sandbox that disables them"),
+    (r"Resource temporarily unavailable", "userns_denied", "a process limit (RLIMIT_NPROC or pids.max) keeps the sandbox from starting; raise it"),
+    (r"Can't mount proc|Can't mount proc on", "proc_masked", "this container masks /proc: use --profile container, which needs none, or start the container with podman unmask=ALL, docker systempaths=unconfined, or kubernetes procMount: Unmasked"),
+    (r"max_user_namespaces|assert-userns|cannot open /proc/sys|user namespaces are disabled|disable-userns", "userns_sysctl_denied", "the sysctl that ends user namespaces can't be written here: use --profile container, where seccomp holds that promise"),
+    (r"Failed to make / slave|Failed to mount tmpfs", "mount_denied", "AppArmor or SELinux forbids mounts: --security-opt apparmor=unconfined, or label=disable"),
+    (r"pivot_root", "mount_denied", "the root file system is an initramfs or a chroot, where pivot_root does not work"),
+    (r"Unexpected capabilities but not setuid", "capabilities", "the runner has ambient capabilities; drop them"),
+    (r"setresuid|setgroups|setresgid|Operation not permitted: ", "setuid_denied", "root may not change to another uid here; add CAP_SETUID and CAP_SETGID, or start the runner as an ordinary user"),
+]  # fmt: skip
+
+
+def start_failure(phase: str, message: str) -> Failure:
+    """The host error for a sandbox that never ran its command, with the remedy for this host."""
+    text = message.strip()[-2000:] or "bwrap gave no reason"
+    for pattern, kind, remedy in START_FAILURES:
+        if re.search(pattern, text):
+            return Failure("host", kind, f"the sandbox can't start ({text}): {remedy.format(sysctl=sysctl_findings())}")
+    return Failure("host", "bwrap_failed", f"the sandbox can't start: {text}", stderr=text)
+
+
+def sysctl_findings() -> str:
+    """The settings that forbid user namespaces on this host, in words."""
+    found = []
+    for name, bad in (("kernel/unprivileged_userns_clone", "0"), ("user/max_user_namespaces", "0"), ("kernel/apparmor_restrict_unprivileged_userns", "1")):
+        with suppress(OSError), open(f"/proc/sys/{name}", encoding="utf-8") as file:
+            if file.read().strip() == bad:
+                found.append(f"{name.replace('/', '.')} is {bad}, change it; ")
+    return "".join(found)
+
+
+LIMIT_WORDS = {
+    "timeout": "it ran for {seen:.1f} s", "cpu_limit": "it used {seen:.1f} s of CPU", "memory_limit": "it used {seen:.0f} bytes of memory",
+    "pids_limit": "it had {seen:.0f} processes and threads", "output_limit": "it wrote {seen:.0f} bytes", "tmpfs_limit": "it filled /tmp",
+}  # fmt: skip
+
+
+def failure_of(outcome: Outcome, phase: str) -> Failure | None:
+    """None where the sandbox reported that it is done; else the one error that says why not."""
+    stderr = outcome.stderr[-TAIL_CAP:]
+    if outcome.violation:
+        kind, name, value, seen = outcome.violation
+        words = LIMIT_WORDS[kind].format(seen=seen)
+        text = f"the {phase} phase was ended: {words}, and the limit {phase}.{name} of the profile is {value:g}"
+        return Failure(phase, kind, text, kind == "timeout" and phase == "fetch", stderr=stderr, limit={"name": name, "value": value, "seen": seen})
+    if outcome.error:
+        return reported_failure(outcome.error, phase, stderr)
+    if outcome.done is not None:
+        return None
+    if outcome.exit_code is None:
+        return start_failure(phase, stderr)
+    if outcome.exit_code > 128:
+        return signal_failure(outcome.exit_code - 128, phase, stderr)
+    return Failure(phase, "no_result", f"the {phase} phase ended with exit status {outcome.exit_code} and without a result", stderr=stderr)
+
+
+def reported_failure(error: Mapping[str, Any], phase: str, stderr: str) -> Failure:
+    """An error that the child reported of itself."""
+    kind, exception = error["type"], error["exception"]
+    text = exception["message"][:2000]
+    if kind == "task_exception":
+        kind = "task_exception" if phase == "execute" else f"{phase}_failed"
+        text = f"the {'task' if phase == 'execute' else phase + ' phase'} raised {exception['type']}: {text}"
+    elif kind == "memory_limit":
+        text = f"the {phase} phase ran out of memory ({exception['type']}: {text}); the limit is {phase}.memory_bytes of the profile"
+    elif kind == "dependency_unavailable":
+        text = f"the dependencies can't be had as wheels: {text}"
+    retryable = kind == "dependency_unavailable" and bool(re.search(r"error sending request|timed out|timeout|Connection|HTTP Error 5", text))
+    return Failure(phase, kind, text, retryable, exception=exception, traceback=error["traceback"], stderr=stderr)
+
+
+def signal_failure(number: int, phase: str, stderr: str) -> Failure:
+    name = signal.Signals(number).name if number in set(signal.Signals) else str(number)
+    kinds = {"SIGXCPU": "cpu_limit", "SIGXFSZ": "file_size_limit"}
+    return Failure(phase, kinds.get(name, "crashed"), f"the {phase} phase was ended by {name}", stderr=stderr, signal=name)
+
+
+# --- phases: each makes a sandbox, runs it, and turns what comes out into the next one's input
+
+
+class Host(NamedTuple):
+    """All that the phases of one run share."""
+
+    profile: Profile
+    store: Store
+    identity: Identity
+    stage: Stage
+    bwrap: str
+    uv: str | None
+    seccomp: list[bytes]
+    times: dict[str, float]
+    refresh: bool
+    secrets: list[str]
+
+    @property
+    def run_name(self) -> str:
+        return os.path.basename(self.store.run)
+
+
+def run_phase(host: Host, box: Sandbox, request: dict[str, Any], receiver: Receiver) -> Outcome:
+    """Run one sandbox to its end and raise the Failure it ended in, if it did."""
+    outcome = Supervisor(host, box, request, receiver).run()
+    failure = failure_of(outcome, box.phase)
+    if failure is None:
+        return outcome
+    failure.error = redact(failure.error, host.secrets)
+    for name in ("stderr", "traceback"):
+        if isinstance(failure.details.get(name), str):
+            failure.details[name] = redact(failure.details[name], host.secrets)
+    failure.details["usage"] = outcome.usage
+    raise failure
+
+
+def redact(text: str, secrets: Iterable[str]) -> str:
+    for secret in secrets:
+        text = text.replace(secret, "****")
+    return text
+
+
+def make_sandbox(host: Host, phase: str, interpreters: list[Interpreter], python: str, mounts: list[Mount], cwd: str) -> Sandbox:
+    """The sandbox of a phase: system, synthetic /etc, the child program, and what the phase itself needs."""
+    policy: PhasePolicy = getattr(host.profile, phase)
+    paths, links = system_mounts(policy, interpreters)
+    etc, child = host.store.scratch(f"etc-{phase}"), host.store.scratch("child.py")
+    if not os.path.exists(etc):
+        write_etc(etc, host.profile.sandbox, policy.network)
+        for path in paths:
+            if path.startswith("/etc/"):
+                os.makedirs(os.path.join(etc, path[len("/etc/") :]), exist_ok=True)
+    if not os.path.exists(child):
+        with open(child, "w", encoding="utf-8") as file:
+            file.write(child_program())
+    system = [Mount(host.stage.source(path), path) for path in paths if not path.startswith("/etc/")]
+    system += [Mount(etc, "/etc"), *(Mount(path, path) for path in paths if path.startswith("/etc/"))]
+    environment = {name: value for name, value in os.environ.items() if name in policy.pass_environment}
+    environment.update(policy.environment)
+    command = [python, "-I", "-S", "-u", "-B", "/runner/child.py", "--sandboxed-child"]
+    everything = [*system, Mount(child, "/runner/child.py"), *mounts]
+    return Sandbox(phase, policy, host.profile.sandbox, everything, links, environment, cwd, command)
+
+
+@contextmanager
+def timed(host: Host, name: str) -> Iterator[None]:
+    """Add the time of a block to a phase's metric."""
+    begun = time.monotonic()
+    try:
+        yield
+    finally:
+        host.times[name] = host.times.get(name, 0.0) + time.monotonic() - begun
+
+
+class FileReceiver(Receiver):
+    """Stores what a sandbox sends as files in a scratch directory, under our names, hashed as they come."""
+
+    def __init__(self, folder: str, limit: int) -> None:
+        os.mkdir(folder)
+        self.folder, self.limit = folder, limit
+        self.files: dict[str, tuple[str, str]] = {}  # name to path and sha256
+        self.notes: dict[str, bytes] = {}
+
+    def opened(self, kind: bytes, name: str, size: int) -> None:
+        if name in self.files or len(self.files) >= self.limit:
+            raise Failure("result", "bad_result", f"the sandbox sent {name[:100]!r} twice, or too many files")
+        self.name, self.digest = name, hashlib.sha256()
+        self.note: bytearray | None = bytearray() if kind == NOTE else None
+        self.path = os.path.join(self.folder, str(len(self.files)))
+        self.file = open(self.path, "xb") if kind == OUTPUT else None
+
+    def data(self, chunk: bytes) -> None:
+        if self.note is not None:
+            self.note += chunk
+        elif self.file:
+            self.digest.update(chunk)
+            self.file.write(chunk)
+
+    def closed(self) -> None:
+        if self.note is not None:
+            self.notes[self.name] = bytes(self.note)
+        elif self.file:
+            self.file.close()
+            self.files[self.name] = (self.path, self.digest.hexdigest())
+
+
+class WheelFile(NamedTuple):
+    """A wheel in the store. `path` ends with its own file name."""
+
+    name: str
+    sha256: str
+    path: str
+
+
+WHEEL_NAME = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._]*)-[A-Za-z0-9._+!]+(-\d[A-Za-z0-9_.]*)?-[A-Za-z0-9_.]+-[A-Za-z0-9_.]+-[A-Za-z0-9_.]+\.whl")
+SDIST_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]*\.(tar\.gz|tar\.bz2|tar\.xz|tgz|zip)")
+
+
+def keep_wheel(store: Store, file_name: str, sha256: str, path: str | None = None) -> WheelFile:
+    """Name a wheel of the store, moving it there first where `path` says that it is still in scratch."""
+    match = WHEEL_NAME.fullmatch(file_name)
+    if match is None:
+        raise wheel_error(file_name[:200], "its file name is not that of a wheel")
+    target = store.path("wheels", sha256, file_name)
+    if path is not None:
+        os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
+        os.rename(path, target)
+    return WheelFile(canonical_name(match["name"]), sha256, target)
+
+
+# fetch
+
+
+class IndexSettings(NamedTuple):
+    """Where packages come from, as the caller's environment says; for the fetch phase alone."""
+
+    credentials: dict[str, str]  # environment of uv, credentials included
+    pip_options: list[str]
+    authorization: dict[str, str]  # host (and port) to the header's value
+    public: list[str]  # what may go into a key: no credentials
+    secrets: list[str]
+
+
+def index_settings(environment: Mapping[str, str]) -> IndexSettings:
+    """Read UV_* and PIP_* index settings and the netrc entries of those indexes."""
+    import base64
+    from urllib.parse import unquote, urlsplit
+
+    names = ("UV_INDEX", "UV_DEFAULT_INDEX", "UV_INDEX_URL", "UV_EXTRA_INDEX_URL", "UV_INDEX_STRATEGY")
+    found = {name: environment[name] for name in names if environment.get(name)}
+    found.update({name: value for name, value in environment.items() if re.fullmatch(r"UV_INDEX_[A-Z0-9_]+_(USERNAME|PASSWORD)", name)})
+    if not any(name in found for name in ("UV_DEFAULT_INDEX", "UV_INDEX_URL")) and environment.get("PIP_INDEX_URL"):
+        found["UV_DEFAULT_INDEX"] = environment["PIP_INDEX_URL"]
+    if not any(name in found for name in ("UV_INDEX", "UV_EXTRA_INDEX_URL")) and environment.get("PIP_EXTRA_INDEX_URL"):
+        found["UV_INDEX"] = environment["PIP_EXTRA_INDEX_URL"]
+    default = (found.get("UV_DEFAULT_INDEX") or found.get("UV_INDEX_URL", "")).split("=", 1)[-1]
+    extra = [part.split("=", 1)[-1] if re.match(r"[\w-]+=", part) else part for part in (found.get("UV_INDEX") or found.get("UV_EXTRA_INDEX_URL", "")).split()]
+    authorization, public, secrets = {}, [], []
+    for url in filter(None, [default, *extra]):
+        parts = urlsplit(url)
+        host = parts.netloc.rpartition("@")[2]
+        user, password = unquote(parts.username or ""), unquote(parts.password or "")
+        if not user:
+            user, password = netrc_entry(environment, parts.hostname or "") or ("", "")
+            name_user = [(value, environment.get(name[:-8] + "PASSWORD", "")) for name, value in found.items() if name.endswith("_USERNAME")]
+            user, password = (user, password) if user or not name_user else name_user[0]
+        if user or password:
+            token = base64.b64encode(f"{user}:{password}".encode()).decode()
+            authorization[host] = f"Basic {token}"
+            secrets += [secret for secret in (password or user, token) if len(secret) > 3]
+        public.append(parts._replace(netloc=host).geturl())
+    options = ["--index-url", default] if default else []
+    return IndexSettings(found, options + [word for url in extra for word in ("--extra-index-url", url)], authorization, public, secrets)
+
+
+def netrc_entry(environment: Mapping[str, str], host: str) -> tuple[str, str] | None:
+    import netrc
+
+    path = environment.get("NETRC") or os.path.join(environment.get("HOME", "/nonexistent"), ".netrc")
+    try:
+        entry = netrc.netrc(path).hosts.get(host)
+    except (OSError, netrc.NetrcParseError):
+        return None
+    return (entry[0], entry[2]) if entry else None
+
+
+def git_credentials(environment: Mapping[str, str], url: str) -> dict[str, str]:
+    """GITHUB_TOKEN for github.com, or the netrc entry of the host, as a header that git alone is told."""
+    import base64
+    from urllib.parse import urlsplit
+
+    host = urlsplit(url).hostname or ""
+    token = environment.get("GITHUB_TOKEN") or environment.get("GH_TOKEN")
+    pair = ("x-access-token", token) if host == "github.com" and token else netrc_entry(environment, host)
+    if pair is None:
+        return {}
+    value = base64.b64encode(f"{pair[0]}:{pair[1]}".encode()).decode()
+    return {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": f"http.https://{host}/.extraheader", "GIT_CONFIG_VALUE_0": f"Authorization: Basic {value}"}
+
+
+class Resolver:
+    """Turns requirements into wheels of the store; builds what has none, offline."""
+
+    ROUNDS, DEPTH = 8, 4
+
+    def __init__(self, host: Host, interpreter: Interpreter, environment: Mapping[str, str], depth: int = 0) -> None:
+        self.host, self.interpreter, self.environment, self.depth = host, interpreter, environment, depth
+        self.policy = host.profile.dependencies
+        self.index = index_settings(environment)
+        host.secrets.extend(self.index.secrets)
+
+    def wheels(self, requirements: list[Requirement]) -> list[WheelFile]:
+        """All wheels that the requirements need, from what is kept or from the network. Sorted by name."""
+        if not requirements:
+            return []
+        lines = sorted(requirement.line() for requirement in requirements)
+        hashes = sorted({digest for requirement in requirements for digest in requirement.hashes})
+        key = digest_of("resolved", lines, hashes, self.interpreter.key(), self.index.public, self.policy, bool(self.host.uv))
+        kept = None if self.host.refresh else self.host.store.read("resolved", key)
+        files = [keep_wheel(self.host.store, *entry) for entry in kept or []]
+        if kept is None or not all(os.path.exists(file.path) for file in files):
+            files = self.resolve(requirements)
+            check_hashes(requirements, files)
+            self.host.store.write("resolved", key, [[os.path.basename(file.path), file.sha256] for file in files])
+        return files
+
+    def resolve(self, requirements: list[Requirement]) -> list[WheelFile]:
+        """Ask until every dependency is a wheel: git sources first, then sdists, each built offline."""
+        overrides = self.build_git([requirement for requirement in requirements if requirement.is_git])
+        plain = [requirement.line() for requirement in requirements if not requirement.is_git]
+        local: list[WheelFile] = []
+        for _ in range(self.ROUNDS):
+            files, sdists = self.fetch(plain, list(overrides.values()), local)
+            if not sdists:
+                return sorted(files)
+            for name, path in sdists:
+                if any(wheel.name == name for wheel in local):
+                    raise Failure("fetch", "dependency_unavailable", f"the sdist of {name} was built, and its wheel does not satisfy the dependencies")
+                local.append(self.build_archive(path, "", name))
+        raise Failure("fetch", "dependency_unavailable", f"after {self.ROUNDS} rounds there are still dependencies without wheels")
+
+    def fetch(self, lines: list[str], overrides: list[WheelFile], local: list[WheelFile]) -> tuple[list[WheelFile], list[tuple[str, str]]]:
+        """One sandbox with network: resolve and download. Returns wheels, and names and paths of sdists."""
+        links = self.host.store.scratch(f"links-{os.urandom(4).hex()}")
+        os.mkdir(links)
+        for wheel in [*overrides, *local]:
+            copy_plain(wheel.path, os.path.join(links, os.path.basename(wheel.path)), 0o644)
+        pinned = [f"{wheel.name} @ file:///links/{os.path.basename(wheel.path)}" for wheel in overrides]
+        request = {
+            "requirements": lines + pinned, "overrides": pinned, "find_links": "/links" if local else "",
+            "git": [], "locked": None, "have": self.have(), "sdists": self.policy.sdists,
+        }  # fmt: skip
+        receiver = self.run(request, [Mount(links, "/links")])
+        known = {f"/links/{os.path.basename(wheel.path)}": wheel for wheel in [*overrides, *local]}
+        wheels, sdists = [], []
+        for number, entry in enumerate(self.lock(receiver.notes.get("lock", b""))):
+            here = next((wheel for path, wheel in known.items() if entry["url"].endswith(path)), None)
+            if here:
+                wheels.append(here)
+                continue
+            file_name = self.file_name(entry["url"])
+            path, sha256 = receiver.files.get(str(number), (None, entry["sha256"]))
+            if entry["sha256"] not in ("", sha256):
+                raise Failure("fetch", "hash_mismatch", f"{file_name} has the sha256 {sha256}, and the lock says {entry['sha256']}; the index or something on the way to it altered the file")
+            if path and SDIST_NAME.fullmatch(file_name) and self.policy.sdists:
+                sdists.append((canonical_name(entry["name"]), path))
+            else:
+                wheels.append(keep_wheel(self.host.store, file_name, sha256, path))
+        return wheels, sdists
+
+    def run(self, request: dict[str, Any], mounts: list[Mount]) -> FileReceiver:
+        """Run a fetch sandbox. The resolver and its settings go in, files and notes come out."""
+        own = Interpreter(**describe_interpreter())
+        tool, extra = self.tool(own)
+        python = self.interpreter.executable if self.host.uv is None else own.executable
+        request = {
+            **request, "uv": f"{TOOLS}/uv" if self.host.uv else "", "python": self.interpreter.executable,
+            "credentials": {**self.index.credentials, "SSL_CERT_FILE": CA_FILE}, "authorization": self.index.authorization,
+            "pip_options": self.index.pip_options, "no_exec_filter": b"" if self.host.uv else no_exec_program(),
+        }  # fmt: skip
+        box = make_sandbox(self.host, "fetch", [own, self.interpreter], python, [*tool, *mounts], "/tmp")
+        box.environment.update(SSL_CERT_FILE=CA_FILE, **extra)
+        receiver = FileReceiver(self.host.store.scratch(f"fetched-{os.urandom(4).hex()}"), self.policy.max_packages)
+        with timed(self.host, "fetch"):
+            run_phase(self.host, box, request, receiver)
+        return receiver
+
+    def tool(self, own: Interpreter) -> tuple[list[Mount], dict[str, str]]:
+        if self.host.uv:
+            return [Mount(self.host.stage.source(self.host.uv), f"{TOOLS}/uv")], {}
+        from importlib.util import find_spec
+
+        spec = find_spec("pip")
+        if spec is None or not spec.origin:
+            raise Failure("host", "no_resolver", "neither uv nor pip is there to resolve dependencies; `pip install uv`, or install pip for this interpreter")
+        return [Mount(self.host.stage.source(os.path.dirname(spec.origin)), f"{TOOLS}/pip")], {}
+
+    def have(self) -> list[str]:
+        return os.listdir(self.host.store.path("wheels"))
+
+    def lock(self, note: bytes) -> list[dict[str, Any]]:
+        """The resolved files, as the resolver in the sandbox gave them: data that an index may have shaped."""
+        entries = json.loads(note)
+        if len(entries) > self.policy.max_packages:
+            raise Failure("fetch", "too_many_packages", f"the dependencies come to {len(entries)} packages (dependencies.max_packages is {self.policy.max_packages})")
+        for entry in entries:
+            local = entry["url"].startswith(("file:///links/", "/links/", "links/", "../links/"))
+            if not local and not entry["url"].startswith("https://"):
+                raise Failure("fetch", "dependency_refused", f"the index gave a file for {entry['name']!r} that is not on https")
+            if entry["sha256"] and not re.fullmatch(r"[0-9a-f]{64}", entry["sha256"]):
+                raise Failure("fetch", "dependency_refused", f"the index gave a sha256 for {entry['name']!r} that is not one")
+        return list(entries)
+
+    @staticmethod
+    def file_name(url: str) -> str:
+        from urllib.parse import unquote, urlsplit
+
+        return unquote(urlsplit(url).path.rsplit("/", 1)[-1])
+
+    def build_git(self, pending: list[Requirement]) -> dict[str, WheelFile]:
+        """Fetch git sources as data and build each offline, following their own git dependencies."""
+        built: dict[str, WheelFile] = {}
+        asked: dict[str, str] = {}
+        pending = list(pending)
+        while pending:
+            requirement = pending.pop(0)
+            name = canonical_name(requirement.name)
+            if asked.setdefault(name, requirement.url) != requirement.url:
+                raise Failure("fetch", "dependency_conflict", f"{name} is wanted from two places: {asked[name]} and {requirement.url}")
+            if name in built:
+                continue
+            if len(built) >= 32:
+                raise Failure("fetch", "too_many_packages", "more than 32 git dependencies")
+            archive, subdirectory = self.clone(requirement.url)
+            built[name] = self.build_archive(archive, subdirectory, name)
+            for line in wheel_requires(built[name].path):
+                if "extra" not in line.partition(";")[2]:
+                    dependency = parse_requirement(line, self.policy, f"the metadata of {name}")
+                    pending += [dependency] if dependency.is_git else []
+        return built
+
+    def clone(self, url: str) -> tuple[str, str]:
+        from urllib.parse import parse_qs
+
+        address, _, fragment = url[len("git+") :].partition("#")
+        head, slash, tail = address.partition("://")[2].partition("/")
+        path, _, ref = tail.partition("@")
+        subdirectory = parse_qs(fragment).get("subdirectory", [""])[0]
+        if ".." in subdirectory.split("/") or subdirectory.startswith("/") or ref.startswith("-"):
+            raise Failure("fetch", "dependency_refused", f"the git dependency {url[:200]!r} leads out of its repository")
+        source = {"url": f"https://{head}{slash}{path}", "ref": ref, "credentials": git_credentials(self.environment, f"https://{head}/")}
+        request = {"requirements": [], "overrides": [], "find_links": "", "git": [source], "locked": [], "have": [], "sdists": False}
+        return self.run(request, []).files["git/0"][0], subdirectory
+
+    def build_archive(self, archive: str, subdirectory: str, name: str) -> WheelFile:
+        """Unpack a source archive as data and build its wheel offline."""
+        if self.depth >= self.DEPTH:
+            raise Failure("build", "build_failed", f"{name} needs sources to build sources, more than {self.DEPTH} deep")
+        source = self.host.store.scratch(f"source-{os.urandom(4).hex()}")
+        unpack_source(archive, source, self.host.profile.bundle)
+        top = os.listdir(source)
+        if not subdirectory and len(top) == 1 and os.path.isdir(os.path.join(source, top[0])):
+            subdirectory = top[0]  # an sdist has one folder (PEP 625)
+        folder = os.path.join(source, subdirectory)
+        project = read_project(folder, self.policy)
+        if not project.backend and os.path.isfile(os.path.join(folder, "setup.py")):
+            project = read_pyproject({}, self.policy)
+        deeper = Resolver(self.host, self.interpreter, self.environment, self.depth + 1)
+        return build_wheel(deeper, folder, project)
+
+
+def check_hashes(requirements: list[Requirement], files: list[WheelFile]) -> None:
+    by_name = {file.name: file for file in files}
+    for requirement in requirements:
+        file = by_name.get(canonical_name(requirement.name))
+        if file and requirement.hashes and file.sha256 not in requirement.hashes:
+            raise Failure("fetch", "hash_mismatch", f"{requirement.name}: the index gives a wheel with sha256 {file.sha256}, which requirements.txt does not list")
+
+
+def wheel_requires(path: str) -> list[str]:
+    import zipfile
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            name = next(info.filename for info in archive.infolist() if info.filename.endswith(".dist-info/METADATA") and info.file_size < 4 * MIB)
+            text = archive.read(name).decode("utf-8", "replace")
+    except (zipfile.BadZipFile, StopIteration, OSError, ValueError) as error:
+        raise wheel_error(os.path.basename(path), f"it has no readable METADATA: {error}") from None
+    return requires_of(text)
+
+
+def requires_of(metadata: str) -> list[str]:
+    """The Requires-Dist lines of core metadata."""
+    head = metadata.replace("\r", "").partition("\n\n")[0]
+    return [line.partition(":")[2].strip() for line in head.splitlines() if line.lower().startswith("requires-dist:")]
+
+
+def unpack_source(archive: str, target: str, policy: BundlePolicy) -> None:
+    """Unpack a tar or zip of sources: regular files and folders below `target`; links are left out."""
+    import tarfile
+    import zipfile
+
+    os.mkdir(target, 0o755)
+    used = 0
+    try:
+        if zipfile.is_zipfile(archive):
+            with zipfile.ZipFile(archive) as bundle:
+                for info in bundle.infolist():
+                    if not info.is_dir():
+                        used = write_source(target, info.filename, info.file_size, 0o644, bundle.open(info), used, policy)
+            return
+        with tarfile.open(archive) as tar:
+            for count, member in enumerate(tar):
+                if count > policy.max_files:
+                    raise Failure("fetch", "source_invalid", f"a source archive has more than {policy.max_files} entries")
+                if member.isreg():
+                    used = write_source(target, member.name, member.size, member.mode, tar.extractfile(member), used, policy)
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
+        raise Failure("fetch", "source_invalid", f"a source archive can't be unpacked: {error}") from None
+
+
+def write_source(target: str, name: str, size: int, mode: int, reader: Any, used: int, policy: BundlePolicy) -> int:
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    if ".." in parts or name.startswith("/") or not parts or "\0" in name:
+        raise Failure("fetch", "source_invalid", f"a source archive has the unsafe name {name[:200]!r}")
+    if used + size > policy.max_bytes:
+        raise Failure("fetch", "source_invalid", f"a source archive is over {policy.max_bytes} bytes unpacked")
+    path = os.path.join(target, *parts)
+    os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o755 if mode & 0o100 else 0o644), "wb") as file:
+        while size > 0 and (chunk := reader.read(min(size, MIB))):
+            file.write(chunk)
+            size -= len(chunk)
+    return used + os.stat(path).st_size
+
+
+# build
+
+
+def build_wheel(resolver: Resolver, source: str, project: Project) -> WheelFile:
+    """Build the wheel of a source tree with its own backend, in a sandbox without network."""
+    host, requires, met = resolver.host, list(project.build_requires), False
+    if not re.fullmatch(r"[\w.]+(:[\w.]+)?", project.backend):
+        raise Failure("bundle", "pyproject_invalid", f"build-system.build-backend {project.backend[:100]!r} is not a module or a module:object")
+    for _ in range(2):
+        venv = host.store.scratch(f"build-{os.urandom(4).hex()}")
+        assemble(resolver, [install_wheel(resolver, wheel) for wheel in resolver.wheels(requires)], venv)
+        mounts = [Mount(source, SOURCE), Mount(venv, VENV)]
+        box = make_sandbox(host, "build", [resolver.interpreter], f"{VENV}/bin/python", mounts, "/tmp")
+        request = {"backend": project.backend, "backend_path": project.backend_path, "requires_met": met}
+        receiver = FileReceiver(host.store.scratch(f"built-{os.urandom(4).hex()}"), 1)
+        with timed(host, "build"):
+            outcome = run_phase(host, box, request, receiver)
+        if receiver.files:
+            name, (path, sha256) = next(iter(receiver.files.items()))
+            return keep_wheel(host.store, name, sha256, path)
+        requires += [parse_requirement(str(line), resolver.policy, "the build backend") for line in parse_lines(outcome.done)]
+        met = True
+    raise Failure("build", "build_failed", "the build backend gave no wheel")
+
+
+def parse_lines(body: bytes | None) -> list[Any]:
+    try:
+        lines = json.loads(body or b"")
+    except (ValueError, RecursionError):
+        lines = None
+    if not isinstance(lines, list) or len(lines) > 1000:
+        raise Failure("build", "build_failed", "the build backend's requirements are not a list")
+    return lines
+
+
+# install
+
+
+def install_wheel(resolver: Resolver, wheel: WheelFile) -> Tree:
+    """The unpacked, compiled tree of a wheel: the kept one, or a new one made aside and renamed into place."""
+    host, interpreter = resolver.host, resolver.interpreter
+    place = host.store.path("trees", tree_key(wheel.sha256, interpreter))
+    tree = read_tree(place)
+    if tree is not None:
+        return tree
+    aside = host.store.scratch(f"tree-{os.urandom(4).hex()}")
+    files = os.path.join(aside, "files")
+    os.makedirs(files, mode=0o755)
+    with timed(host, "install"):
+        check_file_hash(wheel)
+        metadata = unpack_wheel(wheel.path, files, interpreter.library, host.profile.dependencies.max_wheel_bytes)
+        compile_wheel(host, interpreter, files)
+        with open(os.path.join(aside, "manifest.json"), "w", encoding="utf-8") as file:
+            json.dump({"files": list_files(files), **metadata}, file)
+        with suppress(OSError):  # another run was faster, and its tree is the same
+            os.rename(aside, place)
+    tree = read_tree(place)
+    assert tree is not None
+    return tree
+
+
+def check_file_hash(wheel: WheelFile) -> None:
+    with open(wheel.path, "rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    if sha256 != wheel.sha256:
+        remove_tree(os.path.dirname(wheel.path))
+        raise Failure("install", "hash_mismatch", f"the kept wheel {os.path.basename(wheel.path)} was altered; it has been removed, run again", retryable=True)
+
+
+class BytecodeReceiver(Receiver):
+    """Writes bytecode beside the modules it was asked for."""
+
+    def __init__(self, folder: str, modules: Iterable[str], cache_tag: str) -> None:
+        self.folder, self.missing, self.cache_tag = folder, set(modules), cache_tag
+
+    def opened(self, kind: bytes, name: str, size: int) -> None:
+        if kind != OUTPUT or name not in self.missing:
+            raise Failure("result", "bad_result", f"the compiler sent {name[:100]!r}, which nobody asked for")
+        self.missing.remove(name)
+        folder, base = os.path.split(os.path.join(self.folder, name))
+        os.makedirs(os.path.join(folder, "__pycache__"), mode=0o755, exist_ok=True)
+        self.file = open(os.path.join(folder, "__pycache__", f"{base[: -len('.py')]}.{self.cache_tag}.pyc"), "wb")
+
+    def data(self, chunk: bytes) -> None:
+        self.file.write(chunk)
+
+    def closed(self) -> None:
+        self.file.close()
+
+
+def compile_wheel(host: Host, interpreter: Interpreter, files: str) -> None:
+    """Compile a wheel's modules in a sandbox of their own: one wheel can't touch another's bytecode."""
+    modules = [entry[0] for entry in list_files(files) if entry[0].startswith("lib/") and entry[0].endswith(".py")]
+    if not modules:
+        return
+    box = make_sandbox(host, "compile", [interpreter], interpreter.executable, [Mount(files, TREE)], "/tmp")
+    workers = min(len(os.sched_getaffinity(0)), 8, 1 + len(modules) // 50)
+    run_phase(host, box, {"modules": modules, "workers": workers}, BytecodeReceiver(files, modules, interpreter.cache_tag))
+
+
+def make_venv(path: str, interpreter: Interpreter) -> None:
+    """An empty virtual environment, by hand: what `python -m venv --without-pip` makes, without starting Python."""
+    os.makedirs(os.path.join(path, "bin"), mode=0o755)
+    os.makedirs(os.path.join(path, "lib", interpreter.library, "site-packages"), mode=0o755)
+    for name in ("python", "python3"):
+        os.symlink(interpreter.executable, os.path.join(path, "bin", name))
+    with open(os.path.join(path, "pyvenv.cfg"), "w", encoding="utf-8") as file:
+        file.write(f"home = {os.path.dirname(interpreter.executable)}\ninclude-system-site-packages = false\nversion = {interpreter.version}\n")
+
+
+def assemble(resolver: Resolver, trees: list[Tree], venv: str) -> None:
+    """A fresh venv with the trees linked into it. A kept tree that was altered is not used, but removed."""
+    make_venv(venv, resolver.interpreter)
+    with timed(resolver.host, "install"):
+        for tree in trees:
+            try:
+                link_tree(tree, venv)
+            except (KeptDamage, FileNotFoundError) as error:
+                remove_tree(os.path.dirname(tree.path))
+                raise Failure("install", "store_damaged", f"{error}; what was kept has been removed, run again", retryable=True) from None
+
+
+class Environment(NamedTuple):
+    """A finished venv: where it is, the wire entry points in it, and files to add to the bundle's folders."""
+
+    venv: str
+    wires: list[list[str]]
+    in_place: list[str]
+
+
+def prepare_environment(resolver: Resolver, bundle: Bundle, reuse: bool) -> Environment:
+    """The environment of a bundle, new for this task, or with `reuse` the one that was kept for exactly this."""
+    host, interpreter, profile = resolver.host, resolver.interpreter, resolver.host.profile
+    key = digest_of("environment", bundle.digest, interpreter.key(), resolver.index.public, profile.dependencies, profile.build)
+    if reuse:
+        kept = kept_environment(host.store, key)
+        if kept:
+            return kept
+    with host.store.locked(key):
+        if reuse:
+            kept = kept_environment(host.store, key)
+            if kept:
+                return kept
+            os.makedirs(host.store.venvs, mode=0o711, exist_ok=True)
+            with ExitStack() as cleanup:
+                sweep(host.store.venvs)
+                aside = transient(host.store.venvs, cleanup)
+                built = build_environment(resolver, bundle, os.path.join(aside, "venv"), key)
+                keep_environment(host.store, key, aside, built)
+            kept = kept_environment(host.store, key)
+            assert kept is not None
+            return kept
+        return build_environment(resolver, bundle, host.store.scratch("venv"), key)
+
+
+def build_environment(resolver: Resolver, bundle: Bundle, venv: str, key: str) -> Environment:
+    requires, own = bundle.project.requires, None
+    if bundle.project.backend:
+        own = install_wheel(resolver, built_wheel(resolver, bundle, key))
+        parsed = [parse_requirement(line, resolver.policy, "the bundle's metadata") for line in own.requires]
+        requires = [requirement for requirement in parsed if "extra" not in requirement.marker]
+    trees = [install_wheel(resolver, wheel) for wheel in resolver.wheels(requires)]
+    assemble(resolver, [own, *trees] if own else trees, venv)
+    group = resolver.host.profile.bundle.entry_point_group
+    wires = [[name, value] for tree in ([own] if own else []) + trees for name, value in tree.groups.get(group, {}).items()]
+    return Environment(venv, wires, built_in_place(own, bundle.path, resolver.interpreter) if own else [])
+
+
+def built_wheel(resolver: Resolver, bundle: Bundle, key: str) -> WheelFile:
+    """The bundle's own wheel, kept under everything that the environment's key covers."""
+    store = resolver.host.store
+    kept = None if resolver.host.refresh else store.read("built", key)
+    if kept:
+        wheel = keep_wheel(store, *kept)
+        if os.path.exists(wheel.path):
+            return wheel
+    wheel = build_wheel(resolver, bundle.path, bundle.project)
+    store.write("built", key, [os.path.basename(wheel.path), wheel.sha256])
+    return wheel
+
+
+def built_in_place(own: Tree, bundle: str, interpreter: Interpreter) -> list[str]:
+    """Files that only the build makes (extension modules, version files), for packages of a flat layout.
+
+    The bundle's directory is first on sys.path, so its package hides the installed one: without these files
+    the extension modules of a flat layout could not be imported.
+    """
+    site = f"lib/{interpreter.library}/site-packages/"
+    found = []
+    for name, *_ in own.files:
+        inner = name[len(site) :]
+        folder = os.path.join(bundle, os.path.dirname(inner))
+        outside = not name.startswith(site) or "/" not in inner or "__pycache__" in inner or ".dist-info/" in inner
+        if not outside and os.path.isdir(folder) and os.path.realpath(folder) == folder and not os.path.lexists(os.path.join(bundle, inner)):
+            found.append(inner)
+    return found
+
+
+def add_in_place(environment: Environment, bundle: str, interpreter: Interpreter) -> None:
+    for inner in environment.in_place:
+        source = os.path.join(environment.venv, "lib", interpreter.library, "site-packages", inner)
+        copy_plain(source, os.path.join(bundle, inner), os.stat(source).st_mode)
+
+
+def kept_environment(store: Store, key: str) -> Environment | None:
+    """A kept environment, if every file of it is as it was when it was kept."""
+    place = os.path.join(store.venvs, key)
+    try:
+        with open(os.path.join(place, "environment.json"), encoding="utf-8") as file:
+            record = json.load(file)
+        venv = os.path.join(place, "venv")
+        if record["files"] == digest_of(list_files(venv)):
+            return Environment(venv, record["wires"], record["in_place"])
+        Log.line(f"the environment {place} was altered; it is made again")
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError):
+        Log.line(f"the environment {place} is damaged; it is made again")
+    remove_tree(place)
+    return None
+
+
+def keep_environment(store: Store, key: str, aside: str, built: Environment) -> None:
+    record = {"wires": built.wires, "in_place": built.in_place, "files": digest_of(list_files(built.venv))}
+    kept = os.path.join(aside, "kept")
+    os.mkdir(kept, 0o711)
+    os.rename(built.venv, os.path.join(kept, "venv"))
+    with open(os.path.join(kept, "environment.json"), "w", encoding="utf-8") as file:
+        json.dump(record, file)
+    os.rename(kept, os.path.join(store.venvs, key))
+
+
+# execute
+
+
+class Outputs(Receiver):
+    """The task's outputs: inline, or over `inline_max` streamed to files named by their checksum."""
+
+    MAX_OUTPUTS = 10_000
+
+    def __init__(self, out_dir: str | None, inline_max: int) -> None:
+        self.out_dir, self.inline_max = out_dir, inline_max
+        self.found: dict[str, dict[str, Any]] = {}
+        self.partial = ""
+
+    def opened(self, kind: bytes, name: str, size: int) -> None:
+        if kind != OUTPUT:
+            raise Failure("result", "bad_result", "the task's child sent a frame that a task does not have")
+        if not 0 < len(name) <= 255 or not name.isprintable() or "/" in name or "\\" in name or name in (".", ".."):
+            raise Failure("result", "bad_output_name", f"{name[:100]!r} can't be an output's name: 1 to 255 printable characters, no slashes")
+        if name in self.found or len(self.found) >= self.MAX_OUTPUTS:
+            raise Failure("result", "bad_result", f"the output {name!r} came twice, or there are more than {self.MAX_OUTPUTS}")
+        self.name, self.size, self.chunks = name, size, bytearray()
+        self.digest, self.file = hashlib.blake2b(digest_size=32), -1
+        if self.out_dir is not None and size > self.inline_max:
+            self.partial = os.path.join(self.out_dir, f".partial-{os.getpid()}-{os.urandom(6).hex()}")
+            self.file = self.writing(lambda: os.open(self.partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
+
+    def data(self, chunk: bytes) -> None:
+        self.digest.update(chunk)
+        if self.file >= 0:
+            self.writing(lambda: write_all(self.file, chunk))
+        else:
+            self.chunks += chunk
+
+    def closed(self) -> None:
+        import base64
+
+        entry: dict[str, Any] = {"size": self.size, "checksum": self.digest.hexdigest()}
+        if self.file >= 0:
+            assert self.out_dir is not None
+            os.close(self.file)
+            entry["path"] = os.path.join(self.out_dir, entry["checksum"])
+            self.writing(lambda: os.rename(self.partial, entry["path"]))
+            self.partial = ""
+        else:
+            entry["inline"] = base64.b64encode(self.chunks).decode()
+        self.found[self.name] = entry
+
+    @staticmethod
+    def writing(action: Callable[[], Any]) -> Any:
+        try:
+            return action()
+        except OSError as error:
+            raise Failure("result", "output_unwritable", f"an output can't be written to --out-dir: {error.strerror}") from None
+
+    def remove_partial(self) -> None:
+        if self.partial:
+            with suppress(OSError):
+                os.unlink(self.partial)
+
+
+def choose_wire(wires: list[list[str]], group: str) -> str:
+    """The one entry point of the wire function's group."""
+    found = ", ".join(f"{name} = {value}" for name, value in wires)
+    if not wires:
+        raise Failure("bundle", "no_wire_entry_point", f"neither the bundle nor its dependencies have an entry point in the group {group!r}; the bundle's pyproject.toml needs [project.entry-points.\"{group}\"]")
+    if len({value for _, value in wires}) > 1 or len(wires) > 1:
+        raise Failure("bundle", "many_wire_entry_points", f"the group {group!r} must have one entry point, and there are {len(wires)}: {found}")
+    return wires[0][1]
+
+
+def execute_task(host: Host, interpreter: Interpreter, bundle: Bundle, environment: Environment, task: dict[str, Any], outputs: Outputs) -> tuple[dict[str, Any], Usage]:
+    """Run the task in its sandbox. Returns the result's JSON object, without metrics, and what was used."""
+    simulation = "params" in task
+    wire = choose_wire(environment.wires, host.profile.bundle.entry_point_group) if simulation else ""
+    mounts = [Mount(bundle.path, BUNDLE), Mount(host.stage.source(environment.venv), VENV)]
+    box = make_sandbox(host, "execute", [interpreter], f"{VENV}/bin/python", mounts, BUNDLE)
+    outcome = run_phase(host, box, {"task": task, "wire": wire}, outputs)
+    for line in outcome.stderr.splitlines():
+        Log.line(f"task: {line}")
+    if simulation:
+        return {"task_id": task_id(task, outputs.found), "outputs": outputs.found}, outcome.usage
+    return parse_aggregation(outcome.done or b""), outcome.usage
+
+
+def parse_aggregation(body: bytes) -> dict[str, Any]:
+    """The target's dict, as the child wrote it: checked again, the child is not believed."""
+    try:
+        result = json.loads(body.decode(), parse_constant=refuse_constant, parse_float=finite_float)
+        json.dumps(result, ensure_ascii=False).encode()
+        loss = result["loss"]
+        if type(loss) not in (int, float) or "_fatal_error" in result or "metrics" in result:
+            raise ValueError("it has no finite loss, or a reserved key")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise Failure("result", "bad_result", f"the aggregation's result is not valid: {error}") from None
+    return {**result, "loss": float(loss)}
+
+
+# --- the run: request, bundle, environment, sandbox, result
+
+
+def open_host(options: argparse.Namespace, cleanup: ExitStack) -> Host:
+    """Everything that must be in place before a bundle is touched; whatever is missing is a host error."""
+    check_psutil()
+    profile = load_profile(options.profile, profile_folders(options))
+    bwrap = find_bwrap()
+    store = Store(options.store_dir or default_store(), options.venvs_dir, not options.no_cache, cleanup)
+    identity = take_identity(profile.host, os.path.join(store.base, "run"), cleanup)
+    if identity.gid is not None:
+        os.chown(store.run, -1, identity.gid)
+        os.chmod(store.run, 0o710)
+    stage = Stage(os.path.join(store.base, "stage"), identity)
+    programs = seccomp_programs(profile.seccomp)
+    uv = find_tool("uv") if options.resolver in ("auto", "uv") else None
+    if options.resolver == "uv" and uv is None:
+        raise Failure("host", "no_resolver", "--resolver uv was asked for, and uv is not installed; `pip install uv`")
+    return Host(profile, store, identity, stage, bwrap, uv, programs, {}, options.refresh, [])
+
+
+def check_psutil() -> None:
+    from importlib.util import find_spec
+
+    if find_spec("psutil") is None:
+        raise Failure("host", "psutil_missing", f"psutil is not installed for {sys.executable}; `{sys.executable} -m pip install psutil`, or `apt-get install python3-psutil`")
+
+
+def profile_folders(options: argparse.Namespace) -> list[str]:
+    beside = os.path.join(os.path.dirname(os.path.dirname(os.path.realpath(__file__))), "sandbox-profiles")
+    return [folder for folder in (options.profiles_dir, os.environ.get("SANDBOX_PROFILES_DIR"), beside) if folder]
+
+
+def default_store() -> str:
+    """Root's store is where the sandbox's uid can pass through; a user's is in the user's cache folder."""
+    if os.geteuid() == 0:
+        return "/var/cache/ultra-cold-runner"
+    return os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "ultra-cold-runner")
+
+
+def run_task(options: argparse.Namespace, host: Host, cleanup: ExitStack) -> dict[str, Any]:
+    """Run one task from request to result. Returns the object to print."""
+    begun = time.monotonic()
+    task = read_request(0, options.aggregation, host.profile.bundle.request_bytes)
+    bundle = open_bundle(options.bundle_path, host)
+    interpreter = choose_interpreter(options.python, bundle.project.requires_python, host.uv)
+    resolver = Resolver(host, interpreter, os.environ)
+    environment = prepare_environment(resolver, bundle, truthy("REUSE"))
+    add_in_place(environment, bundle.path, interpreter)
+    host.times["prepare"] = time.monotonic() - begun - sum(host.times.values())
+    outputs = Outputs(options.out_dir, options.inline_max)
+    cleanup.callback(outputs.remove_partial)
+    result, usage = execute_task(host, interpreter, bundle, environment, task, outputs)
+    return {**result, "metrics": metrics(host.times, usage, time.monotonic() - begun)}
+
+
+def open_bundle(path: str, host: Host) -> Bundle:
+    target = host.store.scratch("bundle")
+    digest, size = snapshot(path, target, host.profile.bundle)
+    return Bundle(target, digest, size, read_project(target, host.profile.dependencies))
+
+
+def metrics(times: Mapping[str, float], usage: Usage, total: float) -> dict[str, float]:
+    """The contract's metrics: floats, in seconds and bytes, of the execute phase where nothing else is said."""
+    phases = {f"{name}_seconds": times.get(name, 0.0) for name in ("prepare", "fetch", "build", "install")}
+    return {
+        "wall_seconds": total,
+        "cpu_user_seconds": usage.user,
+        "cpu_system_seconds": usage.system,
+        "peak_memory_bytes": usage.memory,
+        "peak_processes": usage.processes,
+        "read_bytes": usage.read,
+        "written_bytes": usage.written,
+        **phases,
+        "sandbox_start_seconds": usage.start,
+        "execute_seconds": usage.wall - usage.start if usage.start else usage.wall,
+    }
+
+
+def truthy(name: str) -> bool:
+    return os.environ.get(name, "") in ("1", "true", "TRUE")
+
+
+# --- commands beside running a task
+
+
+def doctor(options: argparse.Namespace, cleanup: ExitStack) -> dict[str, Any]:
+    """What this host can do, found by doing it; each gap with its remedy, on stderr for people too."""
+    report: dict[str, Any] = {"profile": options.profile, "python": sys.version.split()[0], "root": os.geteuid() == 0}
+    gaps: list[dict[str, str]] = []
+    try:
+        host = open_host(options, cleanup)
+        report.update(bwrap=tool_version(host.bwrap), uv=tool_version(host.uv) if host.uv else None, store=host.store.base)
+        interpreter = Interpreter(**describe_interpreter())
+        box = make_sandbox(host, "execute", [interpreter], interpreter.executable, [], "/tmp")
+        run_phase(host, box, {"phase": "probe"}, Receiver())
+        report["sandbox"] = True
+        group = Cgroup.create(f"{host.run_name}-doctor", host.profile.execute.limits)
+        report["cgroup"] = None if group is None else 2 if "" in group.paths else 1
+        if group:
+            group.remove()
+        else:
+            gaps.append({"type": "no_cgroup", "remedy": "no cgroup can be written: memory and process limits are held by rlimits and polling; run as root, or delegate a cgroup (systemd-run --user --scope -p Delegate=yes)"})
+        if host.uv is None:
+            gaps.append({"type": "no_uv", "remedy": "uv is not installed, pip resolves instead, which is slower; `pip install uv`"})
+    except Failure as failure:
+        report["sandbox"] = report.get("sandbox", False)
+        gaps.append({"type": failure.type, "remedy": failure.error})
+    report["sysctls"] = {name: read_sysctl(name) for name in ("user/max_user_namespaces", "kernel/unprivileged_userns_clone", "kernel/apparmor_restrict_unprivileged_userns")}
+    for gap in gaps:
+        Log.line(f"{gap['type']}: {gap['remedy']}")
+    Log.line("this host can run sandboxes" if report["sandbox"] else "this host can't run sandboxes yet")
+    return {"doctor": {**report, "ok": report["sandbox"], "gaps": gaps}}
+
+
+def tool_version(path: str) -> str:
+    done = subprocess.run([path, "--version"], capture_output=True, text=True, env={}, cwd="/")
+    return (done.stdout.split() or ["", "?"])[1]
+
+
+def read_sysctl(name: str) -> str | None:
+    with suppress(OSError), open(f"/proc/sys/{name}", encoding="utf-8") as file:
+        return file.read().strip()
+    return None
+
+
+def print_bwrap(options: argparse.Namespace, host: Host) -> dict[str, Any]:
+    """The command line, limits and filter of every phase of a run, for a reviewer; nothing is run."""
+    import shlex
+
+    interpreter = choose_interpreter(options.python, "", host.uv)
+    own = {"fetch": [], "build": [SOURCE, VENV], "compile": [TREE], "execute": [BUNDLE, VENV]}
+    commands = {}
+    for phase, places in own.items():
+        python = f"{VENV}/bin/python" if VENV in places else interpreter.executable
+        mounts = [Mount(host.store.scratch(place.strip("/")), place) for place in places]
+        box = make_sandbox(host, phase, [interpreter], python, mounts, BUNDLE if phase == "execute" else "/tmp")
+        arguments = bwrap_arguments(box, Descriptors([11, 12], 10, 13))
+        commands[phase] = {"bwrap": arguments, "environment": box.environment, "limits": box.policy.limits._asdict()}
+        Log.line(f"# {phase}")
+        Log.line(shlex.join(["bwrap", *arguments]))
+    seccomp = host.profile.seccomp
+    filters = {"default": seccomp.default, "deny": [name for name in seccomp.deny if name not in seccomp.also_allow], "deny_if": [[rule.calls, rule.when] for rule in seccomp.deny_if], "allow": [*seccomp.allow, *seccomp.also_allow]}
+    uid = host.identity.uid if host.identity.uid is not None else os.geteuid()
+    return {"profile": options.profile, "host_uid": uid, "phases": commands, "seccomp": filters}
+
+
+def cache_command(options: argparse.Namespace, cleanup: ExitStack) -> dict[str, Any]:
+    """Show what is kept, or remove what was not used for some days, or everything."""
+    store = Store(options.store_dir or default_store(), options.venvs_dir, True, cleanup)
+    kinds = {kind: store.path(kind) for kind in ("wheels", "trees", "built", "resolved")}
+    kinds["venvs"] = store.venvs
+    oldest = time.time() - options.older_than * 86400
+    report = {}
+    for kind, folder in kinds.items():
+        entries = [os.path.join(folder, name) for name in os.listdir(folder) if not name.startswith(".run-")] if os.path.isdir(folder) else []
+        if options.cache == "prune":
+            for entry in [entry for entry in entries if os.stat(entry).st_mtime <= oldest]:
+                aside = store.scratch(f"pruned-{os.urandom(6).hex()}")
+                with suppress(OSError):
+                    os.rename(entry, aside)
+                    entry = aside
+                remove_tree(entry) if os.path.isdir(entry) else os.unlink(entry)
+                entries = [e for e in entries if os.path.lexists(e)]
+        report[kind] = {"entries": len(entries), "bytes": sum(size_of(entry) for entry in entries)}
+    return {"cache": {"path": store.base, **report}}
+
+
+def size_of(path: str) -> int:
+    if not os.path.isdir(path):
+        return os.lstat(path).st_size
+    return sum(entry[1] for entry in list_files(path))
+
+
+# --- main: one line out, whatever happens
+
+
+def parse_options(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Run one task of one untrusted bundle in a sandbox; one line of JSON comes out.", exit_on_error=False)
+    add = parser.add_argument
+    add("--bundle-path", metavar="DIR", help="the bundle: a directory with a pyproject.toml or a requirements.txt")
+    add("--aggregation", action="store_true", help="standard input is an aggregation, not a simulation")
+    add("--profile", default="default", help="name or path of a sandbox profile (default: %(default)s)")
+    add("--profiles-dir", metavar="DIR", help="where profiles are looked for first")
+    add("--python", metavar="PATH", help="the interpreter to run the bundle with")
+    add("--out-dir", metavar="DIR", help="write outputs over --inline-max there instead of inline")
+    add("--inline-max", metavar="BYTES", type=int, default=512 * 1024, help="with --out-dir: largest inline output (default: %(default)s)")
+    add("--resolver", choices=("auto", "uv", "pip"), default="auto", help="what resolves dependencies (default: uv where it is, else pip)")
+    add("--refresh", action="store_true", help="resolve dependencies and build again, though the answers are kept")
+    add("--no-cache", action="store_true", help="use and keep nothing")
+    add("--store-dir", metavar="DIR", help="where wheels and environments are kept")
+    add("--print-bwrap", action="store_true", help="show every command line and policy, and run nothing")
+    add("--doctor", action="store_true", help="say what this host can do, and what to do about the rest")
+    add("--cache", choices=("show", "prune"), help="show what is kept, or remove it")
+    add("--older-than", metavar="DAYS", type=float, default=0, help="with --cache prune: keep what was made in the last DAYS")
+    try:
+        options, rest = parser.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise Failure("input", "usage", f"the command line is not valid: {error}") from None
+    if rest:
+        raise Failure("input", "usage", f"the command line has the unknown {' '.join(rest)[:200]!r}; see --help")
+    if not (options.bundle_path or options.doctor or options.cache or options.print_bwrap):
+        raise Failure("input", "usage", "--bundle-path is missing; see --help")
+    if options.out_dir is not None:
+        options.out_dir = os.path.abspath(options.out_dir)
+        if not os.path.isdir(options.out_dir):
+            raise Failure("input", "usage", f"--out-dir {options.out_dir!r} is not a directory")
+    options.venvs_dir = os.environ.get("VENVS_DIR")
+    return options
+
+
+class Killed(BaseException):
+    """A signal asked the runner to stop. Raised once; further signals are ignored while it cleans up."""
+
+    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+    @classmethod
+    def arm(cls) -> None:
+        for number in cls.SIGNALS:
+            signal.signal(number, cls.stop)
+
+    @classmethod
+    def disarm(cls) -> None:
+        for number in cls.SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
+    @classmethod
+    def stop(cls, number: int, _: Any) -> None:
+        cls.disarm()
+        raise cls(number)
+
+
+def main(arguments: list[str]) -> int:
+    """Print one line of JSON on the real standard output and return the exit status."""
+    if {"-h", "--help"} & set(arguments):
+        parse_options(["--help"])
+    stdout = os.dup(1)
+    os.dup2(2, 1)
+    os.umask(0o022)
+    Killed.arm()
+    begun = time.monotonic()
+    times: dict[str, float] = {}
+    try:
+        try:
+            body = dispatch(parse_options(arguments), times)
+        finally:
+            Killed.disarm()
+        code = 0 if body.get("doctor", {}).get("ok", True) else 1
+        line = json.dumps(body, allow_nan=False)
+    except Killed as killed:
+        failure = Failure("host", "killed", f"the runner was stopped by {signal.Signals(killed.number).name}, and the sandbox with it", True, signal=signal.Signals(killed.number).name)
+        failure.code = 128 + killed.number
+        code, line = failure.code, json.dumps(failure.as_json(metrics(times, Usage(), time.monotonic() - begun)))
+    except Failure as failure:
+        usage = failure.details.pop("usage", Usage())
+        code, line = failure.code, json.dumps(failure.as_json(metrics(times, usage, time.monotonic() - begun)))
+    except BaseException as error:
+        code, line = 70, json.dumps(internal_error(error))
+    write_all(stdout, line.encode() + b"\n")
+    return code
+
+
+def dispatch(options: argparse.Namespace, times: dict[str, float]) -> dict[str, Any]:
+    """Do what the command line asks, and take everything down again before the answer is returned."""
+    with ExitStack() as cleanup:
+        cleanup.callback(Killed.disarm)
+        if options.doctor:
+            return doctor(options, cleanup)
+        if options.cache:
+            return cache_command(options, cleanup)
+        Libc.call("prctl", Libc.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        host = open_host(options, cleanup)._replace(times=times)
+        if options.print_bwrap:
+            return print_bwrap(options, host)
+        if truthy("PRESERVE_TMP"):
+            cleanup.pop_all()  # nothing is taken down; what the sandboxes were made of stays
+            cleanup.callback(preserve, host)
+        return run_task(options, host, cleanup)
+
+
+def preserve(host: Host) -> None:
+    with open(host.store.scratch("preserved"), "w", encoding="utf-8"):
+        Log.line(f"PRESERVE_TMP: everything of this run stays in {host.store.run}")
+
+
+def internal_error(error: BaseException) -> dict[str, Any]:
+    import traceback
+
+    text = "".join(traceback.format_exception(error))
+    failure = Failure("host", "internal_error", f"the runner itself failed: {type(error).__name__}: {error}", traceback=clip(text))
+    failure.code = 70
+    return failure.as_json({})
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
