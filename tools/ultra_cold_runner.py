@@ -89,9 +89,7 @@ def child_main() -> None:
     request = marshal.loads(read_all(0))
     pipe = ResultPipe(request["result_fd"])
     os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
-    os.closerange(3, pipe.fd)
-    os.closerange(pipe.fd + 1, 1024)
-    os.set_inheritable(pipe.fd, False)
+    close_others([pipe.fd, *request["descriptors"].values()])
     set_rlimits(request["rlimits"])
     try:
         PHASES[request["phase"]](request, pipe)
@@ -111,6 +109,16 @@ def read_all(fd: int) -> bytes:
         chunks.append(chunk)
         chunk = os.read(fd, 1 << 20)
     return b"".join(chunks)
+
+
+def close_others(kept: "list[int]") -> None:
+    """Close every descriptor above 2 but `kept`, which no program that the task starts inherits."""
+    last = 2
+    for fd in [*sorted(kept), 65536]:
+        os.closerange(last + 1, fd)
+        last = fd
+    for fd in kept:
+        os.set_inheritable(fd, False)
 
 
 def set_rlimits(limits: "dict[str, Any]") -> None:
@@ -181,9 +189,17 @@ def load_object(reference: str) -> "Any":
 
 
 def execute(request: "dict[str, Any]", pipe: ResultPipe) -> None:
+    enter_bundle()
+    run_task_code(request, pipe)
+
+
+def enter_bundle() -> None:
     enter_venv()
     sys.path.insert(0, BUNDLE)
     importlib.invalidate_caches()
+
+
+def run_task_code(request: "dict[str, Any]", pipe: ResultPipe) -> None:
     pipe.send(STARTED)
     if "target_entrypoint" in request["task"]:
         aggregate(request["task"], pipe)
@@ -338,6 +354,151 @@ def read_tables(outputs: "dict[str, Any]") -> "dict[str, Any]":
         except Exception as error:
             print("output", repr(name), "is not Arrow after all:", error, file=sys.stderr)
     return tables
+
+
+# --- serve: many tasks of one bundle, each in a fork of a process that has run none
+
+TASK, KILL, READY, ENDED = b"T", b"K", b"R", b"E"
+
+
+def serve(request: "dict[str, Any]", pipe: ResultPipe) -> None:
+    """Fork for each task that comes in; between two tasks leave nothing that the next one could notice.
+
+    The host writes TASK (with a length and a body) and KILL, and reads READY (with a count of threads) and
+    ENDED (with an exit status), four bytes each. A task has neither descriptor.
+    """
+    tasks, control = request["descriptors"]["tasks"], request["descriptors"]["control"]
+    enter_bundle()
+    if request["preload"]:
+        try:
+            load_object(request["wire"])
+        except BaseException as error:  # each task will meet it again, and report it
+            print("preload:", type_name(error), file=sys.stderr)
+    set_dumpable(False)
+    state = process_state()
+    os.write(control, READY + count_threads().to_bytes(4, "big"))
+    while True:
+        kind = os.read(tasks, 1)
+        if kind == TASK:
+            body = read_exactly(tasks, int.from_bytes(read_exactly(tasks, 8), "big"))
+            pid = os.fork()
+            if pid == 0:
+                os.close(tasks)
+                os.close(control)
+                run_forked(body, request, pipe)
+            del body
+            status = wait_for_task(pid, tasks)
+            clear_sandbox()
+            if process_state() != state:
+                os._exit(1)  # the task reached for this process; the host makes a new sandbox
+            os.write(control, ENDED + status.to_bytes(4, "big"))
+        elif not kind:
+            os._exit(0)
+
+
+def read_exactly(fd: int, size: int) -> bytes:
+    data = bytearray()
+    while len(data) < size:
+        chunk = os.read(fd, min(size - len(data), 1 << 20))
+        if not chunk:
+            os._exit(1)
+        data += chunk
+    return bytes(data)
+
+
+def set_dumpable(value: bool) -> None:
+    """A process that is not dumpable can't be opened through /proc by others of its uid (prctl(2))."""
+    import ctypes
+
+    ctypes.CDLL(None).prctl(4, int(value), 0, 0, 0)  # PR_SET_DUMPABLE
+
+
+def process_state() -> "tuple[Any, ...]":
+    """What another process of the same uid can change in this one without a trace."""
+    import resource
+
+    limits = [resource.getrlimit(value) for name, value in sorted(vars(resource).items()) if name.startswith("RLIMIT_")]
+    scheduling = (os.sched_getaffinity(0), os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, 0))
+    return (limits, scheduling, os.getcwd())
+
+
+def count_threads() -> int:
+    """Threads that would be missing in a fork: those left after a first one, for which OpenBLAS ends its own.
+
+    Without /proc nobody knows, and the answer is the cautious one.
+    """
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    try:
+        return len(os.listdir("/proc/self/task")) - 1
+    except OSError:
+        return 1
+
+
+def run_forked(body: bytes, request: "dict[str, Any]", pipe: ResultPipe) -> None:
+    try:
+        set_dumpable(True)
+        set_rlimits(request["task_rlimits"])
+        run_task_code({"task": marshal.loads(body), "wire": request["wire"]}, pipe)
+    except BaseException as error:
+        report_exception(pipe, error)
+    finally:
+        try:
+            sys.stderr.flush()
+        finally:
+            os._exit(0)
+
+
+def wait_for_task(pid: int, tasks: int) -> int:
+    """The task's exit status, as a shell has it. A KILL, or the end of the host, ends it."""
+    import select
+
+    ended = os.pidfd_open(pid)
+    poll = select.poll()
+    poll.register(ended, select.POLLIN)
+    poll.register(tasks, select.POLLIN)
+    while True:
+        ready = [fd for fd, _ in poll.poll()]
+        if ended in ready:
+            break
+        if os.read(tasks, 1) != TASK:
+            os.kill(-1, 9)
+            poll.unregister(tasks)
+    os.close(ended)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return code if code >= 0 else 128 - code
+
+
+def clear_sandbox() -> None:
+    """End every other process of the sandbox and empty what can be written. Whatever goes wrong ends this process."""
+    import shutil
+    import time
+
+    for _ in range(1000):
+        try:
+            os.kill(-1, 9)  # all at once, so no fork escapes; none left is ESRCH
+        except ProcessLookupError:
+            break
+        time.sleep(0.001)
+    else:
+        os._exit(1)
+    for folder in ("/tmp", "/dev/shm"):
+        for entry in os.scandir(folder):
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path)
+            else:
+                os.unlink(entry.path)
+    os.mkdir("/tmp/home")
+
+
+def shell(request: "dict[str, Any]", pipe: ResultPipe) -> None:
+    """Give an engineer a shell where the task would run."""
+    terminal = request["descriptors"]["terminal"]
+    for fd in (0, 1, 2):
+        os.dup2(terminal, fd)
+    os.execve("/bin/sh", ["sh"], dict(os.environ, PS1="sandbox$ "))
 
 
 # --- build: a wheel from a source tree, through its PEP 517 backend
@@ -626,7 +787,7 @@ def probe(request: "dict[str, Any]", pipe: ResultPipe) -> None:
     pipe.send(DONE)
 
 
-PHASES = {"execute": execute, "build": build, "compile": compile_tree, "fetch": fetch, "probe": probe}
+PHASES = {"execute": execute, "build": build, "compile": compile_tree, "fetch": fetch, "probe": probe, "serve": serve, "shell": shell}
 
 
 def describe_interpreter() -> "dict[str, Any]":
@@ -685,6 +846,7 @@ from typing import Any, NamedTuple, NoReturn, TypeVar, get_args, get_origin, get
 
 FORMAT = 1  # part of every key under which something is kept: raise it when what is kept changes
 MIB = 1 << 20
+MAX_DEPTH = 64  # folders in folders, in anything that is unpacked or copied
 LOG_CAP = 256 * 1024  # bytes of log that one run may write to stderr
 TAIL_CAP = 64 * 1024  # bytes of the child's stderr that an error carries
 EXIT_CODES = {"input": 2, "host": 3, "bundle": 4, "fetch": 5, "build": 6, "install": 7, "execute": 8, "result": 9}
@@ -759,6 +921,7 @@ class BundlePolicy(NamedTuple):
     exclude: list[str]
     max_bytes: int
     max_files: int
+    inspect_seconds: float
     request_bytes: int
 
 
@@ -806,6 +969,12 @@ class SeccompPolicy(NamedTuple):
     deny_if: list[DenyRule]
 
 
+class ServePolicy(NamedTuple):
+    preload: bool  # import the wire function before the fork of each task, or after it
+    tasks_per_sandbox: int
+    also_deny: list[str]  # calls that leave something in a namespace that outlives the task
+
+
 class Profile(NamedTuple):
     description: str
     bundle: BundlePolicy
@@ -817,11 +986,12 @@ class Profile(NamedTuple):
     build: PhasePolicy
     compile: PhasePolicy
     execute: PhasePolicy
+    serve: ServePolicy
 
 
 # A profile may bind from these trees and no others: system software, which holds no secrets.
 BINDABLE = ("/usr", "/lib", "/lib32", "/lib64", "/libx32", "/bin", "/sbin", "/opt", "/nix/store", "/etc/alternatives")
-SIZE = re.compile(r"(\d+)\s*(B|KiB|MiB|GiB|TiB)")
+SIZE = re.compile(r"([0-9]{1,19})\s*(B|KiB|MiB|GiB|TiB)")
 UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 
 
@@ -855,7 +1025,7 @@ def read_toml(path: str) -> dict[str, Any]:
     try:
         with open(path, "rb") as file:
             return tomllib.load(file)
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise Failure("host", "profile_invalid", f"the profile {path} can't be read: {error}") from None
 
 
@@ -875,7 +1045,7 @@ def profile_error(path: str, key: str, problem: str) -> Failure:
 def read_table(cls: Any, table: Any, path: str, where: str) -> Any:
     """Turn a TOML table into the record `cls`, whose fields and their types are the schema."""
     if not isinstance(table, dict):
-        raise profile_error(path, where, "must be a table")
+        raise profile_error(path, where.rstrip("."), "must be a table")
     hints = get_type_hints(cls)
     for key in table:
         if key not in hints:
@@ -937,7 +1107,7 @@ def check_profile(profile: Profile, path: str) -> None:
 
 def check_seccomp(policy: SeccompPolicy, path: str) -> None:
     for key in ("default", "foreign_architecture"):
-        if not hasattr(errno, getattr(policy, key)):
+        if getattr(policy, key) not in errno.errorcode.values():
             raise profile_error(path, f"seccomp.{key}", "must be the name of an errno")
     for rule in policy.deny_if:
         for condition in rule.when:
@@ -958,12 +1128,18 @@ def read_request(stream: int, aggregation: bool, limit: int) -> dict[str, Any]:
         data += chunk
         if len(data) > limit:
             raise Failure("input", "input_too_large", f"standard input is over {limit} bytes, the profile's bundle.request_bytes")
+    task = parse_json(bytes(data))
+    return check_aggregation(task) if aggregation else check_simulation(task)
+
+
+def parse_json(data: bytes) -> Any:
+    """JSON as the standard has it: UTF-8 throughout, finite numbers. Anything else is an input error."""
     try:
-        task = json.loads(data.decode(), parse_constant=refuse_constant, parse_float=finite_float)
-        json.dumps(task, ensure_ascii=False).encode()  # lone surrogates end here
+        value = json.loads(data.decode(), parse_constant=refuse_constant, parse_float=finite_float)
+        json.dumps(value, ensure_ascii=False).encode()  # lone surrogates end here
     except (ValueError, RecursionError) as error:
         raise Failure("input", "input_invalid", f"standard input is not one JSON object in UTF-8: {error}") from None
-    return check_aggregation(task) if aggregation else check_simulation(task)
+    return value
 
 
 def refuse_constant(name: str) -> NoReturn:
@@ -1071,17 +1247,18 @@ REQUIREMENT = re.compile(
     rf"|\(?(?P<versions>{VERSION}(?:,{VERSION})*)?\)?\s*(?:;\s*(?P<marker>.+))?)"
 )
 MARKER = re.compile(r"[A-Za-z0-9_ .'\"()<>=!~,*+-]+")
-URL = re.compile(r"(?P<scheme>https|git\+https)://(?P<host>[A-Za-z0-9.-]+|\[[0-9a-fA-F:.]+\])(?::\d{1,5})?/[A-Za-z0-9._~:/?#\[\]@!&'()*+,;=%-]*")
+URL = re.compile(r"(?P<scheme>https|git\+https)://(?P<host>[A-Za-z0-9.-]+|\[[0-9a-fA-F:.]+\])(?::[0-9]{1,5})?/[A-Za-z0-9._~:/?#\[\]@!&'()*+,;=%-]*")
 
 
 def parse_requirement(text: str, policy: DependencyPolicy, source: str) -> Requirement:
     """Parse one dependency, refusing what a resolver would expand, read from disk or run (see URL, MARKER)."""
-    shown = text.strip()[:200]
+    text = " ".join(text[:5000].split())  # no run of blanks for a pattern to try every split of
+    shown = text[:200]
 
     def refuse(problem: str) -> NoReturn:
         raise Failure("bundle", "dependency_refused", f"{source}: the dependency {shown!r} is refused: {problem}")
 
-    match = REQUIREMENT.fullmatch(text.strip()) if len(text) < 4096 else None
+    match = REQUIREMENT.fullmatch(text) if len(text) < 4096 else None
     if match is None:
         refuse("it is not a name with versions or a URL (PEP 508)")
     extras, versions = (re.sub(r"\s", "", match[group] or "") for group in ("extras", "versions"))
@@ -1119,9 +1296,11 @@ def parse_requirements_file(text: str, policy: DependencyPolicy, source: str) ->
     """The requirements of a requirements.txt. Its options are refused, all but `--hash`."""
     found = []
     for number, line in enumerate(text.replace("\\\r\n", " ").replace("\\\n", " ").splitlines(), 1):
-        line = re.sub(r"(^|\s)#.*", "", line).strip()
+        line = re.sub(r"(^|\s)#.*", "", " ".join(line.split()))
         if not line:
             continue
+        if len(line) > 16_384:
+            raise Failure("bundle", "dependency_refused", f"{source}, line {number}: it is too long for a dependency")
         body, *options = re.split(r"\s+--(?=hash)", line)
         hashes = set()
         for option in options:
@@ -1139,8 +1318,8 @@ def parse_requirements_file(text: str, policy: DependencyPolicy, source: str) ->
 def version_matches(version: str, specifier: str) -> bool:
     """Whether a release version such as 3.11.7 satisfies a version specifier (PEP 440, without pre-releases)."""
     have = tuple(int(part) for part in re.findall(r"\d+", version)[:3])
-    for clause in filter(None, (part.strip() for part in specifier.split(","))):
-        match = re.fullmatch(r"(~=|==|!=|<=|>=|<|>)\s*(\d+(?:\.\d+)*)(\.\*)?\S*", clause)
+    for clause in filter(None, (part.strip() for part in specifier[:1000].split(","))):
+        match = re.fullmatch(r"(~=|==|!=|<=|>=|<|>)\s*([0-9]{1,9}(?:\.[0-9]{1,9})*)(\.\*)?(?:[a-z+-][A-Za-z0-9.+-]*)?", clause[:200])
         if match is None:
             raise Failure("bundle", "pyproject_invalid", f"requires-python: {clause[:80]!r} is not a version specifier")
         operator, want, wild = match[1], tuple(int(part) for part in match[2].split(".")), bool(match[3])
@@ -1211,6 +1390,8 @@ def snapshot(source: str, target: str, policy: BundlePolicy) -> tuple[str, int]:
 
 def walk(folder: int, prefix: str, exclude: set[str]) -> Iterator[tuple[str, str, int, int, str]]:
     """Entries below an open directory in a fixed order: path, kind (d, l, f), mode, the folder's fd, name."""
+    if len(os.fsencode(prefix)) > 1024 or prefix.count("/") > MAX_DEPTH:
+        raise Failure("bundle", "bundle_too_deep", f"the bundle's folders are nested too deep at {prefix[:100]!r}...")
     for name in sorted(os.listdir(folder)):
         path = prefix + name
         status = os.stat(name, dir_fd=folder, follow_symlinks=False)
@@ -1291,17 +1472,20 @@ def read_project(path: str, policy: DependencyPolicy) -> Project:
     return Project("", [], [], requires, "")
 
 
-def read_small_file(path: str, limit: int = 4 * MIB) -> str | None:
+def read_small_file(path: str, limit: int = MIB // 2) -> str | None:
+    """The text of a file that must be a regular one, of a sane size; None where there is none."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise Failure("bundle", "unsafe_file", f"{os.path.basename(path)} must be a regular file: {error.strerror}") from None
-    with os.fdopen(fd, "rb") as file:
+    try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise Failure("bundle", "unsafe_file", f"{os.path.basename(path)} must be a regular file")
-        data = file.read(limit + 1)
+        data = os.pread(fd, limit + 1, 0)
+    finally:
+        os.close(fd)
     try:
         if len(data) > limit:
             raise ValueError(f"it is over {limit} bytes")
@@ -1665,9 +1849,13 @@ def sweep(parent: str) -> None:
         if os.path.exists(os.path.join(dead, "preserved")):
             os.close(lock)
         else:
-            Cgroup.sweep(os.path.basename(dead))
-            remove_tree(dead)
-            close_lock(path, lock)
+            try:
+                Cgroup.sweep(os.path.basename(dead))
+                remove_tree(dead)
+                os.unlink(path)
+            except (OSError, RecursionError) as error:  # what one dead run left must not stop the living
+                Log.line(f"{dead} could not be removed: {error}")
+            os.close(lock)
 
 
 def remove_tree(path: str) -> None:
@@ -1758,7 +1946,8 @@ def check_members(members: list[Any], name: str, max_bytes: int) -> None:
         raise wheel_error(name, f"unpacked it is over {max_bytes} bytes (dependencies.max_wheel_bytes)")
     for info in members:
         parts = info.filename.split("/")
-        if any(part in ("", ".", "..") for part in parts) or "\\" in info.filename or not info.filename.isprintable():
+        unsafe = any(part in ("", ".", "..") for part in parts) or "\\" in info.filename or not info.filename.isprintable()
+        if unsafe or len(parts) > MAX_DEPTH or len(info.filename.encode()) > 1024:
             raise wheel_error(name, f"it has an unsafe file name {info.filename[:100]!r}")
         if info.filename in seen:
             raise wheel_error(name, f"it has two files named {info.filename[:100]!r}")
@@ -2117,6 +2306,7 @@ class Cgroup:
     def __init__(self, paths: dict[str, str]) -> None:
         self.paths = paths  # controller to directory; version 2 has the one key ""
         self.doors: list[int] = []
+        self.before: dict[str, float] = {}
 
     @classmethod
     def create(cls, name: str, limits: Limits) -> "Cgroup | None":
@@ -2213,19 +2403,24 @@ class Cgroup:
     def peak_pids(self) -> int:
         return int(self.read("pids", "pids.peak").strip() or 0)
 
-    def cpu_seconds(self) -> tuple[float, float]:
-        """User and system time of every process that was ever in the group."""
+    def mark(self) -> None:
+        """Start a new task: what was counted until now is not of it."""
+        self.before = self.counters()
+        for controller, name in (("memory", "memory.max_usage_in_bytes"), ("", "memory.peak")):
+            with suppress(KeyError, OSError):  # version 2 can do it from Linux 6.12 on
+                self.write(controller, name, 0)
+
+    def counters(self) -> dict[str, float]:
+        """User and system time of every process that was ever in the group, in seconds; refusals of memory and pids."""
         if "" in self.paths:
-            return self.keyed("", "cpu.stat", "user_usec") / 1e6, self.keyed("", "cpu.stat", "system_usec") / 1e6
-        values = [int(self.read("cpuacct", f"cpuacct.usage_{kind}").strip() or 0) / 1e9 for kind in ("user", "sys")]
-        return values[0], values[1]
+            user, system = (self.keyed("", "cpu.stat", f"{kind}_usec") / 1e6 for kind in ("user", "system"))
+        else:
+            user, system = (int(self.read("cpuacct", f"cpuacct.usage_{kind}").strip() or 0) / 1e9 for kind in ("user", "sys"))
+        memory = self.keyed("memory", "memory.events" if "" in self.paths else "memory.oom_control", "oom_kill")
+        return {"user": user, "system": system, "memory": memory, "pids": self.keyed("pids", "pids.events", "max")}
 
-    def out_of_memory(self) -> bool:
-        name = "memory.events" if "" in self.paths else "memory.oom_control"
-        return self.keyed("memory", name, "oom_kill") > 0
-
-    def out_of_pids(self) -> bool:
-        return self.keyed("pids", "pids.events", "max") > 0
+    def since(self, name: str) -> float:
+        return self.counters()[name] - self.before.get(name, 0)
 
     def keyed(self, controller: str, name: str, key: str) -> int:
         for line in self.read(controller, name).splitlines():
@@ -2437,8 +2632,11 @@ class Supervisor:
     One thread, one loop: the death signal of --die-with-parent belongs to the thread that started bwrap.
     """
 
-    def __init__(self, host: "Host", box: Sandbox, request: dict[str, Any], receiver: Receiver) -> None:
+    def __init__(
+        self, host: "Host", box: Sandbox, request: dict[str, Any], receiver: Receiver, descriptors: Mapping[str, int] | None = None
+    ) -> None:
         self.host, self.box, self.limits = host, box, box.policy.limits
+        self.descriptors = dict(descriptors or {})  # what else the child is given, by name
         self.process: subprocess.Popen[bytes]
         self.selector: selectors.BaseSelector
         self.begun = time.monotonic()
@@ -2457,19 +2655,21 @@ class Supervisor:
     def run(self) -> Outcome:
         self.begun = time.monotonic()
         with ExitStack() as cleanup:
-            self.selector = cleanup.enter_context(selectors.DefaultSelector())
-            self.cgroup = Cgroup.create(f"{self.host.run_name}-{self.box.phase}", self.limits)
-            if self.cgroup:
-                cleanup.callback(self.cgroup.remove)
-            with Killed.held():
-                self.process = self.start(cleanup)
-                cleanup.callback(self.end)
+            self.open(cleanup)
             while self.step():
                 pass
             ended = time.monotonic()
-        if self.failure:
-            raise self.failure
         return self.outcome(ended)
+
+    def open(self, cleanup: ExitStack) -> None:
+        """Start the sandbox; leaving `cleanup` ends it."""
+        self.selector = cleanup.enter_context(selectors.PollSelector())
+        self.cgroup = Cgroup.create(f"{self.host.run_name}-{self.box.phase}", self.limits)
+        if self.cgroup:
+            cleanup.callback(self.cgroup.remove)
+        with Killed.held():
+            self.process = self.start(cleanup)
+            cleanup.callback(self.end)
 
     def start(self, cleanup: ExitStack) -> "subprocess.Popen[bytes]":
         """Start bwrap with the descriptors it needs and no others, as the sandbox's own host uid."""
@@ -2478,8 +2678,8 @@ class Supervisor:
         arguments = bwrap_arguments(self.box, Descriptors(programs, status[1].fileno()))
         options, command = arguments[: arguments.index("--")], arguments[arguments.index("--") :]
         packed = memory_file(cleanup, "arguments", b"".join(os.fsencode(option) + b"\0" for option in options))
-        request = {**self.request, "result_fd": result[1].fileno()}
-        inherited = [result[1].fileno(), status[1].fileno(), packed, *programs]
+        request = {**self.request, "result_fd": result[1].fileno(), "descriptors": self.descriptors}
+        inherited = [result[1].fileno(), status[1].fileno(), packed, *programs, *self.descriptors.values()]
         identity = self.host.identity
         privileges: dict[str, Any] = {"user": identity.uid, "group": identity.gid, "extra_groups": []} if identity.uid else {}
         try:
@@ -2587,10 +2787,102 @@ class Supervisor:
             self.monitor.reap(self.process)
 
     def outcome(self, ended: float) -> Outcome:
+        """What came of it. Raises the Failure that a frame was refused with."""
+        if self.failure:
+            raise self.failure
         start = self.frames.started - self.begun if self.frames.started else 0.0
         stderr = bytes(self.stderr).decode("utf-8", "replace")
         usage = self.monitor.usage(ended - self.begun, start)
         return Outcome(self.frames.done, self.frames.name, self.frames.error, self.exit_code, self.violation, stderr, usage)
+
+
+class Session(Supervisor):
+    """A sandbox that stays open for many tasks (--serve): each is a fork inside, watched as a run of its own."""
+
+    GRACE = 2.0  # seconds that the sandbox has to end a task and to clean up; then it is given up
+
+    def __init__(self, host: "Host", box: Sandbox, request: dict[str, Any]) -> None:
+        super().__init__(host, box, {**request, "phase": "serve"}, Receiver())
+        limits = self.request.pop("rlimits")
+        self.request["task_rlimits"] = {"RLIMIT_CPU": limits.pop("RLIMIT_CPU")}  # a fork's CPU time starts at zero
+        self.request["rlimits"] = limits
+        self.alive, self.ended, self.threads, self.served = True, False, -1, 0
+
+    def open(self, cleanup: ExitStack) -> None:
+        """Start the sandbox and wait until it takes tasks. Raises the Failure that keeps it from it."""
+        tasks, control = pipe(cleanup), pipe(cleanup)
+        self.tasks = tasks[1]
+        self.descriptors = {"tasks": tasks[0].fileno(), "control": control[1].fileno()}
+        super().open(cleanup)
+        tasks[0].close()
+        control[1].close()
+        os.set_blocking(self.tasks.fileno(), False)
+        os.set_blocking(control[0].fileno(), False)
+        self.selector.register(control[0].fileno(), selectors.EVENT_READ, self.on_control)
+        while self.threads < 0 and self.step():
+            pass
+        if self.threads < 0:
+            failure = failure_of(self.outcome(time.monotonic()), self.box.phase)
+            raise failure or Failure(self.box.phase, "no_result", "the sandbox ended before it took a task")
+
+    def on_control(self, data: bytes) -> None:
+        """READY and ENDED, five bytes each. Only code of the bundle's import could forge them, and for itself."""
+        for start in range(0, len(data) - 4, 5):
+            value = int.from_bytes(data[start + 1 : start + 5], "big")
+            if data[start : start + 1] == READY:
+                self.threads = value
+            else:
+                self.ended, self.exit_code = True, value
+
+    def run_task(self, task: dict[str, Any], receiver: Receiver) -> Outcome:
+        """Run one task in a fork. Afterwards `alive` says whether the sandbox is fit for another."""
+        self.frames = Frames(receiver, self.limits.output_bytes)
+        self.monitor, self.begun, self.finished_at = Monitor(), time.monotonic(), 0.0
+        self.violation, self.failure, self.exit_code, self.ended = None, None, None, False
+        self.stderr, self.stderr_bytes, self.served = bytearray(), 0, self.served + 1
+        if self.cgroup:
+            self.cgroup.mark()
+        body = marshal.dumps(task, 2)
+        running = self.write(TASK + len(body).to_bytes(8, "big") + body)
+        while running and not self.ended:
+            running = self.step()
+        if not self.ended and self.process.returncode is None:
+            self.write(KILL)
+            self.wait_for_end()
+        self.alive = self.ended and self.served < self.host.profile.serve.tasks_per_sandbox
+        self.drain()
+        if self.cgroup:
+            self.monitor.read_cgroup(self.cgroup)
+            if self.frames.done is None:
+                self.violation = self.violation or self.monitor.violation(self.limits, self.box.policy, self.cgroup)
+        self.exit_code = 137 if self.exit_code is None else self.exit_code  # the sandbox's own end took the task with it
+        return self.outcome(time.monotonic())
+
+    def write(self, data: bytes) -> bool:
+        """Send to the sandbox, for as long as a task may take; false where it does not listen."""
+        import select
+
+        view, end = memoryview(data), time.monotonic() + self.limits.wall_seconds
+        while view and time.monotonic() < end:
+            try:
+                view = view[os.write(self.tasks.fileno(), view) :]
+            except BlockingIOError:
+                select.select([], [self.tasks], [], 0.1)
+            except BrokenPipeError:
+                return False
+        return not view
+
+    def wait_for_end(self) -> None:
+        end = time.monotonic() + self.GRACE
+        while not self.ended and time.monotonic() < end:
+            for key, _ in self.selector.select(max(0.0, end - time.monotonic())):
+                if key.data is None:
+                    return
+                data = read_some(key.fd)
+                if data and key.data == self.on_control:
+                    self.on_control(data)
+                elif data == b"":
+                    self.selector.unregister(key.fd)
 
 
 class Monitor:
@@ -2641,7 +2933,7 @@ class Monitor:
         self.processes, self.tasks = max(self.processes, len(members)), max(self.tasks, tasks)
 
     def read_cgroup(self, cgroup: Cgroup) -> None:
-        self.user, self.system = cgroup.cpu_seconds()
+        self.user, self.system = cgroup.since("user"), cgroup.since("system")
         self.memory = max(self.memory, cgroup.peak_memory())
         self.tasks = max(self.tasks, cgroup.peak_pids() - Cgroup.OVERHEAD)
 
@@ -2649,9 +2941,9 @@ class Monitor:
         """The first limit that the samples show to be reached."""
         if self.tmp_full:
             return Violation("tmpfs_limit", "tmp_bytes", policy.tmp_bytes, policy.tmp_bytes)
-        if cgroup.out_of_memory() if cgroup else self.memory > limits.memory_bytes:
+        if cgroup.since("memory") > 0 if cgroup else self.memory > limits.memory_bytes:
             return Violation("memory_limit", "memory_bytes", limits.memory_bytes, self.memory)
-        if cgroup.out_of_pids() if cgroup else self.tasks >= limits.processes:
+        if cgroup.since("pids") > 0 if cgroup else self.tasks >= limits.processes:
             return Violation("pids_limit", "processes", limits.processes, max(self.tasks, limits.processes))
         if self.user + self.system > limits.cpu_seconds:
             return Violation("cpu_limit", "cpu_seconds", limits.cpu_seconds, self.user + self.system)
@@ -2864,9 +3156,15 @@ class Host(NamedTuple):
 def run_phase(host: Host, box: Sandbox, request: dict[str, Any], receiver: Receiver) -> Outcome:
     """Run one sandbox to its end and raise the Failure it ended in, if it did."""
     outcome = Supervisor(host, box, request, receiver).run()
-    failure = failure_of(outcome, box.phase)
+    raise_failure(host, outcome, box.phase)
+    return outcome
+
+
+def raise_failure(host: Host, outcome: Outcome, phase: str) -> None:
+    """Raise what the outcome means, if it means an error, without the secrets that the fetch phase knew."""
+    failure = failure_of(outcome, phase)
     if failure is None:
-        return outcome
+        return
     failure.error = redact(failure.error, host.secrets)
     for name in ("stderr", "traceback"):
         if isinstance(failure.details.get(name), str):
@@ -2940,7 +3238,7 @@ class FileReceiver(Receiver):
         self.notes: dict[str, bytes] = {}
 
     def opened(self, kind: bytes, name: str, size: int) -> None:
-        if name in self.files or len(self.files) >= self.limit:
+        if name in (self.notes if kind == NOTE else self.files) or len(self.files) + len(self.notes) > 2 * self.limit:
             raise Failure("result", "bad_result", f"the sandbox sent {name[:100]!r} twice, or too many files")
         self.name, self.digest = name, hashlib.sha256()
         self.note: bytearray | None = bytearray() if kind == NOTE else None
@@ -3285,7 +3583,7 @@ def unpack_source(archive: str, target: str, policy: BundlePolicy) -> None:
 
 def write_source(target: str, name: str, size: int, mode: int, reader: Any, used: int, policy: BundlePolicy) -> int:
     parts = [part for part in name.split("/") if part not in ("", ".")]
-    if ".." in parts or name.startswith("/") or not parts or "\0" in name:
+    if ".." in parts or name.startswith("/") or not parts or "\0" in name or len(parts) > MAX_DEPTH or len(name) > 1024:
         raise Failure("fetch", "source_invalid", f"a source archive has the unsafe name {name[:200]!r}")
     if used + size > policy.max_bytes:
         raise Failure("fetch", "source_invalid", f"a source archive is over {policy.max_bytes} bytes unpacked")
@@ -3592,16 +3890,25 @@ def choose_wire(wires: list[list[str]], group: str) -> str:
     return wires[0][1]
 
 
-def execute_task(host: Host, interpreter: Interpreter, bundle: Bundle, environment: Environment, task: dict[str, Any], outputs: Outputs) -> tuple[dict[str, Any], Usage]:
-    """Run the task in its sandbox. Returns the result's JSON object, without metrics, and what was used."""
-    simulation = "params" in task
-    wire = choose_wire(environment.wires, host.profile.bundle.entry_point_group) if simulation else ""
-    mounts = [Mount(bundle.path, BUNDLE), Mount(environment.venv, VENV)]
-    box = make_sandbox(host, "execute", [interpreter], f"{VENV}/bin/python", mounts, BUNDLE)
-    outcome = run_phase(host, box, {"task": task, "wire": wire}, outputs)
+def execute_task(host: Host, workshop: "Workshop", task: dict[str, Any], outputs: Outputs) -> tuple[dict[str, Any], Usage]:
+    """Run the task in a sandbox of its own. Returns the result's JSON object, without metrics, and what was used."""
+    wires = workshop.environment.wires
+    wire = choose_wire(wires, host.profile.bundle.entry_point_group) if "params" in task else ""
+    outcome = Supervisor(host, execute_box(host, workshop), {"task": task, "wire": wire}, outputs).run()
+    return task_result(host, outcome, task, outputs)
+
+
+def execute_box(host: Host, workshop: "Workshop") -> Sandbox:
+    mounts = [Mount(workshop.bundle.path, BUNDLE), Mount(workshop.environment.venv, VENV)]
+    return make_sandbox(host, "execute", [workshop.interpreter], f"{VENV}/bin/python", mounts, BUNDLE)
+
+
+def task_result(host: Host, outcome: Outcome, task: dict[str, Any], outputs: Outputs) -> tuple[dict[str, Any], Usage]:
+    """What a task's sandbox gave, as the contract has it; raises the Failure where it gave none."""
+    raise_failure(host, outcome, "execute")
     for line in outcome.stderr.splitlines():
         Log.line(f"task: {line}")
-    if simulation:
+    if "params" in task:
         return {"task_id": task_id(task, outputs.found), "outputs": outputs.found}, outcome.usage
     return parse_aggregation(outcome.done or b""), outcome.usage
 
@@ -3659,26 +3966,56 @@ def default_store() -> str:
     return os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "ultra-cold-runner")
 
 
+class Workshop(NamedTuple):
+    """Where the tasks of one bundle run."""
+
+    bundle: Bundle
+    interpreter: Interpreter
+    environment: Environment
+
+
+def prepare_workshop(options: argparse.Namespace, host: Host) -> Workshop:
+    begun = time.monotonic()
+    bundle = open_bundle(options.bundle_path, host)
+    interpreter = choose_interpreter(options.python, bundle.project.requires_python, host.uv)
+    environment = prepare_environment(Resolver(host, interpreter, os.environ), bundle, truthy("REUSE"))
+    add_in_place(environment, bundle.path, interpreter)
+    host.times["prepare"] = time.monotonic() - begun - sum(host.times.values())
+    return Workshop(bundle, interpreter, environment)
+
+
 def run_task(options: argparse.Namespace, host: Host, cleanup: ExitStack) -> dict[str, Any]:
     """Run one task from request to result. Returns the object to print."""
     begun = time.monotonic()
     task = read_request(0, options.aggregation, host.profile.bundle.request_bytes)
-    bundle = open_bundle(options.bundle_path, host)
-    interpreter = choose_interpreter(options.python, bundle.project.requires_python, host.uv)
-    resolver = Resolver(host, interpreter, os.environ)
-    environment = prepare_environment(resolver, bundle, truthy("REUSE"))
-    add_in_place(environment, bundle.path, interpreter)
-    host.times["prepare"] = time.monotonic() - begun - sum(host.times.values())
+    workshop = prepare_workshop(options, host)
     outputs = Outputs(options.out_dir, options.inline_max)
     cleanup.callback(outputs.remove_partial)
-    result, usage = execute_task(host, interpreter, bundle, environment, task, outputs)
+    result, usage = execute_task(host, workshop, task, outputs)
     return {**result, "metrics": metrics(host.times, usage, time.monotonic() - begun)}
 
 
 def open_bundle(path: str, host: Host) -> Bundle:
     target = host.store.scratch("bundle")
-    digest, size = snapshot(path, target, host.profile.bundle)
-    return Bundle(target, digest, size, read_project(target, host.profile.dependencies))
+    with deadline(host.profile.bundle.inspect_seconds, "bundle", "inspect_seconds"):
+        digest, size = snapshot(path, target, host.profile.bundle)
+        return Bundle(target, digest, size, read_project(target, host.profile.dependencies))
+
+
+@contextmanager
+def deadline(seconds: float, phase: str, name: str) -> Iterator[None]:
+    """A wall limit for what the host itself does with the attacker's data, such as parsing a slow TOML file."""
+
+    def stop(_: int, __: Any) -> NoReturn:
+        limit = {"name": name, "value": seconds, "seen": seconds}
+        raise Failure(phase, "timeout", f"the bundle could not be inspected in {seconds:g} s (bundle.{name} of the profile)", limit=limit)
+
+    signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def metrics(times: Mapping[str, float], usage: Usage, total: float) -> dict[str, float]:
@@ -3700,6 +4037,131 @@ def metrics(times: Mapping[str, float], usage: Usage, total: float) -> dict[str,
 
 def truthy(name: str) -> bool:
     return os.environ.get(name, "") in ("1", "true", "TRUE")
+
+
+# --- serve: one line of JSON for each line of JSON, in one sandbox
+
+
+class Inbox:
+    """Lines on standard input, read while tasks run, so that one can be cancelled."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.open = limit, True
+        self.buffer, self.waiting = bytearray(), []  # type: bytearray, list[dict[str, Any] | Failure]
+        self.cancelled: set[str] = set()
+
+    def next(self) -> "dict[str, Any] | Failure | None":
+        """The next line, parsed, or why it can't be; None at the end of the input."""
+        while not self.waiting and self.open:
+            self.on_input(os.read(0, MIB))
+        return self.waiting.pop(0) if self.waiting else None
+
+    def on_input(self, data: bytes) -> None:
+        self.open = bool(data)
+        *lines, rest = (bytes(self.buffer) + data).split(b"\n")
+        self.buffer = bytearray(rest)
+        if len(rest) > self.limit:
+            raise Failure("input", "input_too_large", f"a line on standard input is over {self.limit} bytes (bundle.request_bytes)")
+        for line in lines if self.open else [*lines, rest]:
+            if line.strip():
+                self.take(line)
+
+    def take(self, line: bytes) -> None:
+        try:
+            message = parse_json(line)
+        except Failure as failure:
+            self.waiting.append(failure)
+            return
+        if isinstance(message, dict) and message.keys() == {"cancel"}:
+            self.cancelled.add(str(message["cancel"]))
+        else:
+            self.waiting.append(message if isinstance(message, dict) else {"task": message})
+
+
+def serve_tasks(options: argparse.Namespace, host: Host, cleanup: ExitStack, emit: Callable[[dict[str, Any]], None]) -> None:
+    """Prepare the environment once, then answer every line on standard input with a line, in order."""
+    policy = host.profile.seccomp
+    programs = seccomp_programs(policy._replace(allow=[name for name in policy.allow if name not in host.profile.serve.also_deny], deny=[*policy.deny, *host.profile.serve.also_deny]))
+    host = host._replace(seccomp=programs)
+    workshop = prepare_workshop(options, host)
+    inbox = Inbox(host.profile.bundle.request_bytes)
+    server = Server(host, workshop, inbox, cleanup)
+    server.session()
+    emit({"serving": {"bundle_digest": workshop.bundle.digest, "python": workshop.interpreter.version}})
+    for message in iter(inbox.next, None):
+        emit(server.answer(message, options))
+
+
+class Server:
+    """Answers tasks; makes the sandbox anew where one is not fit for another task."""
+
+    def __init__(self, host: Host, workshop: "Workshop", inbox: Inbox, cleanup: ExitStack) -> None:
+        self.host, self.workshop, self.inbox, self.cleanup = host, workshop, inbox, cleanup
+        self.preload = host.profile.serve.preload
+        self.current: Session | None = None
+        self.ends = ExitStack()
+        cleanup.callback(lambda: self.ends.close())
+
+    def session(self) -> Session:
+        """The open sandbox, or a new one. Where the import leaves threads, which a fork would lose, without preload."""
+        if self.current and self.current.alive and self.current.process.poll() is None:
+            return self.current
+        self.ends.close()
+        self.ends = ExitStack()
+        box = execute_box(self.host, self.workshop)
+        group = self.host.profile.bundle.entry_point_group
+        wire = choose_wire(self.workshop.environment.wires, group) if self.workshop.environment.wires else ""
+        self.current = Session(self.host, box, {"wire": wire, "preload": bool(wire) and self.preload})
+        self.current.open(self.ends)
+        if self.preload and self.current.threads:
+            Log.line("the bundle's import starts threads, or nobody can tell: it is imported in each task")
+            self.preload, self.current.alive = False, False
+            return self.session()
+        return self.current
+
+    def answer(self, message: "dict[str, Any] | Failure", options: argparse.Namespace) -> dict[str, Any]:
+        name = message.pop("id", None) if isinstance(message, dict) else None
+        begun, usage = time.monotonic(), Usage()
+        try:
+            if isinstance(message, Failure):
+                raise message
+            task = check_aggregation(message) if "target_entrypoint" in message else check_simulation(message)
+            if "params" in task:
+                choose_wire(self.workshop.environment.wires, self.host.profile.bundle.entry_point_group)
+            outputs = Outputs(options.out_dir, options.inline_max)
+            try:
+                result, usage = self.run(task, outputs, name)
+            finally:
+                outputs.remove_partial()
+            body = {**result, "metrics": metrics({}, usage, time.monotonic() - begun)}
+        except Failure as failure:
+            usage = failure.details.pop("usage", usage)
+            body = failure.as_json(metrics({}, usage, time.monotonic() - begun))
+        return body if name is None else {**body, "id": name}
+
+    def run(self, task: dict[str, Any], outputs: Outputs, name: Any) -> tuple[dict[str, Any], Usage]:
+        session = self.session()
+
+        def on_input(data: bytes) -> None:
+            self.inbox.on_input(data)
+            if not data:
+                session.selector.unregister(0)
+            check_cancelled()
+
+        def check_cancelled() -> None:
+            if name is not None and str(name) in self.inbox.cancelled:
+                self.inbox.cancelled.discard(str(name))
+                raise Failure("execute", "cancelled", "the task was cancelled", True)
+
+        check_cancelled()
+        if self.inbox.open:
+            session.selector.register(0, selectors.EVENT_READ, on_input)
+        try:
+            outcome = session.run_task(task, outputs)
+        finally:
+            with suppress(KeyError):
+                session.selector.unregister(0)
+        return task_result(self.host, outcome, task, outputs)
 
 
 # --- commands beside running a task
@@ -3749,6 +4211,7 @@ def print_bwrap(options: argparse.Namespace, host: Host) -> dict[str, Any]:
     """The command line, limits and filter of every phase of a run, for a reviewer; nothing is run."""
     import shlex
 
+    host = host._replace(stage=Stage("", Identity(None, None)))  # name the sources, stage nothing
     interpreter = choose_interpreter(options.python, "", host.uv)
     own = {"fetch": [], "build": [SOURCE, VENV], "compile": [TREE], "execute": [BUNDLE, VENV]}
     commands = {}
@@ -3810,6 +4273,8 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
     add("--refresh", action="store_true", help="resolve dependencies and build again, though the answers are kept")
     add("--no-cache", action="store_true", help="use and keep nothing")
     add("--store-dir", metavar="DIR", help="where wheels and environments are kept")
+    add("--serve", action="store_true", help="keep the sandbox and answer one task a line, each in a fork")
+    add("--shell", action="store_true", help="a shell in the sandbox instead of a task, where the profile gives one")
     add("--print-bwrap", action="store_true", help="show every command line and policy, and run nothing")
     add("--doctor", action="store_true", help="say what this host can do, and what to do about the rest")
     add("--cache", choices=("show", "prune"), help="show what is kept, or remove it")
@@ -3875,27 +4340,34 @@ def main(arguments: list[str]) -> int:
     Killed.arm()
     begun = time.monotonic()
     times: dict[str, float] = {}
+
+    def emit(body: Mapping[str, Any]) -> None:
+        write_all(stdout, json.dumps(body, allow_nan=False).encode() + b"\n")
+
     try:
         try:
-            body = dispatch(parse_options(arguments), times)
+            body = dispatch(parse_options(arguments), times, emit)
         finally:
             Killed.disarm()
-        code = 0 if body.get("doctor", {}).get("ok", True) else 1
-        line = json.dumps(body, allow_nan=False)
+        if body is not None:
+            emit(body)
+        return 0 if body is None or body.get("doctor", {}).get("ok", True) else 1
     except Killed as killed:
-        failure = Failure("host", "killed", f"the runner was stopped by {signal.Signals(killed.number).name}, and the sandbox with it", True, signal=signal.Signals(killed.number).name)
+        name = signal.Signals(killed.number).name
+        failure = Failure("host", "killed", f"the runner was stopped by {name}, and the sandbox with it", True, signal=name)
         failure.code = 128 + killed.number
-        code, line = failure.code, json.dumps(failure.as_json(metrics(times, Usage(), time.monotonic() - begun)))
-    except Failure as failure:
-        usage = failure.details.pop("usage", Usage())
-        code, line = failure.code, json.dumps(failure.as_json(metrics(times, usage, time.monotonic() - begun)))
+    except Failure as raised:
+        failure = raised
+    except BrokenPipeError:  # nobody reads the answer
+        return 1
     except BaseException as error:
-        code, line = 70, json.dumps(internal_error(error))
-    write_all(stdout, line.encode() + b"\n")
-    return code
+        failure = internal_error(error)
+    usage = failure.details.pop("usage", Usage())
+    emit(failure.as_json(metrics(times, usage, time.monotonic() - begun)))
+    return failure.code
 
 
-def dispatch(options: argparse.Namespace, times: dict[str, float]) -> dict[str, Any]:
+def dispatch(options: argparse.Namespace, times: dict[str, float], emit: Callable[[dict[str, Any]], None]) -> dict[str, Any] | None:
     """Do what the command line asks, and take everything down again before the answer is returned."""
     with ExitStack() as cleanup:
         try:
@@ -3910,9 +4382,28 @@ def dispatch(options: argparse.Namespace, times: dict[str, float]) -> dict[str, 
             if truthy("PRESERVE_TMP"):
                 cleanup.pop_all()  # nothing is taken down; what the sandboxes were made of stays
                 cleanup.callback(preserve, host)
-            return run_task(options, host, cleanup)
+            if options.serve:
+                serve_tasks(options, host, cleanup, emit)
+                return None
+            return run_shell(options, host) if options.shell else run_task(options, host, cleanup)
         finally:
             Killed.disarm()
+
+
+def run_shell(options: argparse.Namespace, host: Host) -> dict[str, Any]:
+    """An interactive shell on the caller's terminal, in the sandbox where the bundle's tasks run."""
+    if not host.profile.execute.shell:
+        raise Failure("input", "usage", f"the profile {options.profile!r} gives no shell (execute.shell); use --profile debug")
+    try:
+        terminal = os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        raise Failure("input", "usage", "--shell needs a terminal") from None
+    workshop = prepare_workshop(options, host)
+    box = execute_box(host, workshop)
+    outcome = Supervisor(host, box, {"phase": "shell"}, Receiver(), {"terminal": terminal}).run()
+    if outcome.exit_code is None or outcome.violation:
+        raise_failure(host, outcome, "execute")
+    return {"shell": {"exit_status": outcome.exit_code}, "metrics": metrics(host.times, outcome.usage, outcome.usage.wall)}
 
 
 def preserve(host: Host) -> None:
@@ -3920,13 +4411,13 @@ def preserve(host: Host) -> None:
         Log.line(f"PRESERVE_TMP: everything of this run stays in {host.store.run}")
 
 
-def internal_error(error: BaseException) -> dict[str, Any]:
+def internal_error(error: BaseException) -> Failure:
     import traceback
 
     text = "".join(traceback.format_exception(error))
     failure = Failure("host", "internal_error", f"the runner itself failed: {type(error).__name__}: {error}", traceback=clip(text))
     failure.code = 70
-    return failure.as_json({})
+    return failure
 
 
 if __name__ == "__main__":
