@@ -572,24 +572,30 @@ def fetch(request: "dict[str, Any]", pipe: ResultPipe) -> None:
     """Resolve (uv, else pip; wheels only), then download what the host does not have yet.
 
     Sends a NOTE `lock` (the resolved files), an OUTPUT for each downloaded file, named by its number in
-    the lock, and for each git source an OUTPUT `git/<n>` (a tar) with a NOTE of the same name (the commit).
+    the lock, and for each git source an OUTPUT `git/<n>` (a tar).
     """
     import json
     from concurrent.futures import ThreadPoolExecutor
 
     for number, source in enumerate(request["git"]):
-        commit, archive = clone(source, number)
-        pipe.send_file("git/" + str(number), archive)
-        pipe.send(NOTE, "git/" + str(number), commit.encode())
+        pipe.send_file("git/" + str(number), clone(source, number))
     files = request["locked"]
     if files is None:
         files = resolve_with_uv(request) if request["uv"] else resolve_with_pip(request)
     pipe.send(NOTE, "lock", json.dumps(files).encode())
-    missing = [n for n, file in enumerate(files) if file["url"] and file["sha256"] not in request["have"]]
+    have = set(request["have"])
+    missing = [n for n, file in enumerate(files) if file["url"].startswith("https://") and kept_name(file) not in have]
     with ThreadPoolExecutor(8) as pool:
         for _ in pool.map(lambda n: download(files[n]["url"], str(n), request, pipe), missing):
             pass
     pipe.send(DONE)
+
+
+def kept_name(file: "dict[str, Any]") -> str:
+    """What the host keeps a file under; both parts, or bytes that are known under one name would hide another."""
+    from urllib.parse import unquote, urlsplit
+
+    return str(file["sha256"]) + "/" + unquote(urlsplit(file["url"]).path.rsplit("/", 1)[-1])
 
 
 def run_tool(command: "list[Any]", environment: "dict[str, Any]", cwd: str = "/tmp") -> str:
@@ -767,7 +773,7 @@ def copy_url(url: str, path: str, request: "dict[str, Any]") -> None:
         shutil.copyfileobj(answer, file, 1 << 20)
 
 
-def clone(source: "dict[str, Any]", number: int) -> "tuple[Any, ...]":
+def clone(source: "dict[str, Any]", number: int) -> str:
     """Fetch one commit as data: no hooks, no submodules, no filters, no configuration but ours."""
     folder, archive = "/tmp/git." + str(number), "/tmp/git.tar." + str(number)
     environment = dict(os.environ, GIT_ALLOW_PROTOCOL="https", GIT_TERMINAL_PROMPT="0", **source["credentials"])
@@ -779,7 +785,7 @@ def clone(source: "dict[str, Any]", number: int) -> "tuple[Any, ...]":
     run_tool([*git, *depth, "--", source["url"], source["ref"] or "HEAD"], environment)
     commit = run_tool([*git, "rev-parse", "FETCH_HEAD^{commit}"], environment).strip()
     run_tool([*git, "archive", "--format=tar", "-o", archive, commit], environment)
-    return commit, archive
+    return archive
 
 
 def probe(request: "dict[str, Any]", pipe: ResultPipe) -> None:
@@ -1666,7 +1672,7 @@ class Libc:
     """System calls that Python 3.11 has no name for."""
 
     CLONE_NEWNS, MS_BIND, MS_REC, MS_SLAVE = 0x20000, 0x1000, 0x4000, 0x80000
-    PR_SET_CHILD_SUBREAPER = 36
+    PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
     @staticmethod
     def call(name: str, *arguments: Any) -> None:
@@ -1741,7 +1747,7 @@ class Store:
 
     run/<id>     scratch of one run, locked while the run lives; whoever comes later removes the dead
     wheels/<sha256>/<file name>          wheel files
-    trees/<sha256>-<cache tag>/          wheels unpacked, with bytecode, and their manifest
+    trees/<key>                          wheels unpacked, with bytecode, and their manifest
     built/<key>, resolved/<key>          which wheel a source gave; which wheels dependencies gave
     venvs/<key>                          whole environments, with REUSE=1
     """
@@ -1889,8 +1895,6 @@ class Tree(NamedTuple):
     requires: list[str]
 
 
-def tree_key(sha256: str, interpreter: Interpreter) -> str:
-    return f"{sha256}-{digest_of(interpreter.key())[:16]}"
 
 
 def read_tree(path: str) -> Tree | None:
@@ -1916,6 +1920,7 @@ def unpack_wheel(wheel: str, target: str, library: str, max_bytes: int) -> dict[
     name = os.path.basename(wheel)
     site = f"lib/{library}/site-packages"
     try:
+        check_directory_size(wheel)
         with zipfile.ZipFile(wheel) as archive:
             members = [info for info in archive.infolist() if not info.is_dir()]
             check_members(members, name, max_bytes)
@@ -1936,8 +1941,16 @@ def unpack_wheel(wheel: str, target: str, library: str, max_bytes: int) -> dict[
         raise wheel_error(name, f"it can't be unpacked: {error}") from None
     groups = parse_entry_points(points, name)
     write_scripts(groups.get("console_scripts", {}), os.path.join(target, "bin"))
-    requires = [line.partition(":")[2].strip() for line in metadata.partition("\n\n")[0].replace("\r", "").splitlines() if line.lower().startswith("requires-dist:")]
-    return {"groups": groups, "requires": requires}
+    return {"groups": groups, "requires": requires_of(metadata)}
+
+
+def check_directory_size(path: str, limit: int = 32 * MIB) -> None:
+    """Refuse a zip whose directory of names is huge: zipfile reads it whole (PKWARE APPNOTE 4.3.16)."""
+    with open(path, "rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - 65_557))
+        end = file.read().rpartition(b"PK\x05\x06")[2]
+    if int.from_bytes(end[8:12], "little") > limit:
+        raise ValueError("its directory of names is too large")
 
 
 def check_members(members: list[Any], name: str, max_bytes: int) -> None:
@@ -1945,9 +1958,13 @@ def check_members(members: list[Any], name: str, max_bytes: int) -> None:
     if sum(info.file_size for info in members) > max_bytes:
         raise wheel_error(name, f"unpacked it is over {max_bytes} bytes (dependencies.max_wheel_bytes)")
     for info in members:
+        metadata = ".dist-info/" in info.filename and info.filename.count("/") == 1
+        if metadata and info.file_size > 32 * MIB:
+            raise wheel_error(name, f"its {info.filename[:100]!r} is too large")
         parts = info.filename.split("/")
         unsafe = any(part in ("", ".", "..") for part in parts) or "\\" in info.filename or not info.filename.isprintable()
-        if unsafe or len(parts) > MAX_DEPTH or len(info.filename.encode()) > 1024:
+        cache = parts[-1] == "__pycache__" or any(part.endswith(".pyc") for part in parts[:-1])
+        if unsafe or cache or len(parts) > MAX_DEPTH or len(info.filename.encode()) > 1024:
             raise wheel_error(name, f"it has an unsafe file name {info.filename[:100]!r}")
         if info.filename in seen:
             raise wheel_error(name, f"it has two files named {info.filename[:100]!r}")
@@ -1980,7 +1997,7 @@ def place_of(member: str, data: str, site: str, name: str) -> str:
         if scheme not in folders or not rest:
             raise wheel_error(name, f"it has an unknown data scheme {scheme[:40]!r}")
         place = folders[scheme] + rest
-    if place == "pyvenv.cfg" or re.fullmatch(r"bin/(python|activate)[^/]*", place):
+    if re.match(r"pyvenv.cfg(/|$)|bin/(python|activate)", place):
         raise wheel_error(name, f"it would replace {place!r} of the environment")
     return place
 
@@ -1993,7 +2010,7 @@ def write_member(source: Any, info: Any, path: str, record: Mapping[str, str], n
     digest, left = hashlib.sha256(), info.file_size
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o755 if executable else 0o644), "wb") as target:
         chunk = source.read(MIB)
-        if chunk.startswith(b"#!python"):  # a script of the wheel: the specification has it rewritten
+        if chunk.startswith(b"#!python") and ".data/scripts/" in info.filename:  # the specification has it rewritten
             digest.update(chunk)
             left -= len(chunk)
             target.write(f"#!{VENV}/bin/python".encode() + chunk[len(chunk.split(b"\n", 1)[0].split(b" ", 1)[0]) :])
@@ -2060,7 +2077,10 @@ def link_tree(tree: Tree, venv: str) -> None:
         source, target = os.path.join(tree.path, name), os.path.join(venv, name)
         folder = os.path.dirname(target)
         if folder not in made:
-            os.makedirs(folder, mode=0o755, exist_ok=True)
+            try:
+                os.makedirs(folder, mode=0o755, exist_ok=True)
+            except OSError as error:
+                raise wheel_error(name, f"two wheels of the environment disagree about it: {error.strerror}") from None
             made.add(folder)
         status = os.lstat(source)
         if (status.st_size, status.st_mtime_ns, status.st_mode) != (size, mtime, mode):
@@ -2071,7 +2091,7 @@ def link_tree(tree: Tree, venv: str) -> None:
             continue
         except OSError as error:
             if error.errno not in (errno.EXDEV, errno.EMLINK, errno.EPERM):
-                raise
+                raise wheel_error(name, f"two wheels of the environment disagree about it: {error.strerror}") from None
             copy_plain(source, target, mode)
 
 
@@ -2113,10 +2133,10 @@ def seccomp_programs(policy: SeccompPolicy) -> list[bytes]:
     return [seccomp_program(default, foreign, lists, False), seccomp_program(SCMP_ALLOW, foreign, conditions, True)]
 
 
-def no_exec_program() -> bytes:
-    """Denies execve and execveat, for a process that must never start another program."""
+def deny_program(calls: Iterable[str]) -> bytes:
+    """One more program, which denies some calls and leaves the rest to the others."""
     refuse = SCMP_ERRNO | errno.EPERM
-    return seccomp_program(SCMP_ALLOW, refuse, [(refuse, "execve", []), (refuse, "execveat", [])], True)
+    return seccomp_program(SCMP_ALLOW, refuse, [(refuse, call, []) for call in calls], True)
 
 
 def combinations(conditions: list[Condition]) -> list[list[tuple[int, int, int, int]]]:
@@ -2525,7 +2545,7 @@ class Receiver:
 class Frames:
     """Reads frames from a hostile stream. Sizes are announced, so that a receiver can refuse before it stores."""
 
-    CONTROL_CAP = 64 * MIB  # ERROR, NOTE and DONE bodies are held in memory
+    CAPS = {ERROR: MIB, NOTE: 16 * MIB, STARTED: 0, DONE: 64 * MIB}  # bytes; these bodies are held in memory
 
     def __init__(self, receiver: Receiver, limit: int) -> None:
         self.receiver, self.limit = receiver, limit
@@ -2575,7 +2595,7 @@ class Frames:
             if self.left > self.limit:
                 raise OutputLimit(self.left)
             self.receiver.opened(self.kind, self.name, self.left)
-        elif self.left > self.CONTROL_CAP:
+        elif self.left > self.CAPS[self.kind]:
             raise Failure("result", "bad_result", f"the sandbox sent a message of {self.left} bytes")
 
     def _take(self, chunk: bytes) -> None:
@@ -2674,7 +2694,10 @@ class Supervisor:
     def start(self, cleanup: ExitStack) -> "subprocess.Popen[bytes]":
         """Start bwrap with the descriptors it needs and no others, as the sandbox's own host uid."""
         result, stderr, status = (pipe(cleanup) for _ in range(3))
-        programs = [memory_file(cleanup, "seccomp", program) for program in self.host.seccomp]
+        filters = list(self.host.seccomp)
+        if self.cgroup is None:  # polling does not see a System V segment that nobody has attached
+            filters.append(deny_program(["shmget"]))
+        programs = [memory_file(cleanup, "seccomp", program) for program in filters]
         arguments = bwrap_arguments(self.box, Descriptors(programs, status[1].fileno()))
         options, command = arguments[: arguments.index("--")], arguments[arguments.index("--") :]
         packed = memory_file(cleanup, "arguments", b"".join(os.fsencode(option) + b"\0" for option in options))
@@ -2762,7 +2785,7 @@ class Supervisor:
         self.status = bytearray(rest)
         for line in lines:
             report = json.loads(line)
-            if "child-pid" in report:
+            if "child-pid" in report and not self.child_pid:
                 self.child_pid = int(report["child-pid"])
                 with suppress(ProcessLookupError):
                     self.child_fd = os.pidfd_open(self.child_pid)
@@ -2913,7 +2936,7 @@ class Monitor:
         self._add_up(psutil, members)
         self.tmp_full = self.tmp_full or tmpfs_free(init, "/tmp") == 0
         if cgroup is None:
-            self.memory = max(self.memory, sum_memory(psutil, members) + tmpfs_used(init))
+            self.memory = max(self.memory, sum_memory(psutil, members) + tmpfs_used(init) + memfd_used(members))
         else:
             self.read_cgroup(cgroup)
         now = time.monotonic()
@@ -3007,8 +3030,20 @@ def tmpfs_used(pid: int) -> float:
     for path in ("/tmp", "/dev/shm"):
         with suppress(OSError):
             status = os.statvfs(f"/proc/{pid}/root{path}")
-            used += (status.f_blocks - status.f_bfree) * status.f_frsize
+            used += (status.f_blocks - status.f_bfree) * status.f_frsize + (status.f_files - status.f_ffree) * 1024
     return float(used)
+
+
+def memfd_used(members: Iterable[Any]) -> float:
+    """Bytes in anonymous files, which are nobody's resident set until they are mapped."""
+    files = {}
+    for member in members:
+        with suppress(OSError):
+            for entry in os.scandir(f"/proc/{member.pid}/fd"):
+                if os.readlink(entry.path).startswith("/memfd:"):
+                    status = os.stat(entry.path)
+                    files[status.st_dev, status.st_ino] = status.st_blocks * 512
+    return float(sum(files.values()))
 
 
 def read_chunks(fd: int) -> Iterator[bytes]:
@@ -3095,10 +3130,11 @@ LIMIT_WORDS = {
 def failure_of(outcome: Outcome, phase: str) -> Failure | None:
     """None where the sandbox reported that it is done; else the one error that says why not."""
     stderr = outcome.stderr[-TAIL_CAP:]
+    section, phase = phase, "install" if phase == "compile" else phase  # the contract knows compiling as part of it
     if outcome.violation:
         kind, name, value, seen = outcome.violation
         words = LIMIT_WORDS[kind].format(seen=seen)
-        text = f"the {phase} phase was ended: {words}, and the limit {phase}.{name} of the profile is {value:g}"
+        text = f"the {phase} phase was ended: {words}, and the limit {section}.{name} of the profile is {value:g}"
         return Failure(phase, kind, text, kind == "timeout" and phase == "fetch", stderr=stderr, limit={"name": name, "value": value, "seen": seen})
     if outcome.error:
         return reported_failure(outcome.error, phase, stderr)
@@ -3166,17 +3202,19 @@ def raise_failure(host: Host, outcome: Outcome, phase: str) -> None:
     if failure is None:
         return
     failure.error = redact(failure.error, host.secrets)
-    for name in ("stderr", "traceback"):
-        if isinstance(failure.details.get(name), str):
-            failure.details[name] = redact(failure.details[name], host.secrets)
+    failure.details = redact(failure.details, host.secrets)
     failure.details["usage"] = outcome.usage
     raise failure
 
 
-def redact(text: str, secrets: Iterable[str]) -> str:
-    for secret in secrets:
-        text = text.replace(secret, "****")
-    return text
+def redact(value: Any, secrets: Iterable[str]) -> Any:
+    """The same value with the secrets blotted out of every string in it."""
+    if isinstance(value, dict):
+        return {key: redact(item, secrets) for key, item in value.items()}
+    if isinstance(value, str):
+        for secret in secrets:
+            value = value.replace(secret, "****")
+    return value
 
 
 def make_sandbox(host: Host, phase: str, interpreters: list[Interpreter], python: str, mounts: list[Mount], cwd: str) -> Sandbox:
@@ -3231,15 +3269,16 @@ def timed(host: Host, name: str) -> Iterator[None]:
 class FileReceiver(Receiver):
     """Stores what a sandbox sends as files in a scratch directory, under our names, hashed as they come."""
 
-    def __init__(self, folder: str, limit: int) -> None:
+    def __init__(self, folder: str, limit: int, notes: tuple[str, ...] = ()) -> None:
         os.mkdir(folder)
-        self.folder, self.limit = folder, limit
+        self.folder, self.limit, self.expected = folder, limit, notes
         self.files: dict[str, tuple[str, str]] = {}  # name to path and sha256
         self.notes: dict[str, bytes] = {}
 
     def opened(self, kind: bytes, name: str, size: int) -> None:
-        if name in (self.notes if kind == NOTE else self.files) or len(self.files) + len(self.notes) > 2 * self.limit:
-            raise Failure("result", "bad_result", f"the sandbox sent {name[:100]!r} twice, or too many files")
+        twice = name in (self.notes if kind == NOTE else self.files)
+        if twice or len(self.files) >= self.limit or (kind == NOTE and name not in self.expected):
+            raise Failure("result", "bad_result", f"the sandbox sent {name[:100]!r} twice, unasked, or after {self.limit} files")
         self.name, self.digest = name, hashlib.sha256()
         self.note: bytearray | None = bytearray() if kind == NOTE else None
         self.path = os.path.join(self.folder, str(len(self.files)))
@@ -3275,7 +3314,7 @@ SDIST_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]*\.(tar\.gz|tar\.bz2|tar\.x
 def keep_wheel(store: Store, file_name: str, sha256: str, path: str | None = None) -> WheelFile:
     """Name a wheel of the store, moving it there first where `path` says that it is still in scratch."""
     match = WHEEL_NAME.fullmatch(file_name)
-    if match is None:
+    if match is None or len(file_name) > 240:
         raise wheel_error(file_name[:200], "its file name is not that of a wheel")
     target = store.path("wheels", sha256, file_name)
     if path is not None:
@@ -3300,33 +3339,43 @@ class IndexSettings(NamedTuple):
 def index_settings(environment: Mapping[str, str]) -> IndexSettings:
     """Read UV_* and PIP_* index settings and the netrc entries of those indexes."""
     import base64
-    from urllib.parse import unquote, urlsplit
+    from urllib.parse import quote, unquote, urlsplit
 
-    names = ("UV_INDEX", "UV_DEFAULT_INDEX", "UV_INDEX_URL", "UV_EXTRA_INDEX_URL", "UV_INDEX_STRATEGY")
-    found = {name: environment[name] for name in names if environment.get(name)}
-    found.update({name: value for name, value in environment.items() if re.fullmatch(r"UV_INDEX_[A-Z0-9_]+_(USERNAME|PASSWORD)", name)})
-    if not any(name in found for name in ("UV_DEFAULT_INDEX", "UV_INDEX_URL")) and environment.get("PIP_INDEX_URL"):
-        found["UV_DEFAULT_INDEX"] = environment["PIP_INDEX_URL"]
-    if not any(name in found for name in ("UV_INDEX", "UV_EXTRA_INDEX_URL")) and environment.get("PIP_EXTRA_INDEX_URL"):
-        found["UV_INDEX"] = environment["PIP_EXTRA_INDEX_URL"]
-    default = (found.get("UV_DEFAULT_INDEX") or found.get("UV_INDEX_URL", "")).split("=", 1)[-1]
-    extra = [part.split("=", 1)[-1] if re.match(r"[\w-]+=", part) else part for part in (found.get("UV_INDEX") or found.get("UV_EXTRA_INDEX_URL", "")).split()]
-    authorization, public, secrets = {}, [], []
-    for url in filter(None, [default, *extra]):
+    def first(*names: str) -> str:
+        return next((environment[name] for name in names if environment.get(name)), "")
+
+    default = first("UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL")
+    extra = first("UV_INDEX", "UV_EXTRA_INDEX_URL", "PIP_EXTRA_INDEX_URL").split()
+    authorization: dict[str, str] = {}
+    public: list[str] = []
+    secrets: list[str] = []
+    urls: list[str] = []
+    for entry in filter(None, [default, *extra]):
+        name, url = entry.split("=", 1) if re.match(r"[\w.-]+=", entry) else ("", entry)
         parts = urlsplit(url)
         host = parts.netloc.rpartition("@")[2]
-        user, password = unquote(parts.username or ""), unquote(parts.password or "")
-        if not user:
-            user, password = netrc_entry(environment, parts.hostname or "") or ("", "")
-            name_user = [(value, environment.get(name[:-8] + "PASSWORD", "")) for name, value in found.items() if name.endswith("_USERNAME")]
-            user, password = (user, password) if user or not name_user else name_user[0]
+        user, password = index_login(environment, name, unquote(parts.username or ""), unquote(parts.password or ""), parts.hostname or "")
         if user or password:
             token = base64.b64encode(f"{user}:{password}".encode()).decode()
             authorization[host] = f"Basic {token}"
-            secrets += [secret for secret in (password or user, token) if len(secret) > 3]
+            secrets += [secret for secret in (password or user, quote(password or user, safe=""), token) if len(secret) > 3]
         public.append(parts._replace(netloc=host).geturl())
-    options = ["--index-url", default] if default else []
-    return IndexSettings(found, options + [word for url in extra for word in ("--extra-index-url", url)], authorization, public, secrets)
+        login = f"{quote(user, safe='')}:{quote(password, safe='')}@" if user or password else ""
+        urls.append(parts._replace(netloc=login + host).geturl())
+    main, others = (urls[:1], urls[1:]) if default else ([], urls)
+    options = [word for url in main for word in ("--index-url", url)] + [word for url in others for word in ("--extra-index-url", url)]
+    variables = {"UV_DEFAULT_INDEX": "".join(main), "UV_INDEX": " ".join(others)}
+    return IndexSettings({name: value for name, value in variables.items() if value}, options, authorization, public, secrets)
+
+
+def index_login(environment: Mapping[str, str], name: str, user: str, password: str, host: str) -> tuple[str, str]:
+    """The credentials of one index: in its URL, in uv's variables for its name, or in the netrc."""
+    variable = "UV_INDEX_" + re.sub(r"[^A-Z0-9]", "_", name.upper())
+    if name and not user:
+        user, password = environment.get(f"{variable}_USERNAME", ""), environment.get(f"{variable}_PASSWORD", "")
+    if not user and not password:
+        user, password = netrc_entry(environment, host) or ("", "")
+    return user, password
 
 
 def netrc_entry(environment: Mapping[str, str], host: str) -> tuple[str, str] | None:
@@ -3369,9 +3418,8 @@ class Resolver:
         """All wheels that the requirements need, from what is kept or from the network. Sorted by name."""
         if not requirements:
             return []
-        lines = sorted(requirement.line() for requirement in requirements)
-        hashes = sorted({digest for requirement in requirements for digest in requirement.hashes})
-        key = digest_of("resolved", lines, hashes, self.interpreter.key(), self.index.public, self.policy, bool(self.host.uv))
+        lines = sorted((requirement.line(), sorted(requirement.hashes)) for requirement in requirements)
+        key = digest_of("resolved", lines, self.interpreter.key(), self.index.public, self.policy, bool(self.host.uv))
         store = self.host.store
 
         def load() -> list[WheelFile] | None:
@@ -3420,7 +3468,7 @@ class Resolver:
             if here:
                 wheels.append(here)
                 continue
-            file_name = self.file_name(entry["url"])
+            file_name = kept_name(entry).partition("/")[2]
             path, sha256 = receiver.files.get(str(number), (None, entry["sha256"]))
             if entry["sha256"] not in ("", sha256):
                 raise Failure("fetch", "hash_mismatch", f"{file_name} has the sha256 {sha256}, and the lock says {entry['sha256']}; the index or something on the way to it altered the file")
@@ -3438,11 +3486,11 @@ class Resolver:
         request = {
             **request, "uv": f"{TOOLS}/uv" if self.host.uv else "", "python": self.interpreter.executable,
             "credentials": {**self.index.credentials, "SSL_CERT_FILE": CA_FILE}, "authorization": self.index.authorization,
-            "pip_options": self.index.pip_options, "no_exec_filter": b"" if self.host.uv else no_exec_program(),
+            "pip_options": self.index.pip_options, "no_exec_filter": b"" if self.host.uv else deny_program(["execve", "execveat"]),
         }  # fmt: skip
         box = make_sandbox(self.host, "fetch", [own, self.interpreter], python, [*tool, *mounts], "/tmp")
         box.environment.update(SSL_CERT_FILE=CA_FILE, **extra)
-        receiver = FileReceiver(self.host.store.scratch(f"fetched-{os.urandom(4).hex()}"), self.policy.max_packages)
+        receiver = FileReceiver(self.host.store.scratch(f"fetched-{os.urandom(4).hex()}"), self.policy.max_packages + 1, ("lock",))
         with timed(self.host, "fetch"):
             run_phase(self.host, box, request, receiver)
         return receiver
@@ -3458,7 +3506,8 @@ class Resolver:
         return [Mount(os.path.dirname(spec.origin), f"{TOOLS}/pip")], {}
 
     def have(self) -> list[str]:
-        return os.listdir(self.host.store.path("wheels"))
+        top = self.host.store.path("wheels")
+        return [f"{sha256}/{name}" for sha256 in os.listdir(top) for name in os.listdir(os.path.join(top, sha256))]
 
     def lock(self, note: bytes) -> list[dict[str, Any]]:
         """The resolved files, as the resolver in the sandbox gave them: data that an index may have shaped."""
@@ -3472,12 +3521,6 @@ class Resolver:
             if entry["sha256"] and not re.fullmatch(r"[0-9a-f]{64}", entry["sha256"]):
                 raise Failure("fetch", "dependency_refused", f"the index gave a sha256 for {entry['name']!r} that is not one")
         return list(entries)
-
-    @staticmethod
-    def file_name(url: str) -> str:
-        from urllib.parse import unquote, urlsplit
-
-        return unquote(urlsplit(url).path.rsplit("/", 1)[-1])
 
     def build_git(self, pending: list[Requirement]) -> dict[str, WheelFile]:
         """Fetch git sources as data and build each offline, following their own git dependencies."""
@@ -3566,12 +3609,13 @@ def unpack_source(archive: str, target: str, policy: BundlePolicy) -> None:
     used = 0
     try:
         if zipfile.is_zipfile(archive):
+            check_directory_size(archive)
             with zipfile.ZipFile(archive) as bundle:
                 for info in bundle.infolist():
                     if not info.is_dir():
                         used = write_source(target, info.filename, info.file_size, 0o644, bundle.open(info), used, policy)
             return
-        with tarfile.open(archive) as tar:
+        with open_compressed(archive) as stream, tarfile.TarFile(fileobj=BoundedReads(stream)) as tar:  # type: ignore[arg-type]
             for count, member in enumerate(tar):
                 if count > policy.max_files:
                     raise Failure("fetch", "source_invalid", f"a source archive has more than {policy.max_files} entries")
@@ -3579,6 +3623,29 @@ def unpack_source(archive: str, target: str, policy: BundlePolicy) -> None:
                     used = write_source(target, member.name, member.size, member.mode, tar.extractfile(member), used, policy)
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
         raise Failure("fetch", "source_invalid", f"a source archive can't be unpacked: {error}") from None
+
+
+def open_compressed(path: str) -> Any:
+    import bz2
+    import gzip
+    import lzma
+
+    with open(path, "rb") as file:
+        magic = file.read(6)
+    openers: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
+    return next((opener for start, opener in openers.items() if magic.startswith(start)), open)(path, "rb")
+
+
+class BoundedReads:
+    """A stream that refuses to give much at once: tarfile reads names and pax headers whole, whatever their size."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream, self.seek, self.tell = stream, stream.seek, stream.tell
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= MIB:
+            raise ValueError("a header is too large")
+        return bytes(self.stream.read(size))
 
 
 def write_source(target: str, name: str, size: int, mode: int, reader: Any, used: int, policy: BundlePolicy) -> int:
@@ -3636,7 +3703,7 @@ def parse_lines(body: bytes | None) -> list[Any]:
 def install_wheel(resolver: Resolver, wheel: WheelFile) -> Tree:
     """The unpacked, compiled tree of a wheel: the kept one, or a new one made aside and renamed into place."""
     host, interpreter = resolver.host, resolver.interpreter
-    key = tree_key(wheel.sha256, interpreter)
+    key = digest_of("tree", wheel.sha256, os.path.basename(wheel.path), interpreter.key())
     place = host.store.path("trees", key)
 
     def make() -> None:
@@ -3921,9 +3988,9 @@ def parse_aggregation(body: bytes) -> dict[str, Any]:
         loss = result["loss"]
         if type(loss) not in (int, float) or "_fatal_error" in result or "metrics" in result:
             raise ValueError("it has no finite loss, or a reserved key")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        return {**result, "loss": float(loss)}
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
         raise Failure("result", "bad_result", f"the aggregation's result is not valid: {error}") from None
-    return {**result, "loss": float(loss)}
 
 
 # --- the run: request, bundle, environment, sandbox, result
@@ -4080,9 +4147,7 @@ class Inbox:
 
 def serve_tasks(options: argparse.Namespace, host: Host, cleanup: ExitStack, emit: Callable[[dict[str, Any]], None]) -> None:
     """Prepare the environment once, then answer every line on standard input with a line, in order."""
-    policy = host.profile.seccomp
-    programs = seccomp_programs(policy._replace(allow=[name for name in policy.allow if name not in host.profile.serve.also_deny], deny=[*policy.deny, *host.profile.serve.also_deny]))
-    host = host._replace(seccomp=programs)
+    host = host._replace(seccomp=[*host.seccomp, deny_program(host.profile.serve.also_deny)])
     workshop = prepare_workshop(options, host)
     inbox = Inbox(host.profile.bundle.request_bytes)
     server = Server(host, workshop, inbox, cleanup)
@@ -4275,6 +4340,7 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
     add("--store-dir", metavar="DIR", help="where wheels and environments are kept")
     add("--serve", action="store_true", help="keep the sandbox and answer one task a line, each in a fork")
     add("--shell", action="store_true", help="a shell in the sandbox instead of a task, where the profile gives one")
+    add("--die-with-parent", metavar="PID", type=int, help="stop when the caller, whose pid is PID, is gone")
     add("--print-bwrap", action="store_true", help="show every command line and policy, and run nothing")
     add("--doctor", action="store_true", help="say what this host can do, and what to do about the rest")
     add("--cache", choices=("show", "prune"), help="show what is kept, or remove it")
@@ -4372,6 +4438,8 @@ def dispatch(options: argparse.Namespace, times: dict[str, float], emit: Callabl
     with ExitStack() as cleanup:
         try:
             Libc.call("prctl", Libc.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+            if options.die_with_parent is not None:
+                follow_parent(options.die_with_parent)
             if options.doctor:
                 return doctor(options, cleanup)
             if options.cache:
@@ -4388,6 +4456,13 @@ def dispatch(options: argparse.Namespace, times: dict[str, float], emit: Callabl
             return run_shell(options, host) if options.shell else run_task(options, host, cleanup)
         finally:
             Killed.disarm()
+
+
+def follow_parent(pid: int) -> None:
+    """Be stopped by SIGTERM when the thread that started this process ends (prctl(2)), or now, if it has ended."""
+    Libc.call("prctl", Libc.PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != pid:
+        Killed.stop(signal.SIGTERM, None)
 
 
 def run_shell(options: argparse.Namespace, host: Host) -> dict[str, Any]:
