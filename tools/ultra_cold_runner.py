@@ -129,7 +129,10 @@ def set_rlimits(limits: "dict[str, Any]") -> None:
     import resource
 
     for name, value in limits.items():
-        resource.setrlimit(getattr(resource, name), (value, value))
+        number = getattr(resource, name)
+        hard = resource.getrlimit(number)[1]
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)  # the host may be stricter
+        resource.setrlimit(number, (value, value))
 
 
 def report_exception(pipe: ResultPipe, error: BaseException) -> None:
@@ -1691,9 +1694,10 @@ class Stage:
     mount namespace that only this process has: whatever ends the process ends the mounts.
     """
 
-    def __init__(self, folder: str, identity: Identity) -> None:
-        self.folder, self.identity = folder, identity
+    def __init__(self, folder: str, scratch: str, identity: Identity) -> None:
+        self.folder, self.scratch, self.identity = folder, scratch, identity
         self.staged: dict[str, str] = {}
+        self.mounted = False
 
     def source(self, path: str) -> str:
         """Where bwrap can find `path`."""
@@ -1701,20 +1705,28 @@ class Stage:
         if self.identity.uid is None or reachable(path, self.identity):
             return path
         if path not in self.staged:
-            self.staged[path] = self._bind(path, str(len(self.staged)))
+            place = self._copy if os.path.isfile(path) else self._bind
+            self.staged[path] = place(path, str(len(self.staged)))
         return self.staged[path]
+
+    def _copy(self, path: str, name: str) -> str:
+        """A single file needs no mount, which a container may refuse."""
+        target = os.path.join(self.scratch, f"staged-{name}")
+        try:
+            os.link(path, target)
+        except OSError:
+            copy_plain(path, target, os.stat(path).st_mode)
+        return target
 
     def _bind(self, path: str, name: str) -> str:
         try:
-            if not self.staged:
+            if not self.mounted:
                 Libc.call("unshare", Libc.CLONE_NEWNS)
                 Libc.call("mount", None, b"/", None, Libc.MS_REC | Libc.MS_SLAVE, None)
                 Libc.call("mount", b"tmpfs", self.folder.encode(), b"tmpfs", 0, b"mode=0711,size=1m")
+                self.mounted = True
             target = os.path.join(self.folder, name)
-            if os.path.isdir(path):
-                os.mkdir(target, 0o711)
-            else:
-                os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o600))
+            os.mkdir(target, 0o711)
             Libc.call("mount", os.fsencode(path), os.fsencode(target), None, Libc.MS_BIND | Libc.MS_REC, None)
         except OSError as error:
             raise Failure("host", "source_unreachable", f"uid {self.identity.uid} can't reach {path}, and this container may not mount ({error}); move it out of the root-only directory: --python names another interpreter, --store-dir another store") from None
@@ -2047,7 +2059,7 @@ def write_scripts(scripts: Mapping[str, str], folder: str) -> None:
     for name, reference in scripts.items():
         module, _, attribute = reference.partition("[")[0].strip().partition(":")
         dotted = [*module.strip().split("."), *attribute.strip().split(".")]
-        if "/" in name or name.startswith(("python", ".")) or not all(part.isidentifier() for part in dotted):
+        if not re.fullmatch(r"[\w.-]{1,100}", name) or name.startswith(("python", ".")) or not all(part.isidentifier() for part in dotted):
             continue
         os.makedirs(folder, mode=0o755, exist_ok=True)
         text = f"#!{VENV}/bin/python\nimport sys\nfrom {module} import {attribute.split('.')[0]}\nsys.exit({attribute}())\n"
@@ -2732,16 +2744,10 @@ class Supervisor:
             deadline = min(deadline, self.finished_at + 1)  # a child that reported has a second to leave
         wait = max(0.0, min(deadline, self.monitor.next_sample) - now)
         ready = self.selector.select(wait)
-        exited = any(key.data is None for key, _ in ready)
-        for key, _ in ready if not exited else []:
-            data = read_some(key.fd) if key.data else None
-            if data:
-                self.guarded(key.data, data)
-            elif data is not None:
-                self.selector.unregister(key.fd)
-        if exited:
+        if any(key.data is None for key, _ in ready):  # bwrap has exited
             self.drain()
             return False
+        self.take_ready(key for key, _ in ready)
         now = time.monotonic()
         if now >= deadline and not self.finished_at:
             self.violation = self.violation or Violation("timeout", "wall_seconds", self.limits.wall_seconds, now - self.begun)
@@ -2759,11 +2765,21 @@ class Supervisor:
 
     def drain(self) -> None:
         """Take what is still in the pipes; a daemon that holds one open, or fills it, can't make this wait."""
-        for key in list(self.selector.get_map().values()):
-            data = read_some(key.fd) if key.data else None
-            while data and not (self.violation or self.failure):
+        ready = True
+        while ready and not (self.violation or self.failure):
+            ready = self.take_ready([key for key, _ in self.selector.select(0) if key.data])
+
+    def take_ready(self, keys: "Iterable[selectors.SelectorKey]") -> bool:
+        """Hand on what the pipes hold; false where they hold nothing."""
+        taken = False
+        for key in keys:
+            data = read_some(key.fd)
+            if data:
                 self.guarded(key.data, data)
-                data = read_some(key.fd)
+                taken = True
+            elif data is not None:
+                self.selector.unregister(key.fd)
+        return taken
 
     def on_result(self, data: bytes) -> None:
         self.frames.feed(data)
@@ -3480,6 +3496,8 @@ class Resolver:
 
     def run(self, request: dict[str, Any], mounts: list[Mount]) -> FileReceiver:
         """Run a fetch sandbox. The resolver and its settings go in, files and notes come out."""
+        if self.host.uv is None and len(self.index.public) > 1:
+            raise Failure("host", "one_index_only", "pip takes the highest version of all indexes, so a public package could replace a private one of that name; install uv, which asks the indexes in order")
         own = Interpreter(**describe_interpreter())
         tool, extra = self.tool(own)
         python = self.interpreter.executable if self.host.uv is None else own.executable
@@ -4006,7 +4024,7 @@ def open_host(options: argparse.Namespace, cleanup: ExitStack) -> Host:
     if identity.gid is not None:
         os.chown(store.run, -1, identity.gid)
         os.chmod(store.run, 0o710)
-    stage = Stage(os.path.join(store.base, "stage"), identity)
+    stage = Stage(os.path.join(store.base, "stage"), store.run, identity)
     programs = seccomp_programs(profile.seccomp)
     uv = find_tool("uv") if options.resolver in ("auto", "uv") else None
     if options.resolver == "uv" and uv is None:
@@ -4276,7 +4294,7 @@ def print_bwrap(options: argparse.Namespace, host: Host) -> dict[str, Any]:
     """The command line, limits and filter of every phase of a run, for a reviewer; nothing is run."""
     import shlex
 
-    host = host._replace(stage=Stage("", Identity(None, None)))  # name the sources, stage nothing
+    host = host._replace(stage=Stage("", "", Identity(None, None)))  # name the sources, stage nothing
     interpreter = choose_interpreter(options.python, "", host.uv)
     own = {"fetch": [], "build": [SOURCE, VENV], "compile": [TREE], "execute": [BUNDLE, VENV]}
     commands = {}
@@ -4429,7 +4447,10 @@ def main(arguments: list[str]) -> int:
     except BaseException as error:
         failure = internal_error(error)
     usage = failure.details.pop("usage", Usage())
-    emit(failure.as_json(metrics(times, usage, time.monotonic() - begun)))
+    if failure.phase not in ("execute", "result"):
+        usage = Usage()  # it is that of another sandbox than the task's
+    with suppress(BrokenPipeError):
+        emit(failure.as_json(metrics(times, usage, time.monotonic() - begun)))
     return failure.code
 
 

@@ -1,0 +1,208 @@
+"""Fixtures that run the real runner, on bundles written by the test, in the real sandbox."""
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import settings
+
+settings.register_profile("sandbox", database=None, deadline=None)
+settings.load_profile("sandbox")
+
+ROOT = Path(__file__).resolve().parent.parent
+RUNNER = ROOT / "tools" / "ultra_cold_runner.py"
+PROFILES = ROOT / "sandbox-profiles"
+GROUP = "modelops.wire"
+
+
+class Result(NamedTuple):
+    """One run: exit status, the parsed line, stderr. Parsing fails the test where stdout is not one line."""
+
+    code: int
+    body: dict[str, Any]
+    stderr: str
+
+    @property
+    def error(self) -> dict[str, Any]:
+        assert self.code != 0, f"the run succeeded: {str(self.body)[:500]}"
+        return dict(self.body["_fatal_error"])
+
+    @property
+    def outputs(self) -> dict[str, bytes]:
+        import base64
+
+        assert self.code == 0, f"the run failed: {json.dumps(self.body)[:3000]}"
+        return {name: base64.b64decode(item["inline"]) for name, item in self.body["outputs"].items()}
+
+
+def parse_line(stdout: bytes) -> dict[str, Any]:
+    """The contract: one line of JSON, no NaN, nothing else."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    assert stdout.endswith(b"\n") and stdout.count(b"\n") == 1, stdout[:2000]
+    return dict(json.loads(stdout, parse_constant=refuse))
+
+
+class Runner:
+    """Calls the runner as a shell user does, with a store of its own that goes with the session."""
+
+    def __init__(self, store: Path) -> None:
+        self.store = store
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, str(RUNNER), "--store-dir", str(self.store), *arguments]
+
+    def environment(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
+        switches = ("REUSE", "PRESERVE_TMP", "VENVS_DIR", "SANDBOX_PROFILES_DIR")
+        clean = {name: value for name, value in os.environ.items() if name not in switches}
+        return {**clean, **(extra or {})}
+
+    def __call__(
+        self,
+        bundle: Path | str | None = None,
+        task: Any = None,
+        *arguments: str,
+        env: Mapping[str, str] | None = None,
+        stdin: bytes | None = None,
+        timeout: float = 300,
+    ) -> Result:
+        task = {"entrypoint": "main", "params": {}, "seed": 1} if task is None else task
+        data = json.dumps(task).encode() if stdin is None else stdin
+        place = ["--bundle-path", str(bundle)] if bundle is not None else []
+        done = subprocess.run(
+            self.command(*place, *arguments),
+            input=data,
+            capture_output=True,
+            env=self.environment(env),
+            timeout=timeout,
+        )
+        return Result(done.returncode, parse_line(done.stdout), done.stderr.decode())
+
+
+@pytest.fixture(scope="session")
+def store() -> Iterator[Path]:
+    """A store that the sandbox's uid can pass through, as root's default one is."""
+    path = Path(tempfile.mkdtemp(prefix="cold-runner-tests-"))
+    path.chmod(0o711)
+    yield path / "store"
+    shutil.rmtree(path)
+
+
+@pytest.fixture(scope="session")
+def run(store: Path) -> Runner:
+    return Runner(store)
+
+
+@pytest.fixture(scope="session")
+def runner_module() -> ModuleType:
+    """The runner imported as a module, for tests of its pure parts."""
+    spec = importlib.util.spec_from_file_location("ultra_cold_runner", RUNNER)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["ultra_cold_runner"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def default_profile(runner_module: ModuleType) -> Any:
+    return runner_module.load_profile("default", [str(PROFILES)])
+
+
+@pytest.fixture
+def profile_with(tmp_path: Path) -> Callable[[str], tuple[str, ...]]:
+    """`profile_with(toml)` gives the options that run a task under the default profile with those changes."""
+    count = iter(range(1000))
+
+    def make(toml: str) -> tuple[str, ...]:
+        path = tmp_path / f"profile{next(count)}.toml"
+        path.write_text(f'extends = "default"\n{toml}')
+        return "--profile", str(path), "--profiles-dir", str(PROFILES)
+
+    return make
+
+
+def write_bundle(
+    folder: Path, wire: str = "", *, pyproject: str | None = None, files: Mapping[str, str | bytes] | None = None
+) -> Path:
+    """A bundle `probe` with one module, whose code is `wire`, built by a backend of its own: no dependencies.
+
+    The in-tree backend makes a wheel with nothing but the standard library, so that a test of the sandbox
+    needs no index. `pyproject` replaces the whole pyproject.toml.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    default = f"""
+[build-system]
+requires = []
+build-backend = "tiny_backend"
+backend-path = ["backend"]
+[project]
+name = "probe"
+version = "1.0"
+[project.entry-points."{GROUP}"]
+execute = "probe:wire"
+"""
+    (folder / "pyproject.toml").write_text(default if pyproject is None else pyproject)
+    (folder / "backend").mkdir(exist_ok=True)
+    (folder / "backend" / "tiny_backend.py").write_text(TINY_BACKEND)
+    if wire:
+        (folder / "probe.py").write_text(wire)
+    for name, content in (files or {}).items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return folder
+
+
+TINY_BACKEND = '''
+"""A PEP 517 backend for tests: the modules of the source tree as a wheel, by the standard library alone."""
+import base64, hashlib, os, tomllib, zipfile
+
+def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
+    project = tomllib.load(open("pyproject.toml", "rb"))["project"]
+    name = project["name"].replace("-", "_")
+    info = f"{name}-{project['version']}.dist-info"
+    points = "".join(
+        f"[{group}]\\n" + "".join(f"{key} = {value}\\n" for key, value in entries.items())
+        for group, entries in project.get("entry-points", {}).items()
+    )
+    requires = "".join(f"Requires-Dist: {line}\\n" for line in project.get("dependencies", []))
+    head = f"Metadata-Version: 2.1\\nName: {project['name']}\\nVersion: {project['version']}\\n{requires}"
+    files = {f"{info}/METADATA": head.encode(), f"{info}/entry_points.txt": points.encode()}
+    files[f"{info}/WHEEL"] = b"Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n"
+    for file in sorted(os.listdir(".")):
+        if file.endswith(".py"):
+            files[file] = open(file, "rb").read()
+    record = "".join(f"{path},{digest(data)},{len(data)}\\n" for path, data in files.items())
+    files[f"{info}/RECORD"] = (record + f"{info}/RECORD,,\\n").encode()
+    wheel = f"{name}-{project['version']}-py3-none-any.whl"
+    with zipfile.ZipFile(os.path.join(wheel_directory, wheel), "w") as archive:
+        for path, data in files.items():
+            archive.writestr(zipfile.ZipInfo(path), data)
+    return wheel
+
+def digest(data):
+    return "sha256=" + base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
+'''
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Callable[..., Path]:
+    """`bundle(code)` writes a bundle whose wire function is in `code`; see write_bundle."""
+    count = iter(range(1000))
+
+    def make(wire: str = "", **options: Any) -> Path:
+        return write_bundle(tmp_path / f"bundle{next(count)}", wire, **options)
+
+    return make

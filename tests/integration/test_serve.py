@@ -1,0 +1,290 @@
+"""--serve: many tasks of one bundle, one line each, and nothing of a task that the next one could notice."""
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, Runner, parse_line
+
+WIRE = '''
+import json, os, signal, socket, subprocess, sys, threading, time
+STATE = []
+
+def wire(entrypoint, params, seed):
+    return {"out": json.dumps(globals()[params["do"]](params, seed))}
+
+def count(params, seed):
+    STATE.append(seed)
+    return len(STATE)
+
+def pid(params, seed):
+    return os.getpid()
+
+def crash(params, seed):
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+def leave(params, seed):
+    os._exit(0)
+
+def sleep(params, seed):
+    time.sleep(params.get("seconds", 60))
+
+def kill_parent(params, seed):
+    os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(60)
+
+def stop_parent(params, seed):
+    os.kill(os.getppid(), signal.SIGSTOP)
+
+def limit_parent(params, seed):
+    import resource
+    resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE, (4, 4))
+
+def kill_all(params, seed):
+    os.kill(-1, signal.SIGKILL)
+
+def bomb(params, seed):
+    data = []
+    while True:
+        data.append(bytearray(1 << 24))
+
+def litter(params, seed):
+    for folder in ("/tmp", "/dev/shm", "/tmp/home"):
+        open(folder + "/left", "w").write("x")
+    os.makedirs("/tmp/deep/" + "d/" * 50)
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            time.sleep(600)
+        os._exit(0)
+    socket.socket(socket.AF_UNIX).bind("/tmp/socket")
+
+def look(params, seed):
+    processes = sorted(int(n) for n in os.listdir("/proc") if n.isdigit())
+    return [sorted(os.listdir("/tmp")), os.listdir("/dev/shm"), os.listdir("/tmp/home"), len(processes)]
+
+def descriptors(params, seed):
+    return sorted(int(n) for n in os.listdir("/proc/self/fd"))
+
+def parent_memory(params, seed):
+    try:
+        open(f"/proc/{os.getppid()}/mem", "r+b")
+        return "open"
+    except OSError as error:
+        return error.strerror
+
+def fail(params, seed):
+    raise ValueError("this one")
+
+def forge(params, seed):
+    for fd in range(3, 64):
+        try:
+            os.write(fd, b"E" + (0).to_bytes(4, "big"))
+        except OSError:
+            pass
+    return "wrote"
+'''
+
+
+class Served:
+    """A running `--serve`, spoken to line by line."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]") -> None:
+        self.process = process
+        self.lines: queue.Queue[bytes] = queue.Queue()
+        threading.Thread(target=self.read, daemon=True).start()
+
+    def read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.put(line)
+        self.lines.put(b"")
+
+    def send(self, message: Any) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(message).encode() + b"\n")
+        self.process.stdin.flush()
+
+    def receive(self) -> dict[str, Any]:
+        return parse_line(self.lines.get(timeout=120))
+
+    def ask(self, do: str, **params: Any) -> dict[str, Any]:
+        self.send({"entrypoint": "main", "params": {"do": do, **params}, "seed": 7})
+        return self.receive()
+
+    def value(self, do: str, **params: Any) -> Any:
+        import base64
+
+        answer = self.ask(do, **params)
+        assert "outputs" in answer, answer
+        return json.loads(base64.b64decode(answer["outputs"]["out"]["inline"]))
+
+
+Serve = Callable[..., Any]
+
+
+@pytest.fixture
+def serve(run: Runner, bundle: Callable[..., Path]) -> Serve:
+    @contextmanager
+    def start(*arguments: str, wire: str = WIRE, env: Mapping[str, str] | None = None) -> Iterator[Served]:
+        command = run.command("--bundle-path", str(bundle(wire)), "--serve", *arguments)
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=run.environment(env)
+        )
+        served = Served(process)
+        try:
+            assert "serving" in served.receive()
+            yield served
+            assert process.stdin is not None
+            process.stdin.close()
+            process.wait(timeout=60)
+        finally:
+            process.kill()
+            process.wait()
+
+    return start
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> list[str]:
+    """Options for a profile with small limits."""
+    path = tmp_path / "small.toml"
+    path.write_text(
+        'description = "small"\nextends = "default"\n'
+        '[execute.limits]\nwall_seconds = 2\nmemory_bytes = "256MiB"\nprocesses = 32\n'
+    )
+    return ["--profile", str(path), "--profiles-dir", str(ROOT / "sandbox-profiles")]
+
+
+def test_tasks_are_answered_in_order_and_start_from_the_same_state(serve: Serve) -> None:
+    with serve() as served:
+        assert [served.value("count") for _ in range(20)] == [1] * 20
+        assert len({served.value("pid") for _ in range(5)}) == 5
+    assert served.process.returncode == 0
+
+
+def test_a_served_task_gives_the_bytes_of_a_cold_one(run: Runner, serve: Serve, bundle: Callable[..., Path]) -> None:
+    task = {"entrypoint": "main", "params": {"do": "count"}, "seed": 3}
+    cold = run(bundle(WIRE), task).body
+    with serve() as served:
+        served.send(task)
+        warm = served.receive()
+    assert {key: cold[key] for key in ("task_id", "outputs")} == {key: warm[key] for key in ("task_id", "outputs")}
+    assert cold["metrics"].keys() == warm["metrics"].keys()
+
+
+@pytest.mark.parametrize(
+    ("do", "kind"),
+    [
+        ("crash", "crashed"),
+        ("leave", "no_result"),
+        ("fail", "task_exception"),
+        ("kill_parent", "crashed"),
+        ("sleep", "timeout"),
+        ("bomb", "memory_limit"),
+    ],
+)
+def test_a_task_that_fails_costs_itself_alone(serve: Serve, small: list[str], do: str, kind: str) -> None:
+    with serve(*small) as served:
+        assert served.value("count") == 1
+        assert served.ask(do)["_fatal_error"]["type"] == kind
+        assert served.value("count") == 1
+
+
+@pytest.mark.parametrize("do", ["stop_parent", "limit_parent", "kill_all", "forge"])
+def test_a_task_that_reaches_for_its_parent_is_not_felt_by_the_next(serve: Serve, small: list[str], do: str) -> None:
+    with serve(*small) as served:
+        served.ask(do)
+        assert served.value("count") == 1
+        assert served.value("descriptors") == served.value("descriptors")
+
+
+def test_what_a_task_leaves_is_gone_before_the_next(serve: Serve) -> None:
+    with serve() as served:
+        clean = served.value("look")
+        served.value("litter")
+        assert served.value("look") == clean
+
+
+def test_a_task_can_not_open_its_parent(serve: Serve) -> None:
+    with serve() as served:
+        assert served.value("parent_memory") == "Permission denied"
+
+
+def test_an_id_comes_back_with_its_answer(serve: Serve) -> None:
+    with serve() as served:
+        for name in ("a", "b"):
+            served.send({"entrypoint": "main", "params": {"do": "count"}, "seed": 1, "id": name})
+        assert [served.receive()["id"], served.receive()["id"]] == ["a", "b"]
+
+
+def test_a_running_and_a_waiting_task_can_be_cancelled(serve: Serve) -> None:
+    with serve() as served:
+        for name in ("running", "waiting"):
+            served.send({"entrypoint": "main", "params": {"do": "sleep"}, "seed": 1, "id": name})
+        for name in ("waiting", "running", "unknown"):
+            served.send({"cancel": name})
+        answers = [served.receive(), served.receive()]
+        assert [(a["id"], a["_fatal_error"]["type"]) for a in answers] == [
+            ("running", "cancelled"),
+            ("waiting", "cancelled"),
+        ]
+        assert served.value("count") == 1
+
+
+@pytest.mark.parametrize("line", [b"nonsense", b"[]", b'{"entrypoint": 1}', b'{"params": NaN}', b"\xff\xfe", b'"x"', b"3"])
+def test_a_line_that_is_no_task_is_answered_and_the_next_is_served(serve: Serve, line: bytes) -> None:
+    with serve() as served:
+        served.process.stdin.write(line + b"\n")
+        served.process.stdin.flush()
+        assert served.receive()["_fatal_error"]["phase"] == "input"
+        assert served.value("count") == 1
+
+
+def test_end_of_input_lets_the_running_task_finish(serve: Serve) -> None:
+    with serve() as served:
+        served.send({"entrypoint": "main", "params": {"do": "sleep", "seconds": 1}, "seed": 1})
+        served.process.stdin.close()
+        assert "outputs" in served.receive()
+        assert served.process.wait(timeout=30) == 0
+        served.process.stdin = open(os.devnull, "wb")
+
+
+def test_sigterm_answers_the_running_task_and_leaves_nothing(serve: Serve, store: Path) -> None:
+    with serve() as served:
+        served.value("count")
+        served.send({"entrypoint": "main", "params": {"do": "sleep"}, "seed": 1})
+        served.process.send_signal(signal.SIGTERM)
+        assert served.receive()["_fatal_error"]["type"] == "killed"
+        assert served.process.wait(timeout=30) == 128 + signal.SIGTERM
+    assert not [name for name in os.listdir(store / "run") if str(served.process.pid) in name]
+
+
+def test_aggregations_are_served_too(serve: Serve) -> None:
+    wire = WIRE + "\ndef target(sim_returns):\n    return {'loss': float(len(sim_returns))}\n"
+    with serve(wire=wire) as served:
+        served.send({"target_entrypoint": "probe:target", "sim_returns": []})
+        assert served.receive()["loss"] == 0.0
+
+
+def test_without_preload_an_import_that_starts_a_thread_is_safe(serve: Serve) -> None:
+    thread = "\nthreading.Thread(target=time.sleep, args=(3600,), daemon=True).start()\n"
+    check = "\ndef threads(params, seed):\n    return threading.active_count()\n"
+    with serve(wire=WIRE + thread + check) as served:
+        assert served.value("threads") == 2  # the import happened in the task, its thread is alive
+        assert served.value("count") == 1
+
+
+def test_a_wire_module_that_can_not_be_imported_fails_each_task(serve: Serve) -> None:
+    with serve(wire="raise ImportError('not today')") as served:
+        for _ in range(2):
+            served.send({"entrypoint": "main", "params": {}, "seed": 1})
+            assert served.receive()["_fatal_error"]["exception"] == {"type": "ImportError", "message": "not today"}
