@@ -86,6 +86,7 @@ def child_main() -> None:
 
     The request is written by the host with marshal: no import to pay for, and it is trusted.
     """
+    sys.path[:] = [entry for entry in sys.path if entry != "/runner"]
     request = marshal.loads(read_all(0))
     pipe = ResultPipe(request["result_fd"])
     os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
@@ -251,11 +252,11 @@ def to_bytes(name: str, value: "Any") -> bytes:
         return value
     if isinstance(value, (bytearray, memoryview)):
         return bytes(value)
-    if isinstance(value, str):
-        return value.encode()
     import json
 
     try:
+        if isinstance(value, str):
+            return value.encode()
         return json.dumps(value, allow_nan=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise ChildError(
@@ -850,6 +851,7 @@ import time
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from importlib.util import MAGIC_NUMBER
 from io import FileIO
 from typing import Any, NamedTuple, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
@@ -1133,10 +1135,13 @@ def check_seccomp(policy: SeccompPolicy, path: str) -> None:
 def read_request(stream: int, aggregation: bool, limit: int) -> dict[str, Any]:
     """One JSON object from `stream`, checked; inputs of an aggregation come out decoded and verified."""
     data = bytearray()
-    for chunk in read_chunks(stream):
-        data += chunk
-        if len(data) > limit:
-            raise Failure("input", "input_too_large", f"standard input is over {limit} bytes, the profile's bundle.request_bytes")
+    try:
+        for chunk in read_chunks(stream):
+            data += chunk
+            if len(data) > limit:
+                raise Failure("input", "input_too_large", f"standard input is over {limit} bytes, the profile's bundle.request_bytes")
+    except OSError as error:
+        raise Failure("input", "input_invalid", f"standard input can't be read: {error.strerror}") from None
     task = parse_json(bytes(data))
     return check_aggregation(task) if aggregation else check_simulation(task)
 
@@ -2640,6 +2645,7 @@ class OutputLimit(Exception):
         self.seen = seen
 
 
+# What a child may report of itself; only fetch, where none of its code runs, may name what is worth another try.
 CHILD_ERRORS = ("task_exception", "memory_limit", "entrypoint_not_found", "bad_result", "dependency_unavailable", "seccomp_unavailable")
 
 
@@ -3012,7 +3018,7 @@ class Monitor:
         read, written = (sum(counts[n] for counts in self.io.values()) for n in (0, 1))
         return Usage(
             wall, start, max(self.user, self.waited_user), max(self.system, self.waited_system),
-            max(self.memory, self.waited_memory), float(max(self.processes, 1)),
+            float(max(self.memory, self.waited_memory)), float(max(self.processes, 1)),
             float(max(read, self.blocks_read * 512)), float(max(written, self.blocks_written * 512)),
         )  # fmt: skip
 
@@ -3081,7 +3087,7 @@ def rlimits(limits: Limits, phase: str) -> dict[str, int]:
         "RLIMIT_CPU": int(limits.cpu_seconds) + 1,
         "RLIMIT_FSIZE": limits.file_bytes,
         "RLIMIT_NOFILE": limits.open_files,
-        "RLIMIT_NPROC": limits.processes,
+        "RLIMIT_NPROC": limits.processes + 16,  # a second line: the cgroup, or polling, says who reached the limit
     }
 
 
@@ -3107,10 +3113,10 @@ START_FAILURES = [
     (r"Unknown option", "bwrap_too_old", "this bwrap is too old; the sandbox needs 0.8.0 or newer"),
     (r"RTM_NEWADDR|setting up uid map: Permission denied", "userns_denied", "AppArmor restricts user namespaces (kernel.apparmor_restrict_unprivileged_userns=1): enable the distribution's bwrap-userns-restrict profile, or set that sysctl to 0"),
     (r"setting up uid map: Operation not permitted|No permissions to create|Creating new namespace failed: (Operation not permitted|Permission denied)", "userns_denied", "this host forbids user namespaces: {sysctl}in a container allow them with --security-opt seccomp=unconfined and do not drop CAP_SETUID"),
+    (r"cannot open /proc/sys|assert-userns|user namespaces are disabled|disable-userns", "userns_sysctl_denied", "the sysctl that ends user namespaces can't be written here: use --profile container, where seccomp holds that promise"),
     (r"nesting depth|max_\w+_namespaces|No space left on device", "userns_denied", "the limit on namespaces is reached: {sysctl}raise user.max_user_namespaces, and do not start the runner inside another sandbox that disables them"),
     (r"Resource temporarily unavailable", "userns_denied", "a process limit (RLIMIT_NPROC or pids.max) keeps the sandbox from starting; raise it"),
     (r"Can't mount proc|Can't mount proc on", "proc_masked", "this container masks /proc: use --profile container, which needs none, or start the container with podman unmask=ALL, docker systempaths=unconfined, or kubernetes procMount: Unmasked"),
-    (r"max_user_namespaces|assert-userns|cannot open /proc/sys|user namespaces are disabled|disable-userns", "userns_sysctl_denied", "the sysctl that ends user namespaces can't be written here: use --profile container, where seccomp holds that promise"),
     (r"Failed to make / slave|Failed to mount tmpfs", "mount_denied", "AppArmor or SELinux forbids mounts: --security-opt apparmor=unconfined, or label=disable"),
     (r"pivot_root", "mount_denied", "the root file system is an initramfs or a chroot, where pivot_root does not work"),
     (r"Unexpected capabilities but not setuid", "capabilities", "the runner has ambient capabilities; drop them"),
@@ -3167,6 +3173,8 @@ def reported_failure(error: Mapping[str, Any], phase: str, stderr: str) -> Failu
     """An error that the child reported of itself."""
     kind, exception = error["type"], error["exception"]
     text = exception["message"][:2000]
+    if phase != "fetch" and kind in ("dependency_unavailable", "seccomp_unavailable"):
+        kind = "bad_result"
     if kind == "task_exception":
         kind = "task_exception" if phase == "execute" else f"{phase}_failed"
         text = f"the {'task' if phase == 'execute' else phase + ' phase'} raised {exception['type']}: {text}"
@@ -3248,28 +3256,45 @@ def make_sandbox(host: Host, phase: str, interpreters: list[Interpreter], python
     system += [Mount(etc, "/etc"), *(Mount(path, path) for path in paths if path.startswith("/etc/"))]
     environment = {name: value for name, value in os.environ.items() if name in policy.pass_environment}
     environment.update(policy.environment)
-    command = [python, "-I", "-S", "-u", "-B", "/runner/child", "--sandboxed-child"]
+    # Not -I, which would ignore PYTHONHASHSEED: the environment is the profile's alone, and the child drops its own
+    # folder from sys.path.
+    command = [python, "-s", "-S", "-u", "-B", "/runner/child", "--sandboxed-child"]
     wanted = [*system, Mount(child, "/runner/child"), *mounts]
     everything = [Mount(host.stage.source(mount.source), mount.target) for mount in wanted]
     return Sandbox(phase, policy, host.profile.sandbox, everything, links, environment, cwd, command)
 
 
 def child_file(store: Store, interpreter: Interpreter) -> str:
-    """The child program as a file: compiled once and kept, where the sandbox's interpreter is of our own kind."""
-    import py_compile
+    """The child program as a file of this run; as bytecode, kept with a digest, for an interpreter of our own kind."""
+    source, compiled = store.scratch("child.py"), store.scratch("child.pyc")
+    if interpreter.cache_tag != sys.implementation.cache_tag:
+        write_file(source, child_program().encode())
+        return source
+    if not os.path.exists(compiled):
+        kept = store.path("built", f"child-{digest_of(child_program(), sys.version)}")
+        data = read_digested(kept)
+        if data is None:
+            code = compile(child_program(), "child.py", "exec", dont_inherit=True)
+            data = MAGIC_NUMBER + bytes(12) + marshal.dumps(code)
+            write_file(compiled, data + hashlib.blake2b(data).digest())
+            os.rename(compiled, kept)
+        write_file(compiled, data)
+    return compiled
 
-    source = store.scratch("child.py")
-    own = interpreter.cache_tag == sys.implementation.cache_tag
-    kept = store.path("built", f"child-{digest_of(child_program(), sys.version)}.pyc")
-    if own and os.path.exists(kept):
-        return kept
-    if not os.path.exists(source):
-        with open(source, "w", encoding="utf-8") as file:
-            file.write(child_program())
-    if own:
-        py_compile.compile(source, kept, dfile="child.py", doraise=True, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
-        return kept
-    return source
+
+def read_digested(path: str) -> bytes | None:
+    """The content of a file that ends with its own digest; None where it is not there or was altered."""
+    with suppress(OSError), open(path, "rb") as file:
+        content = file.read()
+        data, digest = content[:-64], content[-64:]
+        if hashlib.blake2b(data).digest() == digest:
+            return data
+    return None
+
+
+def write_file(path: str, data: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(data)
 
 
 @contextmanager
@@ -3337,6 +3362,20 @@ def keep_wheel(store: Store, file_name: str, sha256: str, path: str | None = Non
         os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
         os.rename(path, target)
     return WheelFile(canonical_name(match["name"]), sha256, target)
+
+
+def write_wheels(store: Store, kind: str, key: str, wheels: Iterable[WheelFile]) -> None:
+    store.write(kind, key, [[os.path.basename(wheel.path), wheel.sha256] for wheel in wheels])
+
+
+def kept_wheels(store: Store, kind: str, key: str) -> list[WheelFile] | None:
+    """The wheels noted under a key, if the note is one and the files are there."""
+    try:
+        wheels = [keep_wheel(store, name, sha256) for name, sha256 in store.read(kind, key)]
+    except (Failure, TypeError, ValueError):
+        return None
+    there = bool(wheels) and all(re.fullmatch(r"[0-9a-f]{64}", wheel.sha256) and os.path.isfile(wheel.path) for wheel in wheels)
+    return wheels if there else None
 
 
 # fetch
@@ -3439,14 +3478,12 @@ class Resolver:
         store = self.host.store
 
         def load() -> list[WheelFile] | None:
-            kept = store.read("resolved", key)
-            files = [keep_wheel(store, *entry) for entry in kept or []]
-            return files if kept is not None and all(os.path.exists(file.path) for file in files) else None
+            return kept_wheels(store, "resolved", key)
 
         def make() -> None:
             files = self.resolve(requirements)
             check_hashes(requirements, files)
-            store.write("resolved", key, [[os.path.basename(file.path), file.sha256] for file in files])
+            write_wheels(store, "resolved", key, files)
 
         return store.once(key, load, make)
 
@@ -3842,16 +3879,10 @@ def built_wheel(resolver: Resolver, bundle: Bundle, key: str) -> WheelFile:
     """The bundle's own wheel, kept under everything that the environment's key covers."""
     store = resolver.host.store
 
-    def load() -> WheelFile | None:
-        kept = store.read("built", key)
-        wheel = keep_wheel(store, *kept) if kept else None
-        return wheel if wheel and os.path.exists(wheel.path) else None
-
     def make() -> None:
-        wheel = build_wheel(resolver, bundle.path, bundle.project)
-        store.write("built", key, [os.path.basename(wheel.path), wheel.sha256])
+        write_wheels(store, "built", key, [build_wheel(resolver, bundle.path, bundle.project)])
 
-    return store.once(key, load, make)
+    return store.once(key, lambda: kept_wheels(store, "built", key), make)[0]
 
 
 def built_in_place(own: Tree, bundle: str, interpreter: Interpreter) -> list[str]:
@@ -3887,9 +3918,9 @@ def kept_environment(store: Store, key: str) -> Environment | None:
         if record["files"] == digest_of(list_files(venv)):
             return Environment(venv, record["wires"], record["in_place"])
         Log.line(f"the environment {place} was altered; it is made again")
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
+        if not os.path.lexists(place):
+            return None
         Log.line(f"the environment {place} is damaged; it is made again")
     remove_tree(place)
     return None
@@ -4343,7 +4374,7 @@ def size_of(path: str) -> int:
 
 
 def parse_options(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Run one task of one untrusted bundle in a sandbox; one line of JSON comes out.", exit_on_error=False)
+    parser = argparse.ArgumentParser(description="Run one task of one untrusted bundle in a sandbox; one line of JSON comes out.", exit_on_error=False, allow_abbrev=False)
     add = parser.add_argument
     add("--bundle-path", metavar="DIR", help="the bundle: a directory with a pyproject.toml or a requirements.txt")
     add("--aggregation", action="store_true", help="standard input is an aggregation, not a simulation")
@@ -4377,6 +4408,10 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
             raise Failure("input", "usage", f"--out-dir {options.out_dir!r} is not a directory")
     options.venvs_dir = os.environ.get("VENVS_DIR")
     return options
+
+
+class Unheard(Exception):
+    """The answer can't be written: its reader is gone, or the disk behind standard output is full."""
 
 
 class Killed(BaseException):
@@ -4418,15 +4453,18 @@ def main(arguments: list[str]) -> int:
     """Print one line of JSON on the real standard output and return the exit status."""
     if {"-h", "--help"} & set(arguments):
         parse_options(["--help"])
-    stdout = os.dup(1)
-    os.dup2(2, 1)
+    stdout = take_stdout()
     os.umask(0o022)
     Killed.arm()
     begun = time.monotonic()
     times: dict[str, float] = {}
 
     def emit(body: Mapping[str, Any]) -> None:
-        write_all(stdout, json.dumps(body, allow_nan=False).encode() + b"\n")
+        line = json.dumps(body, allow_nan=False).encode() + b"\n"
+        try:
+            write_all(stdout, line)
+        except OSError as error:
+            raise Unheard(error.strerror) from None
 
     try:
         try:
@@ -4442,16 +4480,31 @@ def main(arguments: list[str]) -> int:
         failure.code = 128 + killed.number
     except Failure as raised:
         failure = raised
-    except BrokenPipeError:  # nobody reads the answer
+    except Unheard:
         return 1
     except BaseException as error:
         failure = internal_error(error)
     usage = failure.details.pop("usage", Usage())
     if failure.phase not in ("execute", "result"):
         usage = Usage()  # it is that of another sandbox than the task's
-    with suppress(BrokenPipeError):
+    with suppress(Unheard):
         emit(failure.as_json(metrics(times, usage, time.monotonic() - begun)))
     return failure.code
+
+
+def take_stdout() -> int:
+    """Keep standard output for the answer alone: from here on descriptor 1 is standard error.
+
+    A standard descriptor that the caller closed is made /dev/null, lest another file take its number.
+    """
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open("/dev/null", (os.O_WRONLY, os.O_RDONLY, os.O_RDWR)[fd])  # using 0 or 1 stays an error
+    stdout = os.dup(1)
+    os.dup2(2, 1)
+    return stdout
 
 
 def dispatch(options: argparse.Namespace, times: dict[str, float], emit: Callable[[dict[str, Any]], None]) -> dict[str, Any] | None:

@@ -1,0 +1,257 @@
+"""What is kept between runs, what is not, and that nothing kept is trusted once it was touched."""
+
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Runner, parse_line
+from servers import LocalServer, wheel
+
+Bundle = Callable[..., Path]
+WIRE = "def wire(entrypoint, params, seed):\n    return {'out': 'x'}\n"
+TASK = b'{"entrypoint": "main", "params": {}, "seed": 1}'
+REUSE = {"REUSE": "1"}
+
+
+@pytest.fixture
+def own(store: Path) -> Iterator[Runner]:
+    """A runner with a store of this test alone."""
+    runner = Runner(store.parent / f"keeping-{uuid.uuid4().hex}")
+    yield runner
+    shutil.rmtree(runner.store, ignore_errors=True)
+
+
+def venvs(runner: Runner, folder: Path | None = None) -> list[Path]:
+    place = folder or runner.store / "venvs"
+    return sorted(place.iterdir()) if place.is_dir() else []
+
+
+def runs(runner: Runner) -> list[str]:
+    return [name for name in os.listdir(runner.store / "run") if name.startswith(".run-")]
+
+
+def built(result: Any) -> bool:
+    return bool(result.body["metrics"]["build_seconds"] > 0)
+
+
+def test_a_venv_goes_with_its_task_and_a_wheel_is_kept(own: Runner, bundle: Bundle) -> None:
+    path = bundle(WIRE)
+    first, second = own(path), own(path)
+    assert first.outputs == second.outputs and built(first) and not built(second)
+    assert venvs(own) == [] and runs(own) == []
+
+
+@pytest.mark.parametrize("value", ["1", "true", "TRUE"])
+def test_reuse_keeps_the_venv(own: Runner, bundle: Bundle, value: str) -> None:
+    path = bundle(WIRE)
+    assert own(path, env={"REUSE": value}).outputs == {"out": b"x"}
+    (kept,) = venvs(own)
+    inode = kept.stat().st_ino
+    assert own(path, env={"REUSE": value}).outputs == {"out": b"x"}
+    assert [place.stat().st_ino for place in venvs(own)] == [inode] and runs(own) == []
+
+
+@pytest.mark.parametrize("value", ["0", "", "no", "false"])
+def test_other_values_do_not(own: Runner, bundle: Bundle, value: str) -> None:
+    assert own(bundle(WIRE), env={"REUSE": value}).code == 0
+    assert venvs(own) == []
+
+
+def test_a_changed_bundle_is_another_environment(own: Runner, bundle: Bundle) -> None:
+    path = bundle(WIRE)
+    assert own(path, env=REUSE).outputs == {"out": b"x"}
+    (path / "probe.py").write_text(WIRE.replace("'x'", "'y'"))
+    assert own(path, env=REUSE).outputs == {"out": b"y"}
+
+
+def alter(place: Path) -> None:
+    file = next(place.rglob("site-packages/probe.py"))
+    text = file.read_text().replace("'x'", "'evil'")
+    file.chmod(0o644)
+    file.write_text(text)
+
+
+def add(place: Path) -> None:
+    (next(place.rglob("site-packages")) / "evil.pth").write_text("import os; os._exit(1)\n")
+
+
+def remove(place: Path) -> None:
+    next(place.rglob("site-packages/probe.py")).unlink()
+
+
+def link(place: Path) -> None:
+    file = next(place.rglob("site-packages/probe.py"))
+    file.unlink()
+    file.symlink_to("/etc/passwd")
+
+
+def configure(place: Path) -> None:
+    next(place.rglob("pyvenv.cfg")).write_text("include-system-site-packages = true\n")
+
+
+def interpreter(place: Path) -> None:
+    python = next(place.rglob("bin/python"))
+    python.unlink()
+    python.symlink_to("/bin/true")
+
+
+def record(place: Path) -> None:
+    (place / "environment.json").write_text("{")
+
+
+def half(place: Path) -> None:
+    (place / "environment.json").unlink()
+
+
+@pytest.mark.parametrize("damage", [alter, add, remove, link, configure, interpreter, record, half])
+def test_an_altered_venv_is_made_again(own: Runner, bundle: Bundle, damage: Callable[[Path], None]) -> None:
+    path = bundle(WIRE)
+    assert own(path, env=REUSE).code == 0
+    (kept,) = venvs(own)
+    before = sorted(str(file.relative_to(kept)) for file in kept.rglob("*"))
+    damage(kept)
+    for _ in range(2):  # what was made from is in the store as well, and may have been damaged with it
+        result = own(path, env=REUSE)
+        if result.code == 0:
+            break
+        assert result.error["retryable"]
+    assert result.outputs == {"out": b"x"}
+    (again,) = venvs(own)
+    assert sorted(str(file.relative_to(again)) for file in again.rglob("*")) == before
+
+
+@pytest.mark.parametrize("kind", ["built", "resolved"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '["../../x.whl", "0"]', '{"a": 1}', "1", "[[]]"])
+def test_a_damaged_note_is_no_obstacle(
+    own: Runner, tmp_path: Path, bundle: Bundle, kind: str, text: str
+) -> None:
+    with LocalServer() as server:
+        server.add(*wheel("dep", "1.0", {"dep.py": ""}))
+        head = '[build-system]\nrequires = []\nbuild-backend = "tiny_backend"\nbackend-path = ["backend"]\n'
+        project = (
+            "[project]\n"
+            'name = "probe"\n'
+            'version = "1"\n'
+            'dependencies = ["dep"]\n'
+            '[project.entry-points."modelops.wire"]\n'
+            'x = "probe:wire"\n'
+        )
+        path = bundle(WIRE, pyproject=head + project)
+        assert own(path, env=server.environment()).code == 0
+        notes = list((own.store / kind).iterdir())
+        assert notes
+        for note in notes:
+            note.write_text(text)
+        assert own(path, env=server.environment()).outputs == {"out": b"x"}
+
+
+def test_a_kept_wheel_that_was_altered_is_never_used(own: Runner, bundle: Bundle) -> None:
+    path = bundle(WIRE)
+    assert own(path).code == 0
+    shutil.rmtree(own.store / "trees")
+    (own.store / "trees").mkdir(mode=0o700)
+    (kept,) = own.store.glob("wheels/*/*.whl")
+    kept.write_bytes(kept.read_bytes() + b"more")
+    first = own(path)
+    assert first.code == 0 or first.error["retryable"]
+    assert own(path).outputs == {"out": b"x"}
+
+
+def test_a_kept_tree_that_was_altered_is_never_used(own: Runner, bundle: Bundle) -> None:
+    path = bundle(WIRE)
+    assert own(path).code == 0
+    alter(own.store / "trees")
+    first = own(path)
+    assert first.code == 0 or first.error["retryable"]
+    assert own(path).outputs == {"out": b"x"}
+
+
+def test_venvs_dir_is_where_venvs_are_kept(own: Runner, bundle: Bundle, store: Path) -> None:
+    place = store.parent / f"venvs-{uuid.uuid4().hex}"
+    env = {**REUSE, "VENVS_DIR": str(place)}
+    path = bundle(WIRE)
+    assert own(path, env=env).outputs == own(path, env=env).outputs == {"out": b"x"}
+    assert len(venvs(own, place)) == 1 and venvs(own) == []
+
+
+def test_preserve_tmp_says_where_it_lies(own: Runner, bundle: Bundle) -> None:
+    path = bundle(WIRE)
+    result = own(path, env={"PRESERVE_TMP": "1"})
+    (line,) = [line for line in result.stderr.splitlines() if "PRESERVE_TMP" in line]
+    place = Path(line.split()[-1])
+    assert result.outputs == {"out": b"x"}
+    assert (place / "bundle" / "probe.py").read_text() == WIRE
+    assert own(path).code == 0  # the next run sweeps what dead runs left, but not this
+    assert (place / "bundle" / "probe.py").is_file()
+
+
+def test_preserve_tmp_keeps_what_failed(own: Runner, bundle: Bundle) -> None:
+    result = own(bundle("def wire(*a):\n    raise ValueError\n"), env={"PRESERVE_TMP": "1"})
+    assert result.error["type"] == "task_exception"
+    assert any("PRESERVE_TMP" in line for line in result.stderr.splitlines())
+
+
+def test_no_cache_keeps_nothing(own: Runner, bundle: Bundle) -> None:
+    path = bundle(WIRE)
+    for _ in range(2):
+        result = own(path, None, "--no-cache", env=REUSE)
+        assert result.outputs == {"out": b"x"} and built(result)
+    for kind in ("wheels", "trees", "built", "resolved", "venvs"):
+        assert not (own.store / kind).exists() or not list((own.store / kind).iterdir())
+    assert runs(own) == []
+
+
+def test_refresh_builds_again(own: Runner, bundle: Bundle) -> None:
+    path = bundle(WIRE)
+    assert built(own(path)) and not built(own(path)) and built(own(path, None, "--refresh"))
+
+
+def test_the_cache_can_be_shown_and_pruned(own: Runner, bundle: Bundle) -> None:
+    path = bundle(WIRE)
+    assert own(path, env=REUSE).code == 0
+    shown = own(None, None, "--cache", "show").body["cache"]
+    assert shown.pop("path") == str(own.store)
+    assert (
+        all(shown[kind]["entries"] >= 1 for kind in ("wheels", "trees", "built", "venvs"))
+        and "resolved" in shown
+    )
+    assert shown["trees"]["bytes"] > 0
+    kept = own(None, None, "--cache", "prune", "--older-than", "1").body["cache"]
+    assert kept["trees"] == shown["trees"] and kept["venvs"]["entries"] == 1
+    pruned = own(None, None, "--cache", "prune").body["cache"]
+    assert all(pruned[kind] == {"entries": 0, "bytes": 0} for kind in shown)
+    assert own(path).outputs == {"out": b"x"}
+
+
+@pytest.mark.parametrize("env", [{}, REUSE], ids=["fresh", "reuse"])
+def test_runners_at_once_on_one_bundle(own: Runner, bundle: Bundle, env: dict[str, str]) -> None:
+    path = bundle("import time\ndef wire(*a):\n    time.sleep(0.3)\n    return {'out': 'x'}\n")
+    processes = [
+        own.start(path, env=env)
+        for _ in range(6)
+    ]  # fmt: skip
+    for process in processes:
+        assert process.stdin
+        process.stdin.write(TASK)
+        process.stdin.close()
+        process.stdin = None
+    bodies = [parse_line(process.communicate()[0]) for process in processes]
+    assert [body.get("outputs", body) for body in bodies] == [bodies[0]["outputs"]] * 6
+    assert runs(own) == [] and len(venvs(own)) == bool(env)
+
+
+def test_a_store_that_others_may_write_is_refused(own: Runner, bundle: Bundle) -> None:
+    own.store.mkdir()
+    own.store.chmod(0o777)
+    error = own(bundle(WIRE)).error
+    assert (error["phase"], error["type"]) == ("host", "store_unsafe")
+
+
+def test_a_store_that_is_a_file_is_told(own: Runner, bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    error = own(bundle(WIRE), None, "--store-dir", str(tmp_path / "file" / "store")).error
+    assert (error["phase"], error["type"]) == ("host", "store_unavailable")

@@ -1,0 +1,199 @@
+"""Every limit ends what goes over it, and is named with its value and what was seen."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Runner
+
+Bundle = Callable[..., Path]
+WithProfile = Callable[[str], tuple[str, ...]]
+
+
+def wire(body: str) -> str:
+    return (
+        "import os, sys, time\ndef wire(*a):\n"
+        + "".join(f"    {line}\n" for line in body.splitlines())
+        + "    return {'out': 'done'}\n"
+    )
+
+
+CASES: dict[str, tuple[str, str, str, str]] = {
+    "sleep": ("wall_seconds = 0.5", "time.sleep(600)", "timeout", "wall_seconds"),
+    "sleep with a stopped signal": (
+        "wall_seconds = 0.5",
+        ("import signal\nfor n in (15, 2, 1): signal.signal(n, signal.SIG_IGN)\ntime.sleep(600)"),
+        "timeout",
+        "wall_seconds",
+    ),
+    "loop": ("cpu_seconds = 0.5", "while True: pass", "cpu_limit", "cpu_seconds"),
+    "loop in a child": (
+        "cpu_seconds = 0.5",
+        ("if os.fork() == 0:\n    while True: pass\ntime.sleep(600)"),
+        "cpu_limit",
+        "cpu_seconds",
+    ),
+    "memory": (
+        'memory_bytes = "100MiB"',
+        ("blob = bytearray(b'x') * (300 << 20)\ntime.sleep(600)"),
+        "memory_limit",
+        "memory_bytes",
+    ),
+    "memory of children": (
+        'memory_bytes = "200MiB"',
+        (
+            "for _ in range(6):\n"
+            "    if os.fork() == 0:\n"
+            "        blob = bytearray(b'x') * (60 << 20)\n"
+            "        time.sleep(600)\n"
+            "time.sleep(600)"
+        ),
+        "memory_limit",
+        "memory_bytes",
+    ),
+    "processes": (
+        "processes = 20",
+        ("while True:\n    if os.fork() == 0: time.sleep(600)"),
+        "pids_limit",
+        "processes",
+    ),
+    "threads": (
+        "processes = 20",
+        ("import threading\nfor _ in range(100): threading.Thread(target=time.sleep, args=(600,)).start()"),
+        "pids_limit",
+        "processes",
+    ),
+    "output": ('output_bytes = "1MiB"', "return {'out': bytes(2 << 20)}", "output_limit", "output_bytes"),
+    "outputs together": (
+        'output_bytes = "1MiB"',
+        "return {str(n): bytes(300 << 10) for n in range(20)}",
+        "output_limit",
+        "output_bytes",
+    ),
+    "stderr": ('stderr_bytes = "1MiB"', "while True: print('x' * 4096)", "output_limit", "stderr_bytes"),
+    "stderr of a child": (
+        'stderr_bytes = "1MiB"',
+        "os.system('while :; do echo xxxxxxxxxxxxxxxx; done')",
+        "output_limit",
+        "stderr_bytes",
+    ),
+}
+
+
+@pytest.mark.parametrize(("limits", "body", "kind", "name"), CASES.values(), ids=CASES.keys())
+def test_a_limit_of_a_task(
+    run: Runner, bundle: Bundle, profile_with: WithProfile, limits: str, body: str, kind: str, name: str
+) -> None:
+    error = run(bundle(wire(body)), None, *profile_with(f"[execute.limits]\n{limits}\n")).error
+    assert (error["phase"], error["type"]) == ("execute", kind)
+    assert error["limit"]["name"] == name and error["limit"]["seen"] >= error["limit"]["value"] > 0
+    assert name in error["error"] and not error["retryable"]
+
+
+def test_a_full_tmp(run: Runner, bundle: Bundle, profile_with: WithProfile) -> None:
+    body = "with open('/tmp/x', 'wb') as file:\n    while True: file.write(bytes(1 << 20))"
+    error = run(bundle(wire(body)), None, *profile_with('[execute]\ntmp_bytes = "4MiB"\n')).error
+    assert error["phase"] == "execute"
+    assert error["type"] == "tmpfs_limit" or error["exception"]["message"].startswith("[Errno 28]")
+
+
+def test_a_full_tmp_that_the_task_waits_in(run: Runner, bundle: Bundle, profile_with: WithProfile) -> None:
+    body = (
+        "try:\n"
+        "    with open('/tmp/x', 'wb') as file:\n"
+        "        while True: file.write(bytes(1 << 20))\n"
+        "except OSError: time.sleep(600)"
+    )
+    error = run(bundle(wire(body)), None, *profile_with('[execute]\ntmp_bytes = "4MiB"\n')).error
+    assert (error["type"], error["limit"]["name"]) == ("tmpfs_limit", "tmp_bytes")
+
+
+def test_a_file_over_its_limit(run: Runner, bundle: Bundle, profile_with: WithProfile) -> None:
+    body = (
+        "import signal\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_DFL)\n"
+        "with open('/tmp/x', 'wb') as file:\n"
+        "    file.write(bytes(2 << 20))"
+    )
+    error = run(bundle(wire(body)), None, *profile_with('[execute.limits]\nfile_bytes = "1MiB"\n')).error
+    assert (error["phase"], error["type"]) == ("execute", "file_size_limit")
+
+
+def test_open_files_are_limited(run: Runner, bundle: Bundle, profile_with: WithProfile) -> None:
+    body = "files = [open('/dev/null') for _ in range(100)]"
+    error = run(bundle(wire(body)), None, *profile_with("[execute.limits]\nopen_files = 40\n")).error
+    assert error["exception"]["type"] == "OSError" and "[Errno 24]" in error["exception"]["message"]
+
+
+def test_a_task_within_every_limit(run: Runner, bundle: Bundle, profile_with: WithProfile) -> None:
+    limits = (
+        "wall_seconds = 60\n"
+        "cpu_seconds = 30\n"
+        'memory_bytes = "300MiB"\n'
+        "processes = 10\n"
+        'output_bytes = "1MiB"\n'
+        'stderr_bytes = "1MiB"'
+    )
+    body = (
+        "blob = bytearray(b'x') * (50 << 20)\n"
+        "print('x' * 500_000)\n"
+        "pids = [os.fork() for _ in range(2)]\n"
+        "if 0 in pids: os._exit(0)"
+    )
+    assert run(bundle(wire(body)), None, *profile_with(f"[execute.limits]\n{limits}\n")).outputs == {
+        "out": b"done"
+    }
+
+
+def test_a_fork_bomb_in_a_build_ends(run: Runner, bundle: Bundle, profile_with: WithProfile) -> None:
+    path = bundle(wire(""))
+    (path / "backend" / "tiny_backend.py").write_text(
+        "import os, time\nwhile True:\n    if os.fork() == 0: time.sleep(600)\n"
+    )
+    error = run(path, None, *profile_with("[build.limits]\nprocesses = 20\n")).error
+    assert (error["phase"], error["type"]) == ("build", "pids_limit")
+
+
+def test_a_build_that_sleeps_ends(run: Runner, bundle: Bundle, profile_with: WithProfile) -> None:
+    path = bundle(wire(""))
+    (path / "backend" / "tiny_backend.py").write_text("import time\ntime.sleep(600)\n")
+    error = run(path, None, *profile_with("[build.limits]\nwall_seconds = 0.5\n")).error
+    assert (error["phase"], error["type"], error["limit"]["name"]) == ("build", "timeout", "wall_seconds")
+
+
+@pytest.mark.parametrize("body", ["time.sleep(600)", "while True: pass"])
+def test_a_child_that_outlives_its_report_is_ended(run: Runner, bundle: Bundle, body: str) -> None:
+    code = (
+        f"import atexit, os, threading, time\n"
+        f"def more():\n"
+        f"    {body}\n"
+        f"def wire(*a):\n"
+        f"    atexit.register(more)\n"
+        f"    threading.Thread(target=more).start()\n"
+        f"    return {{'out': 'done'}}\n"
+    )
+    assert run(bundle(code)).outputs == {"out": b"done"}
+
+
+def test_a_daemon_does_not_hold_the_run_up(run: Runner, bundle: Bundle) -> None:
+    body = (
+        "if os.fork() == 0:\n"
+        "    os.setsid()\n"
+        "    if os.fork() == 0:\n"
+        "        time.sleep(600)\n"
+        "    os._exit(0)"
+    )
+    assert run(bundle(wire(body))).outputs == {"out": b"done"}
+
+
+def test_the_tail_of_stderr_comes_with_an_error(run: Runner, bundle: Bundle) -> None:
+    error: dict[str, Any] = run(
+        bundle(wire("print('x' * 200_000)\nprint('last words')\nraise ValueError"))
+    ).error
+    assert error["stderr"].rstrip().endswith("last words") and len(error["stderr"]) <= 64 * 1024
+
+
+def test_the_log_of_the_runner_is_bounded(run: Runner, bundle: Bundle) -> None:
+    result = run(bundle(wire("for _ in range(100): print('x' * 100_000)")))
+    assert result.code == 0 and len(result.stderr) <= 300 * 1024

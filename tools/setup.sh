@@ -1,0 +1,99 @@
+#!/usr/bin/env bash
+# Make this checkout ready on a Debian or Ubuntu that has Python 3.11 and nothing else.
+#   tools/setup.sh [runtime|dev]
+# Asks nothing, and is done at once where there is nothing to do. All output is on stderr.
+set -euo pipefail
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+exec 1>&2 </dev/null
+group=${1:-runtime}
+venv=.venv
+export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
+unset PYTHONHOME PYTHONPATH
+
+say() { printf 'setup: %s\n' "$*"; }
+fail() { say "$*"; exit 1; }
+
+find_python() {
+  local name
+  for name in python3 python3.14 python3.13 python3.12 python3.11; do
+    if command -v "$name" >/dev/null && "$name" -I -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+      command -v "$name"
+      return
+    fi
+  done
+  return 1
+}
+
+# The apt packages that are missing. Certificates are for the downloads, a compiler is the bundle's own affair.
+missing_packages() {
+  command -v bwrap >/dev/null || echo bubblewrap
+  "$python" -I -c 'import ctypes; ctypes.CDLL("libseccomp.so.2")' 2>/dev/null || echo libseccomp2
+  "$python" -I -c 'import ensurepip, venv' 2>/dev/null || "$python" -I -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])'
+  [[ -e ${SSL_CERT_FILE:-/etc/ssl/certs/ca-certificates.crt} || -d /etc/pki/tls/certs || -e /etc/ssl/ca-bundle.pem ]] || echo ca-certificates
+}
+
+as_root() {
+  local environment=(env DEBIAN_FRONTEND=noninteractive LC_ALL=C)
+  if [[ $(id -u) == 0 ]]; then "${environment[@]}" "$@"; else sudo -n "${environment[@]}" "$@"; fi
+}
+
+install_packages() {
+  local install=(apt-get -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 install -y -qq --no-install-recommends "$@")
+  if ! command -v apt-get >/dev/null; then
+    fail "install with this system's package manager what Debian calls: $*"
+  fi
+  if [[ $(id -u) != 0 ]] && ! sudo -n true 2>/dev/null; then
+    fail "missing packages, and no right to install them; run: sudo apt-get install $*"
+  fi
+  say "installing $*"
+  # The first try speaks only if it works: most often it fails for want of package lists.
+  if ! as_root "${install[@]}" 2>/dev/null; then
+    say "fetching the package lists"
+    as_root apt-get -o DPkg::Lock::Timeout=300 update -qq || fail "apt-get update failed; then install: $*"
+    as_root "${install[@]}" || fail "apt-get could not install: $*"
+  fi
+}
+
+# The requirements of a dependency group (PEP 735), a line each: older pips can't read groups.
+requirements_of() {
+  "$python" -I - "$1" <<'PYTHON'
+import sys, tomllib
+
+def lines(name):
+    for entry in groups[name]:
+        yield from lines(entry["include-group"]) if isinstance(entry, dict) else [entry]
+
+with open("pyproject.toml", "rb") as file:
+    groups = tomllib.load(file)["dependency-groups"]
+if sys.argv[1] not in groups:
+    sys.exit(f"setup: there is no group {sys.argv[1]!r}; there are {', '.join(groups)}")
+print("\n".join(lines(sys.argv[1])))
+PYTHON
+}
+
+python=$(find_python) || fail "no Python 3.11 or newer; install python3 (Debian 12, Ubuntu 24.04), or python3.11 (Ubuntu 22.04)"
+
+# One set-up at a time for a checkout; the lock is the checkout itself and ends with this process.
+exec 9<.
+flock 9
+
+wanted="$(sha256sum pyproject.toml) $("$python" -I -c 'import os, sys; print(os.path.realpath(sys.executable), sys.version)')"
+if [[ -x $venv/bin/python && -f $venv/.ready-$group && $(<"$venv/.ready-$group") == "$wanted" ]] && command -v bwrap >/dev/null; then
+  exit 0
+fi
+
+requirements=$(requirements_of "$group")
+mapfile -t packages < <(missing_packages)
+if [[ ${#packages[@]} -gt 0 ]]; then
+  install_packages "${packages[@]}"
+fi
+if ! "$venv/bin/python" -I -m pip --version >/dev/null 2>&1; then
+  say "making $venv with $python"
+  "$python" -I -m venv --clear "$venv"
+fi
+say "installing the group $group"
+printf '%s\n' "$requirements" >"$venv/requirements-$group.txt"
+"$venv/bin/python" -I -m pip install --quiet -r "$venv/requirements-$group.txt"
+printf '%s' "$wanted" >"$venv/.ready-$group"
+say "ready"
