@@ -15,6 +15,7 @@ Data flows one way: request, bundle, environment, sandbox, result. No sandbox, i
 writable path on the host: whatever it produces (wheels, bytecode, outputs) comes back as frames on a
 pipe, and the host decides what to do with the bytes.
 """
+
 import importlib
 import marshal
 import os
@@ -215,7 +216,9 @@ def simulate(task: "dict[str, Any]", wire: str, pipe: ResultPipe) -> None:
     require_module(task["entrypoint"])
     outputs = load_object(wire)(task["entrypoint"], task["params"], task["seed"])
     if not hasattr(outputs, "items"):
-        raise ChildError("bad_result", "the wire function must return a dict of name to bytes, not " + type_name(outputs))
+        raise ChildError(
+            "bad_result", "the wire function must return a dict of name to bytes, not " + type_name(outputs)
+        )
     for name, value in outputs.items():
         if not isinstance(name, str):
             raise ChildError("bad_result", "output names must be str, not " + type_name(name))
@@ -304,7 +307,8 @@ def call_target(target: "Any", sim_returns: "list[Any]", target_data: "Any") -> 
     required = [
         name
         for name, parameter in parameters.items()
-        if parameter.default is parameter.empty and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     ]
     if required in ([], ["data_paths"]):
         return evaluate_target_object(target(), sim_returns)
@@ -555,9 +559,10 @@ def compile_tree(request: "dict[str, Any]", pipe: ResultPipe) -> None:
 
 def compile_share(modules: "list[Any]", prefix: str) -> None:
     import py_compile
+    from contextlib import suppress
 
     for number, module in enumerate(modules):
-        try:
+        with suppress(py_compile.PyCompileError, ValueError, RecursionError, MemoryError):
             py_compile.compile(
                 TREE + "/" + module,
                 cfile=prefix + str(number),
@@ -565,8 +570,6 @@ def compile_share(modules: "list[Any]", prefix: str) -> None:
                 doraise=True,
                 invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
             )
-        except (py_compile.PyCompileError, ValueError, RecursionError, MemoryError):
-            pass
 
 
 # --- fetch: the only phase with network. Nothing of the bundle but names and numbers comes in here.
@@ -713,7 +716,10 @@ def resolve_with_pip(request: "dict[str, Any]") -> "list[Any]":
         runpy.run_module("pip", run_name="__main__", alter_sys=True)
     except SystemExit as exit:
         if exit.code:
-            raise ChildError("dependency_unavailable", "pip found no wheels that satisfy the dependencies (its words are in 'stderr')") from None
+            raise ChildError(
+                "dependency_unavailable",
+                "pip found no wheels that satisfy the dependencies (its words are in 'stderr')",
+            ) from None
     with open("/tmp/report.json", encoding="utf-8") as file:
         report = json.load(file)
     return [
@@ -737,7 +743,10 @@ def deny_execve(program: bytes) -> None:
 
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(22, 2, ctypes.byref(Program(len(program) // 8, program)), 0, 0) != 0:  # PR_SET_SECCOMP
-        raise ChildError("seccomp_unavailable", "the filter that keeps pip from building could not be set: " + os.strerror(ctypes.get_errno()))
+        raise ChildError(
+            "seccomp_unavailable",
+            "the filter that keeps pip from building could not be set: " + os.strerror(ctypes.get_errno()),
+        )
 
 
 def download(url: str, name: str, request: "dict[str, Any]", pipe: ResultPipe) -> None:
@@ -751,7 +760,10 @@ def download(url: str, name: str, request: "dict[str, Any]", pipe: ResultPipe) -
             break
         except (urllib.error.URLError, OSError) as error:
             if attempt == 3 or getattr(error, "code", 500) < 500:
-                raise ChildError("dependency_unavailable", "the download of " + url.split("#")[0].split("?")[0] + " failed: " + str(error)) from None
+                raise ChildError(
+                    "dependency_unavailable",
+                    "the download of " + url.split("#")[0].split("?")[0] + " failed: " + str(error),
+                ) from None
     pipe.send_file(name, path)
     os.unlink(path)
 
@@ -797,7 +809,15 @@ def probe(request: "dict[str, Any]", pipe: ResultPipe) -> None:
     pipe.send(DONE)
 
 
-PHASES = {"execute": execute, "build": build, "compile": compile_tree, "fetch": fetch, "probe": probe, "serve": serve, "shell": shell}
+PHASES = {
+    "execute": execute,
+    "build": build,
+    "compile": compile_tree,
+    "fetch": fetch,
+    "probe": probe,
+    "serve": serve,
+    "shell": shell,
+}
 
 
 def describe_interpreter() -> "dict[str, Any]":
@@ -833,8 +853,13 @@ END_OF_CHILD = "----------------------------------------------------------------
 if __name__ == "__main__" and (sys.platform != "linux" or sys.version_info < (3, 11)):
     # Nothing below would work, and this line must parse on any Python 3.
     found = sys.platform + " with Python " + sys.version.split()[0]
-    hint = "the sandbox needs Linux and Python 3.11 or newer, this is " + found + "; start the runner with such an interpreter"
-    print('{"_fatal_error": {"code": 3, "phase": "host", "type": "unsupported_host", "error": "%s", "retryable": false}}' % hint)
+    hint = (
+        "the sandbox needs Linux and Python 3.11 or newer, this is "
+        + found
+        + "; start the runner with such an interpreter"
+    )
+    line = '{"_fatal_error": {"code": 3, "phase": "host", "type": "unsupported_host", "retryable": false, "error": "'
+    print(line + hint + '"}}')
     sys.exit(3)
 
 import argparse
@@ -853,7 +878,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from importlib.util import MAGIC_NUMBER
 from io import FileIO
-from typing import Any, NamedTuple, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, NamedTuple, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 FORMAT = 1  # part of every key under which something is kept: raise it when what is kept changes
 MIB = 1 << 20
@@ -876,7 +901,13 @@ class Failure(Exception):
         self.code = EXIT_CODES[phase]
 
     def as_json(self, metrics: Mapping[str, float]) -> dict[str, Any]:
-        body = {"code": self.code, "phase": self.phase, "type": self.type, "error": self.error, "retryable": self.retryable}
+        body = {
+            "code": self.code,
+            "phase": self.phase,
+            "type": self.type,
+            "error": self.error,
+            "retryable": self.retryable,
+        }
         body.update({name: value for name, value in self.details.items() if value not in (None, "")})
         return {"_fatal_error": {**body, "metrics": dict(metrics)}}
 
@@ -1029,7 +1060,12 @@ def find_profile(name: str, folders: Iterable[str]) -> str:
     for candidate in candidates:
         if os.path.isfile(candidate):
             return os.path.abspath(candidate)
-    raise Failure("host", "profile_not_found", f"there is no profile {name!r}; looked for {', '.join(candidates)}; name one with --profile or its folder with --profiles-dir")
+    raise Failure(
+        "host",
+        "profile_not_found",
+        f"there is no profile {name!r}; looked for {', '.join(candidates)}; name one with --profile or its "
+        "folder with --profiles-dir",
+    )
 
 
 def read_toml(path: str) -> dict[str, Any]:
@@ -1086,7 +1122,9 @@ def read_value(hint: Any, value: Any, path: str, where: str) -> Any:
     if hint is float and type(value) is int:
         value = float(value)
     if type(value) is not origin:
-        raise profile_error(path, where, f"must be of type {getattr(hint, '__name__', hint)}, not {type(value).__name__}")
+        raise profile_error(
+            path, where, f"must be of type {getattr(hint, '__name__', hint)}, not {type(value).__name__}"
+        )
     if origin in (int, float) and not 0 <= value < 1 << 64:
         raise profile_error(path, where, "must be finite and not negative")
     return value
@@ -1096,14 +1134,20 @@ def check_profile(profile: Profile, path: str) -> None:
     """The rules that no type can say. The first is the design's: no code of a bundle has network."""
     for phase in ("build", "compile", "execute"):
         if getattr(profile, phase).network:
-            raise profile_error(path, f"{phase}.network", "only fetch, which runs no code of a bundle, may have network")
+            raise profile_error(
+                path, f"{phase}.network", "only fetch, which runs no code of a bundle, may have network"
+            )
     for phase in ("fetch", "build", "compile", "execute"):
         policy: PhasePolicy = getattr(profile, phase)
         for bind in policy.read_only:
             allowed = any(bind == top or bind.startswith(top + "/") for top in BINDABLE)
             if not allowed or os.path.normpath(bind) != bind:
                 raise profile_error(path, f"{phase}.read_only", f"{bind!r} is not below one of {', '.join(BINDABLE)}")
-        for name, limit in [*policy.limits._asdict().items(), ("tmp_bytes", policy.tmp_bytes), ("shm_bytes", policy.shm_bytes)]:
+        for name, limit in [
+            *policy.limits._asdict().items(),
+            ("tmp_bytes", policy.tmp_bytes),
+            ("shm_bytes", policy.shm_bytes),
+        ]:
             if limit <= 0:
                 raise profile_error(path, f"{phase}.{name}", "must be more than zero")
     if profile.sandbox.nested_userns not in ("sysctl", "seccomp"):
@@ -1126,7 +1170,9 @@ def check_seccomp(policy: SeccompPolicy, path: str) -> None:
                 raise profile_error(path, "seccomp.deny_if", f"{condition} has an unknown op or argument")
     loose = {"unshare", "setns", "clone3", "mount", "pivot_root"} & {*policy.allow, *policy.also_allow}
     if loose:
-        raise profile_error(path, "seccomp.allow", f"{', '.join(sorted(loose))} would open new namespaces, which no profile may")
+        raise profile_error(
+            path, "seccomp.allow", f"{', '.join(sorted(loose))} would open new namespaces, which no profile may"
+        )
 
 
 # --- request: what the caller asks on standard input
@@ -1139,7 +1185,11 @@ def read_request(stream: int, aggregation: bool, limit: int) -> dict[str, Any]:
         for chunk in read_chunks(stream):
             data += chunk
             if len(data) > limit:
-                raise Failure("input", "input_too_large", f"standard input is over {limit} bytes, the profile's bundle.request_bytes")
+                raise Failure(
+                    "input",
+                    "input_too_large",
+                    f"standard input is over {limit} bytes, the profile's bundle.request_bytes",
+                )
     except OSError as error:
         raise Failure("input", "input_invalid", f"standard input can't be read: {error.strerror}") from None
     task = parse_json(bytes(data))
@@ -1189,7 +1239,9 @@ def check_simulation(task: Any) -> dict[str, Any]:
 
 
 def check_entry_point(value: Any, key: str) -> None:
-    require(isinstance(value, str) and 0 < len(value) <= 1024 and value.isprintable(), f"{key} must be a printable string")
+    require(
+        isinstance(value, str) and 0 < len(value) <= 1024 and value.isprintable(), f"{key} must be a printable string"
+    )
 
 
 def check_aggregation(task: Any) -> dict[str, Any]:
@@ -1200,7 +1252,11 @@ def check_aggregation(task: Any) -> dict[str, Any]:
     require(bool(colon) and dotted, "target_entrypoint must be of the form module:object")
     require(isinstance(task["sim_returns"], list), "sim_returns must be a list")
     returns = [check_sim_return(item, f"sim_returns[{n}]") for n, item in enumerate(task["sim_returns"])]
-    return {"target_entrypoint": task["target_entrypoint"], "sim_returns": returns, "target_data": task.get("target_data")}
+    return {
+        "target_entrypoint": task["target_entrypoint"],
+        "sim_returns": returns,
+        "target_data": task.get("target_data"),
+    }
 
 
 def check_sim_return(item: Any, where: str) -> dict[str, Any]:
@@ -1261,7 +1317,10 @@ REQUIREMENT = re.compile(
     rf"|\(?(?P<versions>{VERSION}(?:,{VERSION})*)?\)?\s*(?:;\s*(?P<marker>.+))?)"
 )
 MARKER = re.compile(r"[A-Za-z0-9_ .'\"()<>=!~,*+-]+")
-URL = re.compile(r"(?P<scheme>https|git\+https)://(?P<host>[A-Za-z0-9.-]+|\[[0-9a-fA-F:.]+\])(?::[0-9]{1,5})?/[A-Za-z0-9._~:/?#\[\]@!&'()*+,;=%-]*")
+URL = re.compile(
+    r"(?P<scheme>https|git\+https)://(?P<host>[A-Za-z0-9.-]+|\[[0-9a-fA-F:.]+\])(?::[0-9]{1,5})?"
+    r"/[A-Za-z0-9._~:/?#\[\]@!&'()*+,;=%-]*"
+)
 
 
 def parse_requirement(text: str, policy: DependencyPolicy, source: str) -> Requirement:
@@ -1320,10 +1379,19 @@ def parse_requirements_file(text: str, policy: DependencyPolicy, source: str) ->
         for option in options:
             digest = re.fullmatch(r"hash[= ]sha256:([0-9a-f]{64})", option.strip())
             if digest is None:
-                raise Failure("bundle", "dependency_refused", f"{source}, line {number}: only --hash=sha256:... is taken as a hash")
+                raise Failure(
+                    "bundle",
+                    "dependency_refused",
+                    f"{source}, line {number}: only --hash=sha256:... is taken as a hash",
+                )
             hashes.add(digest[1])
         if body.startswith("-"):
-            raise Failure("bundle", "dependency_refused", f"{source}, line {number}: {body[:80]!r} is an option, and options are not taken from a bundle; list the dependencies themselves")
+            raise Failure(
+                "bundle",
+                "dependency_refused",
+                f"{source}, line {number}: {body[:80]!r} is an option, and options are not taken from a bundle; "
+                "list the dependencies themselves",
+            )
         requirement = parse_requirement(body, policy, f"{source}, line {number}")
         found.append(requirement._replace(hashes=frozenset(hashes)))
     return found
@@ -1333,16 +1401,23 @@ def version_matches(version: str, specifier: str) -> bool:
     """Whether a release version such as 3.11.7 satisfies a version specifier (PEP 440, without pre-releases)."""
     have = tuple(int(part) for part in re.findall(r"\d+", version)[:3])
     for clause in filter(None, (part.strip() for part in specifier[:1000].split(","))):
-        match = re.fullmatch(r"(~=|==|!=|<=|>=|<|>)\s*([0-9]{1,9}(?:\.[0-9]{1,9})*)(\.\*)?(?:[a-z+-][A-Za-z0-9.+-]*)?", clause[:200])
+        match = re.fullmatch(
+            r"(~=|==|!=|<=|>=|<|>)\s*([0-9]{1,9}(?:\.[0-9]{1,9})*)(\.\*)?(?:[a-z+-][A-Za-z0-9.+-]*)?", clause[:200]
+        )
         if match is None:
             raise Failure("bundle", "pyproject_invalid", f"requires-python: {clause[:80]!r} is not a version specifier")
         operator, want, wild = match[1], tuple(int(part) for part in match[2].split(".")), bool(match[3])
         padded = want + (0,) * (3 - len(want))
         same = have[: len(want)] == want if wild else have == padded
         holds = {
-            "==": same, "!=": not same, ">=": have >= padded, "<=": have <= padded,
-            "<": have < padded, ">": have > padded, "~=": have >= padded and have[: len(want) - 1] == want[:-1],
-        }  # fmt: skip
+            "==": same,
+            "!=": not same,
+            ">=": have >= padded,
+            "<=": have <= padded,
+            "<": have < padded,
+            ">": have > padded,
+            "~=": have >= padded and have[: len(want) - 1] == want[:-1],
+        }
         if not holds[operator]:
             return False
     return True
@@ -1379,14 +1454,20 @@ def snapshot(source: str, target: str, policy: BundlePolicy) -> tuple[str, int]:
     try:
         top = os.open(source, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
-        raise Failure("input", "bundle_not_found", f"the bundle directory {source!r} can't be opened: {error.strerror}") from None
+        raise Failure(
+            "input", "bundle_not_found", f"the bundle directory {source!r} can't be opened: {error.strerror}"
+        ) from None
     digest, used, count = hashlib.blake2b(digest_size=32), 0, 0
     os.mkdir(target, 0o755)
     try:
         for path, kind, mode, folder, name in walk(top, "", set(policy.exclude)):
             count += 1
             if count > policy.max_files:
-                raise Failure("bundle", "bundle_too_large", f"the bundle has more than {policy.max_files} entries (bundle.max_files)")
+                raise Failure(
+                    "bundle",
+                    "bundle_too_large",
+                    f"the bundle has more than {policy.max_files} entries (bundle.max_files)",
+                )
             copy = os.path.join(target, path)
             digest.update(f"{kind}{mode:o} {len(os.fsencode(path))} ".encode() + os.fsencode(path))
             if kind == "d":
@@ -1414,7 +1495,11 @@ def walk(folder: int, prefix: str, exclude: set[str]) -> Iterator[tuple[str, str
         elif stat.S_ISREG(status.st_mode):
             yield path, "f", 0o755 if status.st_mode & 0o100 else 0o644, folder, name
         elif not stat.S_ISDIR(status.st_mode):
-            raise Failure("bundle", "unsafe_file", f"{path!r} is neither a file nor a directory nor a link; take it out of the bundle")
+            raise Failure(
+                "bundle",
+                "unsafe_file",
+                f"{path!r} is neither a file nor a directory nor a link; take it out of the bundle",
+            )
         elif name not in exclude:
             yield path, "d", 0o755, folder, name
             inner = open_inside(name, os.O_DIRECTORY, folder, path)
@@ -1435,7 +1520,9 @@ def safe_link(path: str, link: str) -> str:
     """A symbolic link is kept as it is if it stays in the bundle, and is an error otherwise."""
     resolved = os.path.normpath(os.path.join(os.path.dirname(path), link))
     if link.startswith("/") or resolved == ".." or resolved.startswith("../"):
-        raise Failure("bundle", "unsafe_file", f"the link {path!r} leads out of the bundle; take it out or make it relative")
+        raise Failure(
+            "bundle", "unsafe_file", f"the link {path!r} leads out of the bundle; take it out or make it relative"
+        )
     return link
 
 
@@ -1453,7 +1540,9 @@ def copy_file(path: str, name: str, folder: int, copy: str, mode: int, room: int
             for chunk in read_chunks(source):
                 size += len(chunk)
                 if size > room:
-                    raise Failure("bundle", "bundle_too_large", f"the bundle is too large at {path!r} (bundle.max_bytes)")
+                    raise Failure(
+                        "bundle", "bundle_too_large", f"the bundle is too large at {path!r} (bundle.max_bytes)"
+                    )
                 digest.update(chunk)
                 write_all(target, chunk)
         finally:
@@ -1493,7 +1582,9 @@ def read_small_file(path: str, limit: int = MIB // 2) -> str | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise Failure("bundle", "unsafe_file", f"{os.path.basename(path)} must be a regular file: {error.strerror}") from None
+        raise Failure(
+            "bundle", "unsafe_file", f"{os.path.basename(path)} must be a regular file: {error.strerror}"
+        ) from None
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise Failure("bundle", "unsafe_file", f"{os.path.basename(path)} must be a regular file")
@@ -1514,14 +1605,20 @@ def read_pyproject(table: dict[str, Any], policy: DependencyPolicy) -> Project:
         value = owner.get(key, default) if isinstance(owner, dict) else None
         items = value if isinstance(value, list) else []
         if not isinstance(value, kind) or not all(isinstance(item, str) for item in items):
-            raise Failure("bundle", "pyproject_invalid", f"pyproject.toml: {parent}.{key} must be a {kind.__name__}" + " of strings" * (kind is list))
+            raise Failure(
+                "bundle",
+                "pyproject_invalid",
+                f"pyproject.toml: {parent}.{key} must be a {kind.__name__}" + " of strings" * (kind is list),
+            )
         return value
 
     legacy = "setuptools.build_meta:__legacy__"
     backend_path = take("build-system", "backend-path", list, [])
     for entry in backend_path:
         if entry.startswith("/") or ".." in entry.split("/"):
-            raise Failure("bundle", "pyproject_invalid", "pyproject.toml: build-system.backend-path leads out of the bundle")
+            raise Failure(
+                "bundle", "pyproject_invalid", "pyproject.toml: build-system.backend-path leads out of the bundle"
+            )
     build_requires = take("build-system", "requires", list, ["setuptools>=77"])
     requires = take("project", "dependencies", list, [])
     return Project(
@@ -1564,14 +1661,24 @@ def choose_interpreter(wanted: str | None, requires_python: str, uv: str | None)
     if wanted:
         chosen = ask_interpreter(wanted)
         if not version_matches(chosen.version, requires_python):
-            raise Failure("host", "no_interpreter", f"the bundle requires Python {requires_python}, and --python is {chosen.version}")
+            raise Failure(
+                "host",
+                "no_interpreter",
+                f"the bundle requires Python {requires_python}, and --python is {chosen.version}",
+            )
         return chosen
     running = Interpreter(**describe_interpreter())
     if version_matches(running.version, requires_python):
         return check_prefix(running)
     found = find_with_uv(uv, requires_python)
     if found is None:
-        raise Failure("host", "no_interpreter", f"the bundle requires Python {requires_python}, this is {running.version}, and {'uv finds no other' if uv else 'there is no uv to find another'}; install one and name it with --python")
+        raise Failure(
+            "host",
+            "no_interpreter",
+            f"the bundle requires Python {requires_python}, this is {running.version}, and "
+            f"{'uv finds no other' if uv else 'there is no uv to find another'}; install one and name it with "
+            "--python",
+        )
     return ask_interpreter(found)
 
 
@@ -1579,7 +1686,13 @@ def ask_interpreter(path: str) -> Interpreter:
     """Run a trusted interpreter to learn what it is."""
     child = child_program()
     try:
-        done = subprocess.run([path, "-I", "-S", "-", "--describe-interpreter"], input=child.encode(), capture_output=True, env={}, timeout=30)
+        done = subprocess.run(
+            [path, "-I", "-S", "-", "--describe-interpreter"],
+            input=child.encode(),
+            capture_output=True,
+            env={},
+            timeout=30,
+        )
         return check_prefix(Interpreter(**json.loads(done.stdout)))
     except (OSError, ValueError, TypeError, subprocess.TimeoutExpired) as error:
         raise Failure("host", "no_interpreter", f"{path!r} is not a Python that can be used: {error}") from None
@@ -1590,7 +1703,11 @@ def check_prefix(interpreter: Interpreter) -> Interpreter:
     homes = ("/", "/home", "/root", "/opt", "/var", "/etc", "/tmp", os.path.expanduser("~"))
     for prefix in (interpreter.prefix, interpreter.exec_prefix):
         if prefix in homes or not os.path.isdir(os.path.join(prefix, "lib")):
-            raise Failure("host", "no_interpreter", f"the interpreter's prefix {prefix!r} holds more than Python; name another with --python")
+            raise Failure(
+                "host",
+                "no_interpreter",
+                f"the interpreter's prefix {prefix!r} holds more than Python; name another with --python",
+            )
     return interpreter
 
 
@@ -1598,7 +1715,16 @@ def find_with_uv(uv: str | None, requires_python: str) -> str | None:
     if uv is None:
         return None
     environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-    command = [uv, "python", "find", "--no-config", "--no-python-downloads", "--no-project", "--system", requires_python]
+    command = [
+        uv,
+        "python",
+        "find",
+        "--no-config",
+        "--no-python-downloads",
+        "--no-project",
+        "--system",
+        requires_python,
+    ]
     done = subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True, timeout=60)
     return done.stdout.strip() or None if done.returncode == 0 else None
 
@@ -1612,7 +1738,10 @@ def child_program() -> str:
 def find_tool(name: str) -> str | None:
     """An executable beside the running interpreter (as in a venv), else on PATH; absolute."""
     beside = os.path.join(os.path.dirname(sys.executable), name)
-    for candidate in [beside, *(os.path.join(f, name) for f in os.environ.get("PATH", os.defpath).split(":") if f.startswith("/"))]:
+    for candidate in [
+        beside,
+        *(os.path.join(f, name) for f in os.environ.get("PATH", os.defpath).split(":") if f.startswith("/")),
+    ]:
         if os.path.isfile(candidate) and os.access(candidate, os.X_OK):
             return os.path.realpath(candidate)
     return None
@@ -1621,9 +1750,18 @@ def find_tool(name: str) -> str | None:
 def find_bwrap() -> str:
     path = find_tool("bwrap")
     if path is None:
-        raise Failure("host", "bwrap_unavailable", "bwrap is not installed; `apt-get install bubblewrap` (Debian, Ubuntu) or `dnf install bubblewrap`")
+        raise Failure(
+            "host",
+            "bwrap_unavailable",
+            "bwrap is not installed; `apt-get install bubblewrap` (Debian, Ubuntu) or `dnf install bubblewrap`",
+        )
     if os.stat(path).st_mode & stat.S_ISUID:
-        raise Failure("host", "bwrap_setuid", f"{path} is setuid root, a mode that the sandbox does not use; `chmod u-s {path}` and allow user namespaces")
+        raise Failure(
+            "host",
+            "bwrap_setuid",
+            f"{path} is setuid root, a mode that the sandbox does not use; `chmod u-s {path}` and allow user "
+            "namespaces",
+        )
     return path
 
 
@@ -1649,7 +1787,12 @@ def take_identity(policy: HostPolicy, folder: str, cleanup: ExitStack) -> Identi
         if lock is not None:
             cleanup.callback(close_lock, path, lock)
             return Identity(uid, uid)
-    raise Failure("host", "no_free_uid", f"all host uids of the profile ({first} to {last}) are in use by other runs", retryable=True)
+    raise Failure(
+        "host",
+        "no_free_uid",
+        f"all host uids of the profile ({first} to {last}) are in use by other runs",
+        retryable=True,
+    )
 
 
 def open_lock(path: str, wait: bool) -> int | None:
@@ -1734,7 +1877,13 @@ class Stage:
             os.mkdir(target, 0o711)
             Libc.call("mount", os.fsencode(path), os.fsencode(target), None, Libc.MS_BIND | Libc.MS_REC, None)
         except OSError as error:
-            raise Failure("host", "source_unreachable", f"uid {self.identity.uid} can't reach {path}, and this container may not mount ({error}); move it out of the root-only directory: --python names another interpreter, --store-dir another store") from None
+            raise Failure(
+                "host",
+                "source_unreachable",
+                f"uid {self.identity.uid} can't reach {path}, and this container may not mount ({error}); move "
+                "it out of the root-only directory: --python names another interpreter, --store-dir another "
+                "store",
+            ) from None
         return target
 
 
@@ -1769,7 +1918,9 @@ class Store:
     venvs/<key>                          whole environments, with REUSE=1
     """
 
-    def __init__(self, base: str, venvs: str | None, cleanup: ExitStack, keep: bool = True, refresh: bool = False) -> None:
+    def __init__(
+        self, base: str, venvs: str | None, cleanup: ExitStack, keep: bool = True, refresh: bool = False
+    ) -> None:
         self.base, self.refresh = base, refresh
         self.written: set[str] = set()
         try:
@@ -1777,7 +1928,11 @@ class Store:
             for folder in ("run", "stage"):
                 os.makedirs(os.path.join(base, folder), mode=0o711, exist_ok=True)
         except OSError as error:
-            raise Failure("host", "store_unavailable", f"{base} can't be written ({error.strerror}); name another directory with --store-dir") from None
+            raise Failure(
+                "host",
+                "store_unavailable",
+                f"{base} can't be written ({error.strerror}); name another directory with --store-dir",
+            ) from None
         check_owner(base)
         sweep(os.path.join(base, "run"))
         self.run = transient(os.path.join(base, "run"), cleanup)
@@ -1840,7 +1995,12 @@ def check_owner(path: str) -> None:
     """A store that another user may write would hand that user every later task."""
     status = os.stat(path)
     if status.st_uid != os.geteuid() or status.st_mode & 0o022:
-        raise Failure("host", "store_unsafe", f"{path} must belong to uid {os.geteuid()} and be writable by nobody else; name another directory with --store-dir")
+        raise Failure(
+            "host",
+            "store_unsafe",
+            f"{path} must belong to uid {os.geteuid()} and be writable by nobody else; name another directory "
+            "with --store-dir",
+        )
 
 
 def transient(parent: str, cleanup: ExitStack) -> str:
@@ -1912,8 +2072,6 @@ class Tree(NamedTuple):
     requires: list[str]
 
 
-
-
 def read_tree(path: str) -> Tree | None:
     try:
         with open(os.path.join(path, "manifest.json"), encoding="utf-8") as file:
@@ -1945,7 +2103,11 @@ def unpack_wheel(wheel: str, target: str, library: str, max_bytes: int) -> dict[
             record = read_record(archive.read(f"{info_folder}/RECORD").decode(), name)
             metadata = archive.read(f"{info_folder}/METADATA").decode("utf-8", "replace")
             names = {info.filename for info in members}
-            points = archive.read(f"{info_folder}/entry_points.txt").decode() if f"{info_folder}/entry_points.txt" in names else ""
+            points = (
+                archive.read(f"{info_folder}/entry_points.txt").decode()
+                if f"{info_folder}/entry_points.txt" in names
+                else ""
+            )
             for info in members:
                 place = place_of(info.filename, info_folder[: -len(".dist-info")] + ".data/", site, name)
                 with archive.open(info) as source:
@@ -1979,7 +2141,9 @@ def check_members(members: list[Any], name: str, max_bytes: int) -> None:
         if metadata and info.file_size > 32 * MIB:
             raise wheel_error(name, f"its {info.filename[:100]!r} is too large")
         parts = info.filename.split("/")
-        unsafe = any(part in ("", ".", "..") for part in parts) or "\\" in info.filename or not info.filename.isprintable()
+        unsafe = (
+            any(part in ("", ".", "..") for part in parts) or "\\" in info.filename or not info.filename.isprintable()
+        )
         cache = parts[-1] == "__pycache__" or any(part.endswith(".pyc") for part in parts[:-1])
         if unsafe or cache or len(parts) > MAX_DEPTH or len(info.filename.encode()) > 1024:
             raise wheel_error(name, f"it has an unsafe file name {info.filename[:100]!r}")
@@ -2010,7 +2174,13 @@ def place_of(member: str, data: str, site: str, name: str) -> str:
     place = f"{site}/{member}"
     if member.startswith(data):
         scheme, _, rest = member[len(data) :].partition("/")
-        folders = {"purelib": site + "/", "platlib": site + "/", "scripts": "bin/", "data": "", "headers": f"include/{name.split('-')[0]}/"}
+        folders = {
+            "purelib": site + "/",
+            "platlib": site + "/",
+            "scripts": "bin/",
+            "data": "",
+            "headers": f"include/{name.split('-')[0]}/",
+        }
         if scheme not in folders or not rest:
             raise wheel_error(name, f"it has an unknown data scheme {scheme[:40]!r}")
         place = folders[scheme] + rest
@@ -2064,11 +2234,19 @@ def write_scripts(scripts: Mapping[str, str], folder: str) -> None:
     for name, reference in scripts.items():
         module, _, attribute = reference.partition("[")[0].strip().partition(":")
         dotted = [*module.strip().split("."), *attribute.strip().split(".")]
-        if not re.fullmatch(r"[\w.-]{1,100}", name) or name.startswith(("python", ".")) or not all(part.isidentifier() for part in dotted):
+        if (
+            not re.fullmatch(r"[\w.-]{1,100}", name)
+            or name.startswith(("python", "."))
+            or not all(part.isidentifier() for part in dotted)
+        ):
             continue
         os.makedirs(folder, mode=0o755, exist_ok=True)
-        text = f"#!{VENV}/bin/python\nimport sys\nfrom {module} import {attribute.split('.')[0]}\nsys.exit({attribute}())\n"
-        with suppress(FileExistsError), open(os.open(os.path.join(folder, name), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o755), "w") as file:
+        text = f"#!{VENV}/bin/python\nimport sys\nfrom {module} import {attribute.split('.')[0]}\n"
+        text += f"sys.exit({attribute}())\n"
+        with (
+            suppress(FileExistsError),
+            open(os.open(os.path.join(folder, name), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o755), "w") as file,
+        ):
             file.write(text)
 
 
@@ -2113,7 +2291,10 @@ def link_tree(tree: Tree, venv: str) -> None:
 
 
 def copy_plain(source: str, target: str, mode: int) -> None:
-    with open(source, "rb") as reader, open(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, stat.S_IMODE(mode)), "wb") as writer:
+    with (
+        open(source, "rb") as reader,
+        open(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, stat.S_IMODE(mode)), "wb") as writer,
+    ):
         for chunk in read_chunks(reader.fileno()):
             writer.write(chunk)
 
@@ -2146,7 +2327,9 @@ def seccomp_programs(policy: SeccompPolicy) -> list[bytes]:
     lists: list[ScmpRule] = [(SCMP_ALLOW, name, []) for name in [*policy.allow, *policy.also_allow]]
     lists += [(refuse, name, []) for name in policy.deny if name not in also]
     lists += [(SCMP_ERRNO | errno.ENOSYS, name, []) for name in policy.enosys]
-    conditions = [(refuse, call, when) for rule in policy.deny_if for call in rule.calls for when in combinations(rule.when)]
+    conditions = [
+        (refuse, call, when) for rule in policy.deny_if for call in rule.calls for when in combinations(rule.when)
+    ]
     return [seccomp_program(default, foreign, lists, False), seccomp_program(SCMP_ALLOW, foreign, conditions, True)]
 
 
@@ -2165,7 +2348,9 @@ def combinations(conditions: list[Condition]) -> list[list[tuple[int, int, int, 
         if condition.op == "bits_set":
             choices.append([(condition.arg, SCMP_OPS["masked_eq"], value, value) for value in condition.values])
         elif condition.op == "masked_eq":
-            choices.append([(condition.arg, SCMP_OPS["masked_eq"], condition.mask, value) for value in condition.values])
+            choices.append(
+                [(condition.arg, SCMP_OPS["masked_eq"], condition.mask, value) for value in condition.values]
+            )
         else:
             choices.append([(condition.arg, SCMP_OPS[condition.op], value, 0) for value in condition.values])
     return [list(choice) for choice in product(*choices)]
@@ -2189,12 +2374,16 @@ def seccomp_program(default: int, foreign: int, rules: Iterable[ScmpRule], must_
         check(library.seccomp_attr_set(context, SCMP_ATTR_BADARCH, foreign), "the answer to foreign architectures")
         for action, name, conditions in rules:
             number = library.seccomp_syscall_resolve_name(name.encode())
-            if action == default or number == SCMP_UNKNOWN and not must_know:
+            if action == default or (number == SCMP_UNKNOWN and not must_know):
                 continue
             if number == SCMP_UNKNOWN:
-                raise Failure("host", "seccomp_unavailable", f"this libseccomp does not know the call {name}; install a newer one")
+                raise Failure(
+                    "host", "seccomp_unavailable", f"this libseccomp does not know the call {name}; install a newer one"
+                )
             array = (Comparison * len(conditions))(*(Comparison(*condition) for condition in conditions))
-            check(library.seccomp_rule_add_array(context, action, number, len(conditions), array), f"the rule for {name}")
+            check(
+                library.seccomp_rule_add_array(context, action, number, len(conditions), array), f"the rule for {name}"
+            )
         fd = os.memfd_create("seccomp")
         try:
             check(library.seccomp_export_bpf(context, fd), "to export the program")
@@ -2211,7 +2400,11 @@ def load_libseccomp() -> Any:
     try:
         library = ctypes.CDLL("libseccomp.so.2")
     except OSError:
-        raise Failure("host", "seccomp_unavailable", "libseccomp.so.2 is not installed; `apt-get install libseccomp2` or `dnf install libseccomp`") from None
+        raise Failure(
+            "host",
+            "seccomp_unavailable",
+            "libseccomp.so.2 is not installed; `apt-get install libseccomp2` or `dnf install libseccomp`",
+        ) from None
     pointer, number, text = ctypes.c_void_p, ctypes.c_uint32, ctypes.c_char_p
     library.seccomp_init.restype, library.seccomp_init.argtypes = pointer, [number]
     library.seccomp_release.argtypes = [pointer]
@@ -2322,8 +2515,15 @@ def write_etc(folder: str, common: SandboxPolicy, network: bool) -> None:
             file.write(text)
     copies = {"ld.so.cache": ["/etc/ld.so.cache"], "localtime": ["/etc/localtime"]}
     if network:
-        certificates = [os.environ.get("SSL_CERT_FILE", ""), CA_FILE, "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/ca-bundle.pem"]
-        copies.update({"resolv.conf": ["/etc/resolv.conf"], "hosts": ["/etc/hosts"], CA_FILE[len("/etc/") :]: certificates})
+        certificates = [
+            os.environ.get("SSL_CERT_FILE", ""),
+            CA_FILE,
+            "/etc/pki/tls/certs/ca-bundle.crt",
+            "/etc/ssl/ca-bundle.pem",
+        ]
+        copies.update(
+            {"resolv.conf": ["/etc/resolv.conf"], "hosts": ["/etc/hosts"], CA_FILE[len("/etc/") :]: certificates}
+        )
     for name, candidates in copies.items():
         found = next((path for path in candidates if path and os.path.isfile(path)), None)
         if found:
@@ -2369,7 +2569,7 @@ class Cgroup:
         with open("/proc/self/cgroup", encoding="utf-8") as file:
             for line in file.read().splitlines():
                 _, controllers, path = line.split(":", 2)
-                own.update({controller: path for controller in controllers.split(",")})
+                own.update(dict.fromkeys(controllers.split(","), path))
         unified = cls.ROOT if os.path.exists(os.path.join(cls.ROOT, "cgroup.controllers")) else ""
         if unified:
             return {"": cls.delegated(unified, own.get("", "/"))} if cls.delegated(unified, own.get("", "/")) else {}
@@ -2387,7 +2587,9 @@ class Cgroup:
         path = os.path.normpath(root + own)
         while path.startswith(root):
             with suppress(OSError), open(os.path.join(path, "cgroup.subtree_control"), encoding="utf-8") as file:
-                if {"memory", "pids"} <= set(file.read().split()) and os.access(os.path.join(path, "cgroup.procs"), os.W_OK):
+                if {"memory", "pids"} <= set(file.read().split()) and os.access(
+                    os.path.join(path, "cgroup.procs"), os.W_OK
+                ):
                     return path
             path = os.path.dirname(path)
         return ""
@@ -2452,7 +2654,9 @@ class Cgroup:
         if "" in self.paths:
             user, system = (self.keyed("", "cpu.stat", f"{kind}_usec") / 1e6 for kind in ("user", "system"))
         else:
-            user, system = (int(self.read("cpuacct", f"cpuacct.usage_{kind}").strip() or 0) / 1e9 for kind in ("user", "sys"))
+            user, system = (
+                int(self.read("cpuacct", f"cpuacct.usage_{kind}").strip() or 0) / 1e9 for kind in ("user", "sys")
+            )
         memory = self.keyed("memory", "memory.events" if "" in self.paths else "memory.oom_control", "oom_kill")
         return {"user": user, "system": system, "memory": memory, "pids": self.keyed("pids", "pids.events", "max")}
 
@@ -2562,7 +2766,7 @@ class Receiver:
 class Frames:
     """Reads frames from a hostile stream. Sizes are announced, so that a receiver can refuse before it stores."""
 
-    CAPS = {ERROR: MIB, NOTE: 16 * MIB, STARTED: 0, DONE: 64 * MIB}  # bytes; these bodies are held in memory
+    CAPS: ClassVar = {ERROR: MIB, NOTE: 16 * MIB, STARTED: 0, DONE: 64 * MIB}  # bytes; these bodies are held in memory
 
     def __init__(self, receiver: Receiver, limit: int) -> None:
         self.receiver, self.limit = receiver, limit
@@ -2588,7 +2792,9 @@ class Frames:
                 self._finish()
 
     def _header(self, view: memoryview) -> memoryview:
-        need = HEADER_BYTES if len(self.buffer) < HEADER_BYTES else HEADER_BYTES + int.from_bytes(self.buffer[1:5], "big")
+        need = (
+            HEADER_BYTES if len(self.buffer) < HEADER_BYTES else HEADER_BYTES + int.from_bytes(self.buffer[1:5], "big")
+        )
         part = view[: need - len(self.buffer)]
         self.buffer += part
         if len(self.buffer) >= HEADER_BYTES:
@@ -2646,7 +2852,14 @@ class OutputLimit(Exception):
 
 
 # What a child may report of itself; only fetch, where none of its code runs, may name what is worth another try.
-CHILD_ERRORS = ("task_exception", "memory_limit", "entrypoint_not_found", "bad_result", "dependency_unavailable", "seccomp_unavailable")
+CHILD_ERRORS = (
+    "task_exception",
+    "memory_limit",
+    "entrypoint_not_found",
+    "bad_result",
+    "dependency_unavailable",
+    "seccomp_unavailable",
+)
 
 
 def parse_child_error(body: bytes) -> dict[str, Any]:
@@ -2671,7 +2884,12 @@ class Supervisor:
     """
 
     def __init__(
-        self, host: "Host", box: Sandbox, request: dict[str, Any], receiver: Receiver, descriptors: Mapping[str, int] | None = None
+        self,
+        host: "Host",
+        box: Sandbox,
+        request: dict[str, Any],
+        receiver: Receiver,
+        descriptors: Mapping[str, int] | None = None,
     ) -> None:
         self.host, self.box, self.limits = host, box, box.policy.limits
         self.descriptors = dict(descriptors or {})  # what else the child is given, by name
@@ -2722,14 +2940,21 @@ class Supervisor:
         request = {**self.request, "result_fd": result[1].fileno(), "descriptors": self.descriptors}
         inherited = [result[1].fileno(), status[1].fileno(), packed, *programs, *self.descriptors.values()]
         identity = self.host.identity
-        privileges: dict[str, Any] = {"user": identity.uid, "group": identity.gid, "extra_groups": []} if identity.uid else {}
+        privileges: dict[str, Any] = (
+            {"user": identity.uid, "group": identity.gid, "extra_groups": []} if identity.uid else {}
+        )
         try:
             process = subprocess.Popen(
                 [self.host.bwrap, "--args", str(packed), *command],
                 stdin=memory_file(cleanup, "request", marshal.dumps(request, 2)),
-                stdout=stderr[1], stderr=stderr[1], cwd="/", env=self.box.environment, pass_fds=inherited,
-                preexec_fn=self.cgroup.enter if self.cgroup else None, **privileges,
-            )  # fmt: skip
+                stdout=stderr[1],
+                stderr=stderr[1],
+                cwd="/",
+                env=self.box.environment,
+                pass_fds=inherited,
+                preexec_fn=self.cgroup.enter if self.cgroup else None,
+                **privileges,
+            )
         except OSError as error:
             raise start_failure(self.box.phase, f"{error.filename or self.host.bwrap}: {error.strerror}") from None
         for writing in (result[1], stderr[1], status[1]):
@@ -2756,7 +2981,9 @@ class Supervisor:
         self.take_ready(key for key, _ in ready)
         now = time.monotonic()
         if now >= deadline and not self.finished_at:
-            self.violation = self.violation or Violation("timeout", "wall_seconds", self.limits.wall_seconds, now - self.begun)
+            self.violation = self.violation or Violation(
+                "timeout", "wall_seconds", self.limits.wall_seconds, now - self.begun
+            )
         if now >= self.monitor.next_sample and self.child_pid:
             self.sample()
         return not (self.violation or self.failure or (self.finished_at and now >= deadline))
@@ -2767,7 +2994,9 @@ class Supervisor:
         except Failure as failure:
             self.failure = self.failure or failure
         except OutputLimit as limit:
-            self.violation = self.violation or Violation("output_limit", "output_bytes", self.limits.output_bytes, limit.seen)
+            self.violation = self.violation or Violation(
+                "output_limit", "output_bytes", self.limits.output_bytes, limit.seen
+            )
 
     def drain(self) -> None:
         """Take what is still in the pipes; a daemon that holds one open, or fills it, can't make this wait."""
@@ -2838,7 +3067,9 @@ class Supervisor:
         start = self.frames.started - self.begun if self.frames.started else 0.0
         stderr = bytes(self.stderr).decode("utf-8", "replace")
         usage = self.monitor.usage(ended - self.begun, start)
-        return Outcome(self.frames.done, self.frames.name, self.frames.error, self.exit_code, self.violation, stderr, usage)
+        return Outcome(
+            self.frames.done, self.frames.name, self.frames.error, self.exit_code, self.violation, stderr, usage
+        )
 
 
 class Session(Supervisor):
@@ -2900,7 +3131,9 @@ class Session(Supervisor):
             self.monitor.read_cgroup(self.cgroup)
             if self.frames.done is None:
                 self.violation = self.violation or self.monitor.violation(self.limits, self.box.policy, self.cgroup)
-        self.exit_code = 137 if self.exit_code is None else self.exit_code  # the sandbox's own end took the task with it
+        self.exit_code = (
+            137 if self.exit_code is None else self.exit_code
+        )  # the sandbox's own end took the task with it
         return self.outcome(time.monotonic())
 
     def write(self, data: bytes) -> bool:
@@ -3017,10 +3250,15 @@ class Monitor:
     def usage(self, wall: float, start: float) -> Usage:
         read, written = (sum(counts[n] for counts in self.io.values()) for n in (0, 1))
         return Usage(
-            wall, start, max(self.user, self.waited_user), max(self.system, self.waited_system),
-            float(max(self.memory, self.waited_memory)), float(max(self.processes, 1)),
-            float(max(read, self.blocks_read * 512)), float(max(written, self.blocks_written * 512)),
-        )  # fmt: skip
+            wall,
+            start,
+            max(self.user, self.waited_user),
+            max(self.system, self.waited_system),
+            float(max(self.memory, self.waited_memory)),
+            float(max(self.processes, 1)),
+            float(max(read, self.blocks_read * 512)),
+            float(max(written, self.blocks_written * 512)),
+        )
 
 
 def own_children() -> list[int]:
@@ -3111,17 +3349,55 @@ def memory_file(cleanup: ExitStack, name: str, content: bytes) -> int:
 # What bwrap says when it can't start, what it means, and what to do (bubblewrap issues and measurements).
 START_FAILURES = [
     (r"Unknown option", "bwrap_too_old", "this bwrap is too old; the sandbox needs 0.8.0 or newer"),
-    (r"RTM_NEWADDR|setting up uid map: Permission denied", "userns_denied", "AppArmor restricts user namespaces (kernel.apparmor_restrict_unprivileged_userns=1): enable the distribution's bwrap-userns-restrict profile, or set that sysctl to 0"),
-    (r"setting up uid map: Operation not permitted|No permissions to create|Creating new namespace failed: (Operation not permitted|Permission denied)", "userns_denied", "this host forbids user namespaces: {sysctl}in a container allow them with --security-opt seccomp=unconfined and do not drop CAP_SETUID"),
-    (r"cannot open /proc/sys|assert-userns|user namespaces are disabled|disable-userns", "userns_sysctl_denied", "the sysctl that ends user namespaces can't be written here: use --profile container, where seccomp holds that promise"),
-    (r"nesting depth|max_\w+_namespaces|No space left on device", "userns_denied", "the limit on namespaces is reached: {sysctl}raise user.max_user_namespaces, and do not start the runner inside another sandbox that disables them"),
-    (r"Resource temporarily unavailable", "userns_denied", "a process limit (RLIMIT_NPROC or pids.max) keeps the sandbox from starting; raise it"),
-    (r"Can't mount proc|Can't mount proc on", "proc_masked", "this container masks /proc: use --profile container, which needs none, or start the container with podman unmask=ALL, docker systempaths=unconfined, or kubernetes procMount: Unmasked"),
-    (r"Failed to make / slave|Failed to mount tmpfs", "mount_denied", "AppArmor or SELinux forbids mounts: --security-opt apparmor=unconfined, or label=disable"),
+    (
+        r"RTM_NEWADDR|setting up uid map: Permission denied",
+        "userns_denied",
+        "AppArmor restricts user namespaces (kernel.apparmor_restrict_unprivileged_userns=1): enable the "
+        "distribution's bwrap-userns-restrict profile, or set that sysctl to 0",
+    ),
+    (
+        r"setting up uid map: Operation not|No permissions to create|Creating new namespace failed: (Operation|Perm)",
+        "userns_denied",
+        "this host forbids user namespaces: {sysctl}in a container allow them with --security-opt "
+        "seccomp=unconfined and do not drop CAP_SETUID",
+    ),
+    (
+        r"cannot open /proc/sys|assert-userns|user namespaces are disabled|disable-userns",
+        "userns_sysctl_denied",
+        "the sysctl that ends user namespaces can't be written here: use --profile container, where seccomp holds "
+        "that promise",
+    ),
+    (
+        r"nesting depth|max_\w+_namespaces|No space left on device",
+        "userns_denied",
+        "the limit on namespaces is reached: {sysctl}raise user.max_user_namespaces, and do not start the runner "
+        "inside another sandbox that disables them",
+    ),
+    (
+        r"Resource temporarily unavailable",
+        "userns_denied",
+        "a process limit (RLIMIT_NPROC or pids.max) keeps the sandbox from starting; raise it",
+    ),
+    (
+        r"Can't mount proc",
+        "proc_masked",
+        "this container masks /proc: use --profile container, which needs none, or start the container with podman "
+        "unmask=ALL, docker systempaths=unconfined, or kubernetes procMount: Unmasked",
+    ),
+    (
+        r"Failed to make / slave|Failed to mount tmpfs",
+        "mount_denied",
+        "AppArmor or SELinux forbids mounts: --security-opt apparmor=unconfined, or label=disable",
+    ),
     (r"pivot_root", "mount_denied", "the root file system is an initramfs or a chroot, where pivot_root does not work"),
     (r"Unexpected capabilities but not setuid", "capabilities", "the runner has ambient capabilities; drop them"),
-    (r"setresuid|setgroups|setresgid|Operation not permitted: ", "setuid_denied", "root may not change to another uid here; add CAP_SETUID and CAP_SETGID, or start the runner as an ordinary user"),
-]  # fmt: skip
+    (
+        r"setresuid|setgroups|setresgid|Operation not permitted: ",
+        "setuid_denied",
+        "root may not change to another uid here; add CAP_SETUID and CAP_SETGID, or start the runner as an ordinary "
+        "user",
+    ),
+]
 
 
 def start_failure(phase: str, message: str) -> Failure:
@@ -3136,7 +3412,11 @@ def start_failure(phase: str, message: str) -> Failure:
 def sysctl_findings() -> str:
     """The settings that forbid user namespaces on this host, in words."""
     found = []
-    for name, bad in (("kernel/unprivileged_userns_clone", "0"), ("user/max_user_namespaces", "0"), ("kernel/apparmor_restrict_unprivileged_userns", "1")):
+    for name, bad in (
+        ("kernel/unprivileged_userns_clone", "0"),
+        ("user/max_user_namespaces", "0"),
+        ("kernel/apparmor_restrict_unprivileged_userns", "1"),
+    ):
         with suppress(OSError), open(f"/proc/sys/{name}", encoding="utf-8") as file:
             if file.read().strip() == bad:
                 found.append(f"{name.replace('/', '.')} is {bad}, change it; ")
@@ -3144,9 +3424,13 @@ def sysctl_findings() -> str:
 
 
 LIMIT_WORDS = {
-    "timeout": "it ran for {seen:.1f} s", "cpu_limit": "it used {seen:.1f} s of CPU", "memory_limit": "it used {seen:.0f} bytes of memory",
-    "pids_limit": "it had {seen:.0f} processes and threads", "output_limit": "it wrote {seen:.0f} bytes", "tmpfs_limit": "it filled /tmp",
-}  # fmt: skip
+    "timeout": "it ran for {seen:.1f} s",
+    "cpu_limit": "it used {seen:.1f} s of CPU",
+    "memory_limit": "it used {seen:.0f} bytes of memory",
+    "pids_limit": "it had {seen:.0f} processes and threads",
+    "output_limit": "it wrote {seen:.0f} bytes",
+    "tmpfs_limit": "it filled /tmp",
+}
 
 
 def failure_of(outcome: Outcome, phase: str) -> Failure | None:
@@ -3157,7 +3441,14 @@ def failure_of(outcome: Outcome, phase: str) -> Failure | None:
         kind, name, value, seen = outcome.violation
         words = LIMIT_WORDS[kind].format(seen=seen)
         text = f"the {phase} phase was ended: {words}, and the limit {section}.{name} of the profile is {value:g}"
-        return Failure(phase, kind, text, kind == "timeout" and phase == "fetch", stderr=stderr, limit={"name": name, "value": value, "seen": seen})
+        return Failure(
+            phase,
+            kind,
+            text,
+            kind == "timeout" and phase == "fetch",
+            stderr=stderr,
+            limit={"name": name, "value": value, "seen": seen},
+        )
     if outcome.error:
         return reported_failure(outcome.error, phase, stderr)
     if outcome.done is not None:
@@ -3166,7 +3457,12 @@ def failure_of(outcome: Outcome, phase: str) -> Failure | None:
         return start_failure(phase, stderr)
     if outcome.exit_code > 128:
         return signal_failure(outcome.exit_code - 128, phase, stderr)
-    return Failure(phase, "no_result", f"the {phase} phase ended with exit status {outcome.exit_code} and without a result", stderr=stderr)
+    return Failure(
+        phase,
+        "no_result",
+        f"the {phase} phase ended with exit status {outcome.exit_code} and without a result",
+        stderr=stderr,
+    )
 
 
 def reported_failure(error: Mapping[str, Any], phase: str, stderr: str) -> Failure:
@@ -3179,17 +3475,21 @@ def reported_failure(error: Mapping[str, Any], phase: str, stderr: str) -> Failu
         kind = "task_exception" if phase == "execute" else f"{phase}_failed"
         text = f"the {'task' if phase == 'execute' else phase + ' phase'} raised {exception['type']}: {text}"
     elif kind == "memory_limit":
-        text = f"the {phase} phase ran out of memory ({exception['type']}: {text}); the limit is {phase}.memory_bytes of the profile"
+        text = f"the {phase} phase ran out of memory ({exception['type']}: {text}); {phase}.memory_bytes is the limit"
     elif kind == "dependency_unavailable":
         text = f"the dependencies can't be had as wheels: {text}"
-    retryable = kind == "dependency_unavailable" and bool(re.search(r"error sending request|timed out|timeout|Connection|HTTP Error 5", text))
+    retryable = kind == "dependency_unavailable" and bool(
+        re.search(r"error sending request|timed out|timeout|Connection|HTTP Error 5", text)
+    )
     return Failure(phase, kind, text, retryable, exception=exception, traceback=error["traceback"], stderr=stderr)
 
 
 def signal_failure(number: int, phase: str, stderr: str) -> Failure:
     name = signal.Signals(number).name if number in set(signal.Signals) else str(number)
     kinds = {"SIGXCPU": "cpu_limit", "SIGXFSZ": "file_size_limit"}
-    return Failure(phase, kinds.get(name, "crashed"), f"the {phase} phase was ended by {name}", stderr=stderr, signal=name)
+    return Failure(
+        phase, kinds.get(name, "crashed"), f"the {phase} phase was ended by {name}", stderr=stderr, signal=name
+    )
 
 
 # --- phases: each makes a sandbox, runs it, and turns what comes out into the next one's input
@@ -3241,7 +3541,9 @@ def redact(value: Any, secrets: Iterable[str]) -> Any:
     return value
 
 
-def make_sandbox(host: Host, phase: str, interpreters: list[Interpreter], python: str, mounts: list[Mount], cwd: str) -> Sandbox:
+def make_sandbox(
+    host: Host, phase: str, interpreters: list[Interpreter], python: str, mounts: list[Mount], cwd: str
+) -> Sandbox:
     """The sandbox of a phase: system, synthetic /etc, the child program, and what the phase itself needs."""
     policy: PhasePolicy = getattr(host.profile, phase)
     paths, links = system_mounts(policy, interpreters)
@@ -3319,11 +3621,13 @@ class FileReceiver(Receiver):
     def opened(self, kind: bytes, name: str, size: int) -> None:
         twice = name in (self.notes if kind == NOTE else self.files)
         if twice or len(self.files) >= self.limit or (kind == NOTE and name not in self.expected):
-            raise Failure("result", "bad_result", f"the sandbox sent {name[:100]!r} twice, unasked, or after {self.limit} files")
+            raise Failure(
+                "result", "bad_result", f"the sandbox sent {name[:100]!r} twice, unasked, or after {self.limit} files"
+            )
         self.name, self.digest = name, hashlib.sha256()
         self.note: bytearray | None = bytearray() if kind == NOTE else None
         self.path = os.path.join(self.folder, str(len(self.files)))
-        self.file = open(self.path, "xb") if kind == OUTPUT else None
+        self.file = open(self.path, "xb") if kind == OUTPUT else None  # noqa: SIM115 (closed() closes it)
 
     def data(self, chunk: bytes) -> None:
         if self.note is not None:
@@ -3348,7 +3652,10 @@ class WheelFile(NamedTuple):
     path: str
 
 
-WHEEL_NAME = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._]*)-[A-Za-z0-9._+!]+(-\d[A-Za-z0-9_.]*)?-[A-Za-z0-9_.]+-[A-Za-z0-9_.]+-[A-Za-z0-9_.]+\.whl")
+WHEEL_NAME = re.compile(
+    r"(?P<name>[A-Za-z0-9][A-Za-z0-9._]*)-[A-Za-z0-9._+!]+(-\d[A-Za-z0-9_.]*)?"
+    r"-[A-Za-z0-9_.]+-[A-Za-z0-9_.]+-[A-Za-z0-9_.]+\.whl"
+)
 SDIST_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]*\.(tar\.gz|tar\.bz2|tar\.xz|tgz|zip)")
 
 
@@ -3374,7 +3681,9 @@ def kept_wheels(store: Store, kind: str, key: str) -> list[WheelFile] | None:
         wheels = [keep_wheel(store, name, sha256) for name, sha256 in store.read(kind, key)]
     except (Failure, TypeError, ValueError):
         return None
-    there = bool(wheels) and all(re.fullmatch(r"[0-9a-f]{64}", wheel.sha256) and os.path.isfile(wheel.path) for wheel in wheels)
+    there = bool(wheels) and all(
+        re.fullmatch(r"[0-9a-f]{64}", wheel.sha256) and os.path.isfile(wheel.path) for wheel in wheels
+    )
     return wheels if there else None
 
 
@@ -3409,18 +3718,26 @@ def index_settings(environment: Mapping[str, str]) -> IndexSettings:
         name, url = entry.split("=", 1) if re.match(r"[\w.-]+=", entry) else ("", entry)
         parts = urlsplit(url)
         host = parts.netloc.rpartition("@")[2]
-        user, password = index_login(environment, name, unquote(parts.username or ""), unquote(parts.password or ""), parts.hostname or "")
+        user, password = index_login(
+            environment, name, unquote(parts.username or ""), unquote(parts.password or ""), parts.hostname or ""
+        )
         if user or password:
             token = base64.b64encode(f"{user}:{password}".encode()).decode()
             authorization[host] = f"Basic {token}"
-            secrets += [secret for secret in (password or user, quote(password or user, safe=""), token) if len(secret) > 3]
+            secrets += [
+                secret for secret in (password or user, quote(password or user, safe=""), token) if len(secret) > 3
+            ]
         public.append(parts._replace(netloc=host).geturl())
         login = f"{quote(user, safe='')}:{quote(password, safe='')}@" if user or password else ""
         urls.append(parts._replace(netloc=login + host).geturl())
     main, others = (urls[:1], urls[1:]) if default else ([], urls)
-    options = [word for url in main for word in ("--index-url", url)] + [word for url in others for word in ("--extra-index-url", url)]
+    options = [word for url in main for word in ("--index-url", url)] + [
+        word for url in others for word in ("--extra-index-url", url)
+    ]
     variables = {"UV_DEFAULT_INDEX": "".join(main), "UV_INDEX": " ".join(others)}
-    return IndexSettings({name: value for name, value in variables.items() if value}, options, authorization, public, secrets)
+    return IndexSettings(
+        {name: value for name, value in variables.items() if value}, options, authorization, public, secrets
+    )
 
 
 def index_login(environment: Mapping[str, str], name: str, user: str, password: str, host: str) -> tuple[str, str]:
@@ -3455,7 +3772,11 @@ def git_credentials(environment: Mapping[str, str], url: str) -> dict[str, str]:
     if pair is None:
         return {}
     value = base64.b64encode(f"{pair[0]}:{pair[1]}".encode()).decode()
-    return {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": f"http.https://{host}/.extraheader", "GIT_CONFIG_VALUE_0": f"Authorization: Basic {value}"}
+    return {
+        "GIT_CONFIG_COUNT": "1",
+        "GIT_CONFIG_KEY_0": f"http.https://{host}/.extraheader",
+        "GIT_CONFIG_VALUE_0": f"Authorization: Basic {value}",
+    }
 
 
 class Resolver:
@@ -3498,11 +3819,19 @@ class Resolver:
                 return sorted(files)
             for name, path in sdists:
                 if any(wheel.name == name for wheel in local):
-                    raise Failure("fetch", "dependency_unavailable", f"the sdist of {name} was built, and its wheel does not satisfy the dependencies")
+                    raise Failure(
+                        "fetch",
+                        "dependency_unavailable",
+                        f"the sdist of {name} was built, and its wheel does not satisfy the dependencies",
+                    )
                 local.append(self.build_archive(path, "", name))
-        raise Failure("fetch", "dependency_unavailable", f"after {self.ROUNDS} rounds there are still dependencies without wheels")
+        raise Failure(
+            "fetch", "dependency_unavailable", f"after {self.ROUNDS} rounds there are still dependencies without wheels"
+        )
 
-    def fetch(self, lines: list[str], overrides: list[WheelFile], local: list[WheelFile]) -> tuple[list[WheelFile], list[tuple[str, str]]]:
+    def fetch(
+        self, lines: list[str], overrides: list[WheelFile], local: list[WheelFile]
+    ) -> tuple[list[WheelFile], list[tuple[str, str]]]:
         """One sandbox with network: resolve and download. Returns wheels, and names and paths of sdists."""
         links = self.host.store.scratch(f"links-{os.urandom(4).hex()}")
         os.mkdir(links)
@@ -3510,9 +3839,14 @@ class Resolver:
             copy_plain(wheel.path, os.path.join(links, os.path.basename(wheel.path)), 0o644)
         pinned = [f"{wheel.name} @ file:///links/{os.path.basename(wheel.path)}" for wheel in overrides]
         request = {
-            "requirements": lines + pinned, "overrides": pinned, "find_links": "/links" if local else "",
-            "git": [], "locked": None, "have": self.have(), "sdists": self.policy.sdists,
-        }  # fmt: skip
+            "requirements": lines + pinned,
+            "overrides": pinned,
+            "find_links": "/links" if local else "",
+            "git": [],
+            "locked": None,
+            "have": self.have(),
+            "sdists": self.policy.sdists,
+        }
         receiver = self.run(request, [Mount(links, "/links")])
         known = {f"/links/{os.path.basename(wheel.path)}": wheel for wheel in [*overrides, *local]}
         wheels, sdists = [], []
@@ -3524,7 +3858,12 @@ class Resolver:
             file_name = kept_name(entry).partition("/")[2]
             path, sha256 = receiver.files.get(str(number), (None, entry["sha256"]))
             if entry["sha256"] not in ("", sha256):
-                raise Failure("fetch", "hash_mismatch", f"{file_name} has the sha256 {sha256}, and the lock says {entry['sha256']}; the index or something on the way to it altered the file")
+                raise Failure(
+                    "fetch",
+                    "hash_mismatch",
+                    f"{file_name} has the sha256 {sha256}, and the lock says {entry['sha256']}; the index or "
+                    "something on the way to it altered the file",
+                )
             if path and SDIST_NAME.fullmatch(file_name) and self.policy.sdists:
                 sdists.append((canonical_name(entry["name"]), path))
             else:
@@ -3534,18 +3873,29 @@ class Resolver:
     def run(self, request: dict[str, Any], mounts: list[Mount]) -> FileReceiver:
         """Run a fetch sandbox. The resolver and its settings go in, files and notes come out."""
         if self.host.uv is None and len(self.index.public) > 1:
-            raise Failure("host", "one_index_only", "pip takes the highest version of all indexes, so a public package could replace a private one of that name; install uv, which asks the indexes in order")
+            raise Failure(
+                "host",
+                "one_index_only",
+                "pip takes the highest version of all indexes, so a public package could replace a private one "
+                "of that name; install uv, which asks the indexes in order",
+            )
         own = Interpreter(**describe_interpreter())
         tool, extra = self.tool(own)
         python = self.interpreter.executable if self.host.uv is None else own.executable
         request = {
-            **request, "uv": f"{TOOLS}/uv" if self.host.uv else "", "python": self.interpreter.executable,
-            "credentials": {**self.index.credentials, "SSL_CERT_FILE": CA_FILE}, "authorization": self.index.authorization,
-            "pip_options": self.index.pip_options, "no_exec_filter": b"" if self.host.uv else deny_program(["execve", "execveat"]),
-        }  # fmt: skip
+            **request,
+            "uv": f"{TOOLS}/uv" if self.host.uv else "",
+            "python": self.interpreter.executable,
+            "credentials": {**self.index.credentials, "SSL_CERT_FILE": CA_FILE},
+            "authorization": self.index.authorization,
+            "pip_options": self.index.pip_options,
+            "no_exec_filter": b"" if self.host.uv else deny_program(["execve", "execveat"]),
+        }
         box = make_sandbox(self.host, "fetch", [own, self.interpreter], python, [*tool, *mounts], "/tmp")
         box.environment.update(SSL_CERT_FILE=CA_FILE, **extra)
-        receiver = FileReceiver(self.host.store.scratch(f"fetched-{os.urandom(4).hex()}"), self.policy.max_packages + 1, ("lock",))
+        receiver = FileReceiver(
+            self.host.store.scratch(f"fetched-{os.urandom(4).hex()}"), self.policy.max_packages + 1, ("lock",)
+        )
         with timed(self.host, "fetch"):
             run_phase(self.host, box, request, receiver)
         return receiver
@@ -3557,7 +3907,12 @@ class Resolver:
 
         spec = find_spec("pip")
         if spec is None or not spec.origin:
-            raise Failure("host", "no_resolver", "neither uv nor pip is there to resolve dependencies; `pip install uv`, or install pip for this interpreter")
+            raise Failure(
+                "host",
+                "no_resolver",
+                "neither uv nor pip is there to resolve dependencies; `pip install uv`, or install pip for this "
+                "interpreter",
+            )
         return [Mount(os.path.dirname(spec.origin), f"{TOOLS}/pip")], {}
 
     def have(self) -> list[str]:
@@ -3568,13 +3923,22 @@ class Resolver:
         """The resolved files, as the resolver in the sandbox gave them: data that an index may have shaped."""
         entries = json.loads(note)
         if len(entries) > self.policy.max_packages:
-            raise Failure("fetch", "too_many_packages", f"the dependencies come to {len(entries)} packages (dependencies.max_packages is {self.policy.max_packages})")
+            raise Failure(
+                "fetch",
+                "too_many_packages",
+                f"the dependencies come to {len(entries)} packages (dependencies.max_packages is "
+                f"{self.policy.max_packages})",
+            )
         for entry in entries:
             local = entry["url"].startswith(("file:///links/", "/links/", "links/", "../links/"))
             if not local and not entry["url"].startswith("https://"):
-                raise Failure("fetch", "dependency_refused", f"the index gave a file for {entry['name']!r} that is not on https")
+                raise Failure(
+                    "fetch", "dependency_refused", f"the index gave a file for {entry['name']!r} that is not on https"
+                )
             if entry["sha256"] and not re.fullmatch(r"[0-9a-f]{64}", entry["sha256"]):
-                raise Failure("fetch", "dependency_refused", f"the index gave a sha256 for {entry['name']!r} that is not one")
+                raise Failure(
+                    "fetch", "dependency_refused", f"the index gave a sha256 for {entry['name']!r} that is not one"
+                )
         return list(entries)
 
     def build_git(self, pending: list[Requirement]) -> dict[str, WheelFile]:
@@ -3586,7 +3950,11 @@ class Resolver:
             requirement = pending.pop(0)
             name = canonical_name(requirement.name)
             if asked.setdefault(name, requirement.url) != requirement.url:
-                raise Failure("fetch", "dependency_conflict", f"{name} is wanted from two places: {asked[name]} and {requirement.url}")
+                raise Failure(
+                    "fetch",
+                    "dependency_conflict",
+                    f"{name} is wanted from two places: {asked[name]} and {requirement.url}",
+                )
             if name in built:
                 continue
             if len(built) >= 32:
@@ -3607,15 +3975,31 @@ class Resolver:
         path, _, ref = tail.partition("@")
         subdirectory = parse_qs(fragment).get("subdirectory", [""])[0]
         if ".." in subdirectory.split("/") or subdirectory.startswith("/") or ref.startswith("-"):
-            raise Failure("fetch", "dependency_refused", f"the git dependency {url[:200]!r} leads out of its repository")
-        source = {"url": f"https://{head}{slash}{path}", "ref": ref, "credentials": git_credentials(self.environment, f"https://{head}/")}
-        request = {"requirements": [], "overrides": [], "find_links": "", "git": [source], "locked": [], "have": [], "sdists": False}
+            raise Failure(
+                "fetch", "dependency_refused", f"the git dependency {url[:200]!r} leads out of its repository"
+            )
+        source = {
+            "url": f"https://{head}{slash}{path}",
+            "ref": ref,
+            "credentials": git_credentials(self.environment, f"https://{head}/"),
+        }
+        request = {
+            "requirements": [],
+            "overrides": [],
+            "find_links": "",
+            "git": [source],
+            "locked": [],
+            "have": [],
+            "sdists": False,
+        }
         return self.run(request, []).files["git/0"][0], subdirectory
 
     def build_archive(self, archive: str, subdirectory: str, name: str) -> WheelFile:
         """Unpack a source archive as data and build its wheel offline."""
         if self.depth >= self.DEPTH:
-            raise Failure("build", "build_failed", f"{name} needs sources to build sources, more than {self.DEPTH} deep")
+            raise Failure(
+                "build", "build_failed", f"{name} needs sources to build sources, more than {self.DEPTH} deep"
+            )
         source = self.host.store.scratch(f"source-{os.urandom(4).hex()}")
         unpack_source(archive, source, self.host.profile.bundle)
         top = os.listdir(source)
@@ -3634,7 +4018,12 @@ def check_hashes(requirements: list[Requirement], files: list[WheelFile]) -> Non
     for requirement in requirements:
         file = by_name.get(canonical_name(requirement.name))
         if file and requirement.hashes and file.sha256 not in requirement.hashes:
-            raise Failure("fetch", "hash_mismatch", f"{requirement.name}: the index gives a wheel with sha256 {file.sha256}, which requirements.txt does not list")
+            raise Failure(
+                "fetch",
+                "hash_mismatch",
+                f"{requirement.name}: the index gives a wheel with sha256 {file.sha256}, which requirements.txt "
+                "does not list",
+            )
 
 
 def wheel_requires(path: str) -> list[str]:
@@ -3642,7 +4031,11 @@ def wheel_requires(path: str) -> list[str]:
 
     try:
         with zipfile.ZipFile(path) as archive:
-            name = next(info.filename for info in archive.infolist() if info.filename.endswith(".dist-info/METADATA") and info.file_size < 4 * MIB)
+            name = next(
+                info.filename
+                for info in archive.infolist()
+                if info.filename.endswith(".dist-info/METADATA") and info.file_size < 4 * MIB
+            )
             text = archive.read(name).decode("utf-8", "replace")
     except (zipfile.BadZipFile, StopIteration, OSError, ValueError) as error:
         raise wheel_error(os.path.basename(path), f"it has no readable METADATA: {error}") from None
@@ -3668,34 +4061,39 @@ def unpack_source(archive: str, target: str, policy: BundlePolicy) -> None:
             with zipfile.ZipFile(archive) as bundle:
                 for info in bundle.infolist():
                     if not info.is_dir():
-                        used = write_source(target, info.filename, info.file_size, 0o644, bundle.open(info), used, policy)
+                        used = write_source(
+                            target, info.filename, info.file_size, 0o644, bundle.open(info), used, policy
+                        )
             return
-        with open_compressed(archive) as stream, tarfile.TarFile(fileobj=BoundedReads(stream)) as tar:  # type: ignore[arg-type]
+        bounded: Any = BoundedReads(archive)
+        with tarfile.TarFile(fileobj=bounded) as tar:
             for count, member in enumerate(tar):
                 if count > policy.max_files:
-                    raise Failure("fetch", "source_invalid", f"a source archive has more than {policy.max_files} entries")
+                    raise Failure(
+                        "fetch", "source_invalid", f"a source archive has more than {policy.max_files} entries"
+                    )
                 if member.isreg():
-                    used = write_source(target, member.name, member.size, member.mode, tar.extractfile(member), used, policy)
+                    used = write_source(
+                        target, member.name, member.size, member.mode, tar.extractfile(member), used, policy
+                    )
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
         raise Failure("fetch", "source_invalid", f"a source archive can't be unpacked: {error}") from None
 
 
-def open_compressed(path: str) -> Any:
-    import bz2
-    import gzip
-    import lzma
-
-    with open(path, "rb") as file:
-        magic = file.read(6)
-    openers: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
-    return next((opener for start, opener in openers.items() if magic.startswith(start)), open)(path, "rb")
-
-
 class BoundedReads:
-    """A stream that refuses to give much at once: tarfile reads names and pax headers whole, whatever their size."""
+    """A source archive, decompressed, that refuses to give much at once: tarfile reads names and pax headers whole."""
 
-    def __init__(self, stream: Any) -> None:
-        self.stream, self.seek, self.tell = stream, stream.seek, stream.tell
+    def __init__(self, path: str) -> None:
+        import bz2
+        import gzip
+        import lzma
+
+        with open(path, "rb") as file:
+            magic = file.read(6)
+        openers: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
+        opener = next((opener for start, opener in openers.items() if magic.startswith(start)), open)
+        self.stream = opener(path, "rb")
+        self.seek, self.tell = self.stream.seek, self.stream.tell
 
     def read(self, size: int) -> bytes:
         if not 0 <= size <= MIB:
@@ -3724,7 +4122,11 @@ def build_wheel(resolver: Resolver, source: str, project: Project) -> WheelFile:
     """Build the wheel of a source tree with its own backend, in a sandbox without network."""
     host, requires, met = resolver.host, list(project.build_requires), False
     if not re.fullmatch(r"[\w.]+(:[\w.]+)?", project.backend):
-        raise Failure("bundle", "pyproject_invalid", f"build-system.build-backend {project.backend[:100]!r} is not a module or a module:object")
+        raise Failure(
+            "bundle",
+            "pyproject_invalid",
+            f"build-system.build-backend {project.backend[:100]!r} is not a module or a module:object",
+        )
     for _ in range(2):
         venv = host.store.scratch(f"build-{os.urandom(4).hex()}")
         assemble(resolver, [install_wheel(resolver, wheel) for wheel in resolver.wheels(requires)], venv)
@@ -3737,7 +4139,9 @@ def build_wheel(resolver: Resolver, source: str, project: Project) -> WheelFile:
         if receiver.files:
             name, (path, sha256) = next(iter(receiver.files.items()))
             return keep_wheel(host.store, name, sha256, path)
-        requires += [parse_requirement(str(line), resolver.policy, "the build backend") for line in parse_lines(outcome.done)]
+        requires += [
+            parse_requirement(str(line), resolver.policy, "the build backend") for line in parse_lines(outcome.done)
+        ]
         met = True
     raise Failure("build", "build_failed", "the build backend gave no wheel")
 
@@ -3781,7 +4185,12 @@ def check_file_hash(wheel: WheelFile) -> None:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     if sha256 != wheel.sha256:
         remove_tree(os.path.dirname(wheel.path))
-        raise Failure("install", "hash_mismatch", f"the kept wheel {os.path.basename(wheel.path)} was altered; it has been removed, run again", retryable=True)
+        raise Failure(
+            "install",
+            "hash_mismatch",
+            f"the kept wheel {os.path.basename(wheel.path)} was altered; it has been removed, run again",
+            retryable=True,
+        )
 
 
 class BytecodeReceiver(Receiver):
@@ -3796,7 +4205,7 @@ class BytecodeReceiver(Receiver):
         self.missing.remove(name)
         folder, base = os.path.split(os.path.join(self.folder, name))
         os.makedirs(os.path.join(folder, "__pycache__"), mode=0o755, exist_ok=True)
-        self.file = open(os.path.join(folder, "__pycache__", f"{base[: -len('.py')]}.{self.cache_tag}.pyc"), "wb")
+        self.file = open(os.path.join(folder, "__pycache__", f"{base[:-3]}.{self.cache_tag}.pyc"), "wb")  # noqa: SIM115
 
     def data(self, chunk: bytes) -> None:
         self.file.write(chunk)
@@ -3812,7 +4221,9 @@ def compile_wheel(host: Host, interpreter: Interpreter, files: str) -> None:
         return
     box = make_sandbox(host, "compile", [interpreter], interpreter.executable, [Mount(files, TREE)], "/tmp")
     workers = min(len(os.sched_getaffinity(0)), 8, 1 + len(modules) // 50)
-    run_phase(host, box, {"modules": modules, "workers": workers}, BytecodeReceiver(files, modules, interpreter.cache_tag))
+    run_phase(
+        host, box, {"modules": modules, "workers": workers}, BytecodeReceiver(files, modules, interpreter.cache_tag)
+    )
 
 
 def make_venv(path: str, interpreter: Interpreter) -> None:
@@ -3822,7 +4233,10 @@ def make_venv(path: str, interpreter: Interpreter) -> None:
     for name in ("python", "python3"):
         os.symlink(interpreter.executable, os.path.join(path, "bin", name))
     with open(os.path.join(path, "pyvenv.cfg"), "w", encoding="utf-8") as file:
-        file.write(f"home = {os.path.dirname(interpreter.executable)}\ninclude-system-site-packages = false\nversion = {interpreter.version}\n")
+        file.write(
+            f"home = {os.path.dirname(interpreter.executable)}\ninclude-system-site-packages = false\nversion = "
+            f"{interpreter.version}\n"
+        )
 
 
 def assemble(resolver: Resolver, trees: list[Tree], venv: str) -> None:
@@ -3834,7 +4248,9 @@ def assemble(resolver: Resolver, trees: list[Tree], venv: str) -> None:
                 link_tree(tree, venv)
             except (KeptDamage, FileNotFoundError) as error:
                 remove_tree(os.path.dirname(tree.path))
-                raise Failure("install", "store_damaged", f"{error}; what was kept has been removed, run again", retryable=True) from None
+                raise Failure(
+                    "install", "store_damaged", f"{error}; what was kept has been removed, run again", retryable=True
+                ) from None
 
 
 class Environment(NamedTuple):
@@ -3848,7 +4264,9 @@ class Environment(NamedTuple):
 def prepare_environment(resolver: Resolver, bundle: Bundle, reuse: bool) -> Environment:
     """The environment of a bundle, new for this task, or with `reuse` the one that was kept for exactly this."""
     host, interpreter, profile = resolver.host, resolver.interpreter, resolver.host.profile
-    key = digest_of("environment", bundle.digest, interpreter.key(), resolver.index.public, profile.dependencies, profile.build)
+    key = digest_of(
+        "environment", bundle.digest, interpreter.key(), resolver.index.public, profile.dependencies, profile.build
+    )
     if not reuse:
         return build_environment(resolver, bundle, host.store.scratch("venv"), key)
 
@@ -3857,7 +4275,9 @@ def prepare_environment(resolver: Resolver, bundle: Bundle, reuse: bool) -> Envi
         sweep(host.store.venvs)
         with ExitStack() as cleanup:
             aside = transient(host.store.venvs, cleanup)
-            keep_environment(host.store, key, aside, build_environment(resolver, bundle, os.path.join(aside, "venv"), key))
+            keep_environment(
+                host.store, key, aside, build_environment(resolver, bundle, os.path.join(aside, "venv"), key)
+            )
 
     return host.store.once(f"environment-{key}", lambda: kept_environment(host.store, key), make)
 
@@ -3871,7 +4291,9 @@ def build_environment(resolver: Resolver, bundle: Bundle, venv: str, key: str) -
     trees = [install_wheel(resolver, wheel) for wheel in resolver.wheels(requires)]
     assemble(resolver, [own, *trees] if own else trees, venv)
     group = resolver.host.profile.bundle.entry_point_group
-    wires = [[name, value] for tree in ([own] if own else []) + trees for name, value in tree.groups.get(group, {}).items()]
+    wires = [
+        [name, value] for tree in ([own] if own else []) + trees for name, value in tree.groups.get(group, {}).items()
+    ]
     return Environment(venv, wires, built_in_place(own, bundle.path, resolver.interpreter) if own else [])
 
 
@@ -3897,7 +4319,12 @@ def built_in_place(own: Tree, bundle: str, interpreter: Interpreter) -> list[str
         inner = name[len(site) :]
         folder = os.path.join(bundle, os.path.dirname(inner))
         outside = not name.startswith(site) or "/" not in inner or "__pycache__" in inner or ".dist-info/" in inner
-        if not outside and os.path.isdir(folder) and os.path.realpath(folder) == folder and not os.path.lexists(os.path.join(bundle, inner)):
+        if (
+            not outside
+            and os.path.isdir(folder)
+            and os.path.realpath(folder) == folder
+            and not os.path.lexists(os.path.join(bundle, inner))
+        ):
             found.append(inner)
     return found
 
@@ -3953,9 +4380,15 @@ class Outputs(Receiver):
         if kind != OUTPUT:
             raise Failure("result", "bad_result", "the task's child sent a frame that a task does not have")
         if not 0 < len(name) <= 255 or not name.isprintable() or "/" in name or "\\" in name or name in (".", ".."):
-            raise Failure("result", "bad_output_name", f"{name[:100]!r} can't be an output's name: 1 to 255 printable characters, no slashes")
+            raise Failure(
+                "result",
+                "bad_output_name",
+                f"{name[:100]!r} can't be an output's name: 1 to 255 printable characters, no slashes",
+            )
         if name in self.found or len(self.found) >= self.MAX_OUTPUTS:
-            raise Failure("result", "bad_result", f"the output {name!r} came twice, or there are more than {self.MAX_OUTPUTS}")
+            raise Failure(
+                "result", "bad_result", f"the output {name!r} came twice, or there are more than {self.MAX_OUTPUTS}"
+            )
         self.name, self.size, self.chunks = name, size, bytearray()
         self.digest, self.file = hashlib.blake2b(digest_size=32), -1
         if self.out_dir is not None and size > self.inline_max:
@@ -3988,7 +4421,9 @@ class Outputs(Receiver):
         try:
             return action()
         except OSError as error:
-            raise Failure("result", "output_unwritable", f"an output can't be written to --out-dir: {error.strerror}") from None
+            raise Failure(
+                "result", "output_unwritable", f"an output can't be written to --out-dir: {error.strerror}"
+            ) from None
 
     def remove_partial(self) -> None:
         if self.partial:
@@ -4000,13 +4435,24 @@ def choose_wire(wires: list[list[str]], group: str) -> str:
     """The one entry point of the wire function's group."""
     found = ", ".join(f"{name} = {value}" for name, value in wires)
     if not wires:
-        raise Failure("bundle", "no_wire_entry_point", f"neither the bundle nor its dependencies have an entry point in the group {group!r}; the bundle's pyproject.toml needs [project.entry-points.\"{group}\"]")
+        raise Failure(
+            "bundle",
+            "no_wire_entry_point",
+            f"neither the bundle nor its dependencies have an entry point in the group {group!r}; the bundle's "
+            f'pyproject.toml needs [project.entry-points."{group}"]',
+        )
     if len({value for _, value in wires}) > 1 or len(wires) > 1:
-        raise Failure("bundle", "many_wire_entry_points", f"the group {group!r} must have one entry point, and there are {len(wires)}: {found}")
+        raise Failure(
+            "bundle",
+            "many_wire_entry_points",
+            f"the group {group!r} must have one entry point, and there are {len(wires)}: {found}",
+        )
     return wires[0][1]
 
 
-def execute_task(host: Host, workshop: "Workshop", task: dict[str, Any], outputs: Outputs) -> tuple[dict[str, Any], Usage]:
+def execute_task(
+    host: Host, workshop: "Workshop", task: dict[str, Any], outputs: Outputs
+) -> tuple[dict[str, Any], Usage]:
     """Run the task in a sandbox of its own. Returns the result's JSON object, without metrics, and what was used."""
     wires = workshop.environment.wires
     wire = choose_wire(wires, host.profile.bundle.entry_point_group) if "params" in task else ""
@@ -4050,7 +4496,9 @@ def open_host(options: argparse.Namespace, cleanup: ExitStack) -> Host:
     check_psutil()
     profile = load_profile(options.profile, profile_folders(options))
     bwrap = find_bwrap()
-    store = Store(options.store_dir or default_store(), options.venvs_dir, cleanup, not options.no_cache, options.refresh)
+    store = Store(
+        options.store_dir or default_store(), options.venvs_dir, cleanup, not options.no_cache, options.refresh
+    )
     identity = take_identity(profile.host, os.path.join(store.base, "run"), cleanup)
     if identity.gid is not None:
         os.chown(store.run, -1, identity.gid)
@@ -4067,7 +4515,12 @@ def check_psutil() -> None:
     from importlib.util import find_spec
 
     if find_spec("psutil") is None:
-        raise Failure("host", "psutil_missing", f"psutil is not installed for {sys.executable}; `{sys.executable} -m pip install psutil`, or `apt-get install python3-psutil`")
+        raise Failure(
+            "host",
+            "psutil_missing",
+            f"psutil is not installed for {sys.executable}; `{sys.executable} -m pip install psutil`, or "
+            "`apt-get install python3-psutil`",
+        )
 
 
 def profile_folders(options: argparse.Namespace) -> list[str]:
@@ -4124,7 +4577,12 @@ def deadline(seconds: float, phase: str, name: str) -> Iterator[None]:
 
     def stop(_: int, __: Any) -> NoReturn:
         limit = {"name": name, "value": seconds, "seen": seconds}
-        raise Failure(phase, "timeout", f"the bundle could not be inspected in {seconds:g} s (bundle.{name} of the profile)", limit=limit)
+        raise Failure(
+            phase,
+            "timeout",
+            f"the bundle could not be inspected in {seconds:g} s (bundle.{name} of the profile)",
+            limit=limit,
+        )
 
     signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, seconds)
@@ -4177,7 +4635,11 @@ class Inbox:
         *lines, rest = (bytes(self.buffer) + data).split(b"\n")
         self.buffer = bytearray(rest)
         if len(rest) > self.limit:
-            raise Failure("input", "input_too_large", f"a line on standard input is over {self.limit} bytes (bundle.request_bytes)")
+            raise Failure(
+                "input",
+                "input_too_large",
+                f"a line on standard input is over {self.limit} bytes (bundle.request_bytes)",
+            )
         for line in lines if self.open else [*lines, rest]:
             if line.strip():
                 self.take(line)
@@ -4194,7 +4656,9 @@ class Inbox:
             self.waiting.append(message if isinstance(message, dict) else {"task": message})
 
 
-def serve_tasks(options: argparse.Namespace, host: Host, cleanup: ExitStack, emit: Callable[[dict[str, Any]], None]) -> None:
+def serve_tasks(
+    options: argparse.Namespace, host: Host, cleanup: ExitStack, emit: Callable[[dict[str, Any]], None]
+) -> None:
     """Prepare the environment once, then answer every line on standard input with a line, in order."""
     host = host._replace(seccomp=[*host.seccomp, deny_program(host.profile.serve.also_deny)])
     workshop = prepare_workshop(options, host)
@@ -4287,7 +4751,9 @@ def doctor(options: argparse.Namespace, cleanup: ExitStack) -> dict[str, Any]:
     gaps: list[dict[str, str]] = []
     try:
         host = open_host(options, cleanup)
-        report.update(bwrap=tool_version(host.bwrap), uv=tool_version(host.uv) if host.uv else None, store=host.store.base)
+        report.update(
+            bwrap=tool_version(host.bwrap), uv=tool_version(host.uv) if host.uv else None, store=host.store.base
+        )
         interpreter = Interpreter(**describe_interpreter())
         box = make_sandbox(host, "execute", [interpreter], interpreter.executable, [], "/tmp")
         run_phase(host, box, {"phase": "probe"}, Receiver())
@@ -4297,13 +4763,31 @@ def doctor(options: argparse.Namespace, cleanup: ExitStack) -> dict[str, Any]:
         if group:
             group.remove()
         else:
-            gaps.append({"type": "no_cgroup", "remedy": "no cgroup can be written: memory and process limits are held by rlimits and polling; run as root, or delegate a cgroup (systemd-run --user --scope -p Delegate=yes)"})
+            gaps.append(
+                {
+                    "type": "no_cgroup",
+                    "remedy": "no cgroup can be written: memory and process limits are held by rlimits and polling; "
+                    "run as root, or delegate a cgroup (systemd-run --user --scope -p Delegate=yes)",
+                }
+            )
         if host.uv is None:
-            gaps.append({"type": "no_uv", "remedy": "uv is not installed, pip resolves instead, which is slower; `pip install uv`"})
+            gaps.append(
+                {
+                    "type": "no_uv",
+                    "remedy": "uv is not installed, pip resolves instead, which is slower; `pip install uv`",
+                }
+            )
     except Failure as failure:
         report["sandbox"] = report.get("sandbox", False)
         gaps.append({"type": failure.type, "remedy": failure.error})
-    report["sysctls"] = {name: read_sysctl(name) for name in ("user/max_user_namespaces", "kernel/unprivileged_userns_clone", "kernel/apparmor_restrict_unprivileged_userns")}
+    report["sysctls"] = {
+        name: read_sysctl(name)
+        for name in (
+            "user/max_user_namespaces",
+            "kernel/unprivileged_userns_clone",
+            "kernel/apparmor_restrict_unprivileged_userns",
+        )
+    }
     for gap in gaps:
         Log.line(f"{gap['type']}: {gap['remedy']}")
     Log.line("this host can run sandboxes" if report["sandbox"] else "this host can't run sandboxes yet")
@@ -4338,7 +4822,12 @@ def print_bwrap(options: argparse.Namespace, host: Host) -> dict[str, Any]:
         Log.line(f"# {phase}")
         Log.line(shlex.join(["bwrap", *arguments]))
     seccomp = host.profile.seccomp
-    filters = {"default": seccomp.default, "deny": [name for name in seccomp.deny if name not in seccomp.also_allow], "deny_if": [[rule.calls, rule.when] for rule in seccomp.deny_if], "allow": [*seccomp.allow, *seccomp.also_allow]}
+    filters = {
+        "default": seccomp.default,
+        "deny": [name for name in seccomp.deny if name not in seccomp.also_allow],
+        "deny_if": [[rule.calls, rule.when] for rule in seccomp.deny_if],
+        "allow": [*seccomp.allow, *seccomp.also_allow],
+    }
     uid = host.identity.uid if host.identity.uid is not None else os.geteuid()
     return {"profile": options.profile, "host_uid": uid, "phases": commands, "seccomp": filters}
 
@@ -4351,7 +4840,11 @@ def cache_command(options: argparse.Namespace, cleanup: ExitStack) -> dict[str, 
     oldest = time.time() - options.older_than * 86400
     report = {}
     for kind, folder in kinds.items():
-        entries = [os.path.join(folder, name) for name in os.listdir(folder) if not name.startswith(".run-")] if os.path.isdir(folder) else []
+        entries = (
+            [os.path.join(folder, name) for name in os.listdir(folder) if not name.startswith(".run-")]
+            if os.path.isdir(folder)
+            else []
+        )
         if options.cache == "prune":
             for entry in [entry for entry in entries if os.stat(entry).st_mtime <= oldest]:
                 aside = store.scratch(f"pruned-{os.urandom(6).hex()}")
@@ -4374,7 +4867,11 @@ def size_of(path: str) -> int:
 
 
 def parse_options(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Run one task of one untrusted bundle in a sandbox; one line of JSON comes out.", exit_on_error=False, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description="Run one task of one untrusted bundle in a sandbox; one line of JSON comes out.",
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
     add = parser.add_argument
     add("--bundle-path", metavar="DIR", help="the bundle: a directory with a pyproject.toml or a requirements.txt")
     add("--aggregation", action="store_true", help="standard input is an aggregation, not a simulation")
@@ -4382,8 +4879,19 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
     add("--profiles-dir", metavar="DIR", help="where profiles are looked for first")
     add("--python", metavar="PATH", help="the interpreter to run the bundle with")
     add("--out-dir", metavar="DIR", help="write outputs over --inline-max there instead of inline")
-    add("--inline-max", metavar="BYTES", type=int, default=512 * 1024, help="with --out-dir: largest inline output (default: %(default)s)")
-    add("--resolver", choices=("auto", "uv", "pip"), default="auto", help="what resolves dependencies (default: uv where it is, else pip)")
+    add(
+        "--inline-max",
+        metavar="BYTES",
+        type=int,
+        default=512 * 1024,
+        help="with --out-dir: largest inline output (default: %(default)s)",
+    )
+    add(
+        "--resolver",
+        choices=("auto", "uv", "pip"),
+        default="auto",
+        help="what resolves dependencies (default: uv where it is, else pip)",
+    )
     add("--refresh", action="store_true", help="resolve dependencies and build again, though the answers are kept")
     add("--no-cache", action="store_true", help="use and keep nothing")
     add("--store-dir", metavar="DIR", help="where wheels and environments are kept")
@@ -4393,7 +4901,13 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
     add("--print-bwrap", action="store_true", help="show every command line and policy, and run nothing")
     add("--doctor", action="store_true", help="say what this host can do, and what to do about the rest")
     add("--cache", choices=("show", "prune"), help="show what is kept, or remove it")
-    add("--older-than", metavar="DAYS", type=float, default=0, help="with --cache prune: keep what was made in the last DAYS")
+    add(
+        "--older-than",
+        metavar="DAYS",
+        type=float,
+        default=0,
+        help="with --cache prune: keep what was made in the last DAYS",
+    )
     try:
         options, rest = parser.parse_known_args(arguments)
     except argparse.ArgumentError as error:
@@ -4476,7 +4990,9 @@ def main(arguments: list[str]) -> int:
         return 0 if body is None or body.get("doctor", {}).get("ok", True) else 1
     except Killed as killed:
         name = signal.Signals(killed.number).name
-        failure = Failure("host", "killed", f"the runner was stopped by {name}, and the sandbox with it", True, signal=name)
+        failure = Failure(
+            "host", "killed", f"the runner was stopped by {name}, and the sandbox with it", True, signal=name
+        )
         failure.code = 128 + killed.number
     except Failure as raised:
         failure = raised
@@ -4507,7 +5023,9 @@ def take_stdout() -> int:
     return stdout
 
 
-def dispatch(options: argparse.Namespace, times: dict[str, float], emit: Callable[[dict[str, Any]], None]) -> dict[str, Any] | None:
+def dispatch(
+    options: argparse.Namespace, times: dict[str, float], emit: Callable[[dict[str, Any]], None]
+) -> dict[str, Any] | None:
     """Do what the command line asks, and take everything down again before the answer is returned."""
     with ExitStack() as cleanup:
         try:
@@ -4542,7 +5060,9 @@ def follow_parent(pid: int) -> None:
 def run_shell(options: argparse.Namespace, host: Host) -> dict[str, Any]:
     """An interactive shell on the caller's terminal, in the sandbox where the bundle's tasks run."""
     if not host.profile.execute.shell:
-        raise Failure("input", "usage", f"the profile {options.profile!r} gives no shell (execute.shell); use --profile debug")
+        raise Failure(
+            "input", "usage", f"the profile {options.profile!r} gives no shell (execute.shell); use --profile debug"
+        )
     try:
         terminal = os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC)
     except OSError:
@@ -4552,7 +5072,10 @@ def run_shell(options: argparse.Namespace, host: Host) -> dict[str, Any]:
     outcome = Supervisor(host, box, {"phase": "shell"}, Receiver(), {"terminal": terminal}).run()
     if outcome.exit_code is None or outcome.violation:
         raise_failure(host, outcome, "execute")
-    return {"shell": {"exit_status": outcome.exit_code}, "metrics": metrics(host.times, outcome.usage, outcome.usage.wall)}
+    return {
+        "shell": {"exit_status": outcome.exit_code},
+        "metrics": metrics(host.times, outcome.usage, outcome.usage.wall),
+    }
 
 
 def preserve(host: Host) -> None:
@@ -4564,7 +5087,9 @@ def internal_error(error: BaseException) -> Failure:
     import traceback
 
     text = "".join(traceback.format_exception(error))
-    failure = Failure("host", "internal_error", f"the runner itself failed: {type(error).__name__}: {error}", traceback=clip(text))
+    failure = Failure(
+        "host", "internal_error", f"the runner itself failed: {type(error).__name__}: {error}", traceback=clip(text)
+    )
     failure.code = 70
     return failure
 
