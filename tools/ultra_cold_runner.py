@@ -96,6 +96,7 @@ def child_main() -> None:
     try:
         PHASES[request["phase"]](request, pipe)
     except BaseException as error:
+        close_others([pipe.fd])  # the work is over, and may have used up the descriptors
         report_exception(pipe, error)
     finally:
         try:
@@ -451,6 +452,7 @@ def run_forked(body: bytes, request: "dict[str, Any]", pipe: ResultPipe) -> None
         set_rlimits(request["task_rlimits"])
         run_task_code({"task": marshal.loads(body), "wire": request["wire"]}, pipe)
     except BaseException as error:
+        close_others([pipe.fd])  # the work is over, and may have used up the descriptors
         report_exception(pipe, error)
     finally:
         try:
@@ -2243,11 +2245,10 @@ def write_scripts(scripts: Mapping[str, str], folder: str) -> None:
         os.makedirs(folder, mode=0o755, exist_ok=True)
         text = f"#!{VENV}/bin/python\nimport sys\nfrom {module} import {attribute.split('.')[0]}\n"
         text += f"sys.exit({attribute}())\n"
-        with (
-            suppress(FileExistsError),
-            open(os.open(os.path.join(folder, name), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o755), "w") as file,
-        ):
-            file.write(text)
+        path = os.path.join(folder, name)
+        if not os.path.lexists(path):
+            write_file(path, text.encode())
+            os.chmod(path, 0o755)
 
 
 def list_files(top: str) -> list[list[Any]]:
@@ -2291,12 +2292,13 @@ def link_tree(tree: Tree, venv: str) -> None:
 
 
 def copy_plain(source: str, target: str, mode: int) -> None:
-    with (
-        open(source, "rb") as reader,
-        open(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, stat.S_IMODE(mode)), "wb") as writer,
-    ):
-        for chunk in read_chunks(reader.fileno()):
-            writer.write(chunk)
+    copy = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, stat.S_IMODE(mode))
+    try:
+        with open(source, "rb", buffering=0) as reader:
+            for chunk in read_chunks(reader.fileno()):
+                write_all(copy, chunk)
+    finally:
+        os.close(copy)
 
 
 class KeptDamage(Exception):
@@ -2716,7 +2718,7 @@ class Usage(NamedTuple):
     """What the whole process tree of one sandbox used. Seconds and bytes.
 
     Memory is the cgroup's peak where there is one (page cache and tmpfs count), else the highest sampled sum of
-    proportional set sizes, or the largest resident set that wait4 saw.
+    resident set sizes (proportional ones near the limit), tmpfs and memfd, or the largest process that wait4 saw.
     """
 
     wall: float = 0.0
@@ -3043,7 +3045,7 @@ class Supervisor:
             self.exit_code = report.get("exit-code", self.exit_code)
 
     def sample(self) -> None:
-        self.monitor.sample(self.child_pid, self.cgroup)
+        self.monitor.sample(self.child_pid, self.cgroup, self.limits.memory_bytes)
         self.violation = self.violation or self.monitor.violation(self.limits, self.box.policy, self.cgroup)
 
     def end(self) -> None:
@@ -3180,7 +3182,7 @@ class Monitor:
         self.waited_user, self.waited_system, self.waited_memory = 0.0, 0.0, 0.0
         self.blocks_read, self.blocks_written = 0, 0
 
-    def sample(self, init: int, cgroup: Cgroup | None) -> None:
+    def sample(self, init: int, cgroup: Cgroup | None, limit: int) -> None:
         import psutil
 
         begun = time.monotonic()
@@ -3191,7 +3193,7 @@ class Monitor:
         self._add_up(psutil, members)
         self.tmp_full = self.tmp_full or tmpfs_free(init, "/tmp") == 0
         if cgroup is None:
-            self.memory = max(self.memory, sum_memory(psutil, members) + tmpfs_used(init) + memfd_used(members))
+            self.memory = max(self.memory, sum_memory(psutil, members, limit) + tmpfs_used(init) + memfd_used(members))
         else:
             self.read_cgroup(cgroup)
         now = time.monotonic()
@@ -3267,12 +3269,18 @@ def own_children() -> list[int]:
         return [int(pid) for pid in file.read().split()]
 
 
-def sum_memory(psutil: Any, members: list[Any]) -> float:
-    """Bytes of a process tree: PSS, which counts shared pages once, where few processes make it cheap; else RSS."""
+def sum_memory(psutil: Any, members: list[Any], limit: float) -> float:
+    """Bytes of a process tree: RSS where that acquits it, which counts shared pages each time, else the exact PSS."""
     total = 0.0
     for member in members:
         with suppress(psutil.Error):
-            total += member.memory_full_info().pss if 1 < len(members) <= 32 else member.memory_info().rss
+            total += member.memory_info().rss
+    if total <= limit:
+        return total
+    total = 0.0
+    for member in members:
+        with suppress(psutil.Error):
+            total += member.memory_full_info().pss
     return total
 
 
