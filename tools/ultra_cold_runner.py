@@ -2899,7 +2899,7 @@ class Supervisor:
         self.selector: selectors.BaseSelector
         self.begun = time.monotonic()
         self.frames = Frames(receiver, self.limits.output_bytes)
-        self.request = {**request, "phase": request.get("phase", box.phase), "rlimits": rlimits(self.limits, box.phase)}
+        self.request = {**request, "phase": request.get("phase", box.phase), "rlimits": rlimits(self.limits)}
         self.stderr, self.stderr_bytes = bytearray(), 0
         self.status = bytearray()
         self.child_pid, self.child_fd = 0, -1
@@ -2933,8 +2933,9 @@ class Supervisor:
         """Start bwrap with the descriptors it needs and no others, as the sandbox's own host uid."""
         result, stderr, status = (pipe(cleanup) for _ in range(3))
         filters = list(self.host.seccomp)
-        if self.cgroup is None:  # polling does not see a System V segment that nobody has attached
+        if self.cgroup is None:  # polling is late, and does not see a System V segment that nobody has attached
             filters.append(deny_program(["shmget"]))
+            self.request["rlimits"]["RLIMIT_DATA"] = self.limits.memory_bytes
         programs = [memory_file(cleanup, "seccomp", program) for program in filters]
         arguments = bwrap_arguments(self.box, Descriptors(programs, status[1].fileno()))
         options, command = arguments[: arguments.index("--")], arguments[arguments.index("--") :]
@@ -3069,6 +3070,9 @@ class Supervisor:
         start = self.frames.started - self.begun if self.frames.started else 0.0
         stderr = bytes(self.stderr).decode("utf-8", "replace")
         usage = self.monitor.usage(ended - self.begun, start)
+        if self.cgroup is None and usage.memory > self.limits.memory_bytes:
+            seen = Violation("memory_limit", "memory_bytes", self.limits.memory_bytes, usage.memory)
+            self.violation = self.violation or seen
         return Outcome(
             self.frames.done, self.frames.name, self.frames.error, self.exit_code, self.violation, stderr, usage
         )
@@ -3326,7 +3330,7 @@ def read_some(fd: int) -> bytes | None:
         return None
 
 
-def rlimits(limits: Limits, phase: str) -> dict[str, int]:
+def rlimits(limits: Limits) -> dict[str, int]:
     """What the child sets on itself before anything of the bundle runs (setrlimit(2))."""
     return {
         "RLIMIT_CORE": 0,

@@ -321,15 +321,15 @@ def dependent(run: Runner, folder: Path, server: LocalServer, line: str, *argume
 
 
 @pytest.mark.parametrize("resolver", ["uv", "pip"])
-def test_either_resolver_finds_the_same(
-    run: Runner, tmp_path: Path, server: LocalServer, resolver: str
-) -> None:
+def test_either_resolver_finds_the_same(run: Runner, tmp_path: Path, resolver: str) -> None:
     if resolver == "uv" and shutil.which("uv") is None:
         pytest.skip("uv is not installed")
-    server.add(*wheel("dep", "0.9", {"dep.py": "WHERE = 'old'\n"}))
-    server.add(*wheel("dep", "1.0", {"dep.py": "WHERE = 'index'\n"}, requires=["below-dep"]))
-    server.add(*wheel("below_dep", "1.0", {"below_dep.py": ""}))
-    result = dependent(run, tmp_path, server, "dep >= 0.5 ; python_version > '3'", "--resolver", resolver)
+    with LocalServer() as server:
+        server.add(*wheel("dep", "0.9", {"dep.py": "WHERE = 'old'\n"}))
+        server.add(*wheel("dep", "1.0", {"dep.py": "WHERE = 'index'\n"}, requires=["below-dep"]))
+        server.add(*wheel("below_dep", "1.0", {"below_dep.py": ""}))
+        line = "dep >= 0.5 ; python_version > '3'"
+        result = dependent(run, tmp_path, server, line, "--resolver", resolver)
     assert result.code == 0 and result.body["where"] == "index", result.body
 
 
@@ -388,10 +388,12 @@ def test_a_dependency_that_is_nowhere_is_named(run: Runner, tmp_path: Path, serv
     assert "no-such-package-here" in error["error"]
 
 
-def test_an_index_that_is_down_is_worth_another_try(run: Runner, tmp_path: Path) -> None:
+def test_an_index_that_is_down_is_worth_another_try(
+    run: Runner, tmp_path: Path, profile_with: Callable[[str], tuple[str, ...]]
+) -> None:
     path = write(tmp_path / "bundle", {"requirements.txt": "no-such-package-here\n"})
-    env = {"UV_DEFAULT_INDEX": "https://127.0.0.1:9/simple", "UV_HTTP_RETRIES": "0"}
-    error = run(path, env=env).error
+    profile = profile_with('[fetch.environment]\nUV_HTTP_RETRIES = "0"\n')
+    error = run(path, None, *profile, env={"UV_DEFAULT_INDEX": "https://127.0.0.1:9/simple"}).error
     assert (error["phase"], error["type"], error["retryable"]) == ("fetch", "dependency_unavailable", True)
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import time
 import uuid
@@ -82,11 +83,20 @@ class Started:
 
 
 @pytest.fixture
-def start(store: Path) -> Iterator[Callable[..., Started]]:
+def own(store: Path) -> Iterator[Runner]:
+    """A runner with a store of this test alone."""
+    runner = Runner(store.parent / f"signals-{uuid.uuid4().hex}")
+    yield runner
+    runner(None, None, "--cache", "show")  # sweeps what a killed run left, its cgroups too
+    assert runs(runner.store) == []
+    shutil.rmtree(runner.store)
+
+
+@pytest.fixture
+def start(own: Runner) -> Iterator[Callable[..., Started]]:
     started: list[Started] = []
 
     def go(path: Path, **env: str) -> Started:
-        own = Runner(store.parent / f"signals-{uuid.uuid4().hex}")
         started.append(Started(own, path, env))
         return started[-1]
 
@@ -169,8 +179,7 @@ def test_a_signal_while_packages_are_fetched(
         check_killed(run, processes, number)
 
 
-def test_a_signal_while_the_request_is_awaited(bundle: Bundle, store: Path) -> None:
-    own = Runner(store.parent / f"signals-{uuid.uuid4().hex}")
+def test_a_signal_while_the_request_is_awaited(bundle: Bundle, own: Runner) -> None:
     process = own.start(bundle("x = 1"))
     wait_for(lambda: runs(own.store), "the run has begun")
     process.terminate()

@@ -247,7 +247,7 @@ def test_the_synthetic_etc_has_no_more_than_names(
 
 def test_the_rlimits_are_those_of_the_policy(runner_module: Any, default_profile: Any) -> None:
     limits = default_profile.execute.limits
-    found = runner_module.rlimits(limits, "execute")
+    found = runner_module.rlimits(limits)
     assert found["RLIMIT_CORE"] == 0
     assert (found["RLIMIT_FSIZE"], found["RLIMIT_NOFILE"]) == (limits.file_bytes, limits.open_files)
     assert limits.cpu_seconds <= found["RLIMIT_CPU"] <= limits.cpu_seconds + 2

@@ -1,0 +1,1 @@
+"""ModelOps: runs simulation bundles that nobody has to trust."""

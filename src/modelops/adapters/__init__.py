@@ -1,0 +1,1 @@
+"""What ModelOps reaches the outside world through: bundles, artifacts, execution environments."""

@@ -1,0 +1,1 @@
+"""Execution environments: the `ExecutionEnvironment` port on the sandboxed runner, warm and cold."""

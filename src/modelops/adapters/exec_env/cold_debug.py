@@ -1,0 +1,99 @@
+"""The cold environment: a runner, a sandbox and an environment of its own for every task."""
+
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from modelops_contracts import INLINE_CAP, BundleRepository
+
+from .answer import Answer, parse_line, require_result
+from .call import Call
+from .errors import RunnerError
+from .payload import encode
+from .process import Ending, log_stderr, start
+from .runner_location import find_runner
+from .runner_settings import RunnerSettings
+from .sandboxed import SandboxedExecEnv
+
+
+class ColdDebugExecEnv(SandboxedExecEnv):
+    """Runs every task as a user of the shell would: the runner's command line, one task in, one line out.
+
+    `timeout_seconds` covers a whole call. `env` is laid over this process's environment for the runner;
+    tasks see neither. `storage_dir` holds the store of large outputs, and `out_dir` is where they lie
+    until they are moved there. `reuse` decides whether the runner keeps environments (REUSE=1); None
+    leaves it to the environment.
+    """
+
+    name = "cold"
+
+    def __init__(
+        self,
+        bundle_repo: BundleRepository,
+        runner_path: str | os.PathLike[str] | None = None,
+        timeout_seconds: float = 600,
+        env: Mapping[str, str] | None = None,
+        *,
+        profile: str = "default",
+        storage_dir: str | os.PathLike[str] | None = None,
+        out_dir: str | os.PathLike[str] | None = None,
+        profiles_dir: str | os.PathLike[str] | None = None,
+        runner_store_dir: str | os.PathLike[str] | None = None,
+        venvs_dir: str | os.PathLike[str] | None = None,
+        reuse: bool | None = None,
+    ) -> None:
+        settings = RunnerSettings(
+            runner=find_runner() if runner_path is None else Path(runner_path).absolute(),
+            profile=profile,
+            profiles_dir=None if profiles_dir is None else Path(profiles_dir),
+            store_dir=None if runner_store_dir is None else Path(runner_store_dir),
+            venvs_dir=None if venvs_dir is None else Path(venvs_dir),
+            reuse=reuse,
+            env=dict(env or {}),
+        )
+        super().__init__(
+            bundle_repo, settings, timeout_seconds=timeout_seconds, storage_dir=storage_dir, out_dir=out_dir
+        )
+
+    @contextmanager
+    def _answer(self, bundle_ref: str, payload: dict[str, Any], call: Call) -> Iterator[Answer]:
+        line = encode(payload)
+        _, bundle = self._bundle(bundle_ref)
+        with tempfile.TemporaryDirectory(dir=self._incoming_dir()) as folder:
+            arguments = ["--bundle-path", str(bundle), "--out-dir", folder, "--inline-max", str(INLINE_CAP)]
+            if "target_entrypoint" in payload:
+                arguments.append("--aggregation")
+            yield Answer(ask_once(self.settings, arguments, line, call), Path(folder))
+
+
+def ask_once(settings: RunnerSettings, arguments: list[str], payload: bytes, call: Call) -> dict[str, Any]:
+    """Run the runner once and return its result. However it goes, the runner has ended when this returns."""
+    call.require_time()
+    process = start(settings, arguments)
+    ending = Ending(process)
+    try:
+        with call.on_stop(ending.begin):
+            try:
+                stdout, stderr = process.communicate(payload, timeout=call.remaining())
+            except subprocess.TimeoutExpired:
+                ending.begin()
+                stdout, stderr = process.communicate()
+    finally:
+        ending.finish()
+    log_stderr(stderr)
+    if not stdout:
+        if call.is_over():
+            raise call.failure({})
+        tail = stderr.decode("utf-8", "replace")[-4000:]
+        problem = f"the runner ended with status {process.returncode} and without an answer; something killed it"
+        raise RunnerError.of("host", "runner_died", problem, True, stderr=tail)
+    try:
+        return require_result(parse_line(stdout))
+    except RunnerError as error:
+        if error.type == "killed" and call.is_over():
+            raise call.failure(error.fatal_error) from None
+        raise

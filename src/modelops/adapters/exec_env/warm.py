@@ -1,0 +1,122 @@
+"""The warm environment, which is the default: sandboxes that are kept, and a fork in one for every task."""
+
+import logging
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from modelops_contracts import BundleRepository
+
+from .answer import Answer
+from .call import Call
+from .errors import RunnerError
+from .process import Launcher
+from .runner_location import find_runner
+from .runner_settings import RunnerSettings
+from .sandboxed import SandboxedExecEnv
+from .server import Server, ServerDied
+from .server_pool import ServerPool
+
+logger = logging.getLogger(__name__)
+
+
+class IsolatedWarmExecEnv(SandboxedExecEnv):
+    """Keeps serving runners, each with the sandbox and the environment of one bundle, and sends them tasks.
+
+    At most `max_servers` are kept, by default as many as the machine has processors and at least four;
+    the least recently used one makes room for another bundle's. One that is idle for `idle_seconds` is
+    closed. Every task is a fork of a process that has run no task, so nothing passes from one to the
+    next. The runner keeps finished environments in `venvs_dir`, so that a bundle's next server starts
+    faster. A bundle is verified when a server starts; after that the server's own copy is what runs. The
+    other arguments are those of `ColdDebugExecEnv`.
+    """
+
+    name = "warm"
+
+    def __init__(
+        self,
+        bundle_repo: BundleRepository,
+        venvs_dir: str | os.PathLike[str] | None = None,
+        storage_dir: str | os.PathLike[str] | None = None,
+        *,
+        runner_path: str | os.PathLike[str] | None = None,
+        timeout_seconds: float = 600,
+        env: Mapping[str, str] | None = None,
+        profile: str = "default",
+        out_dir: str | os.PathLike[str] | None = None,
+        profiles_dir: str | os.PathLike[str] | None = None,
+        runner_store_dir: str | os.PathLike[str] | None = None,
+        max_servers: int | None = None,
+        idle_seconds: float = 300,
+    ) -> None:
+        settings = RunnerSettings(
+            runner=find_runner() if runner_path is None else Path(runner_path).absolute(),
+            profile=profile,
+            profiles_dir=None if profiles_dir is None else Path(profiles_dir),
+            store_dir=None if runner_store_dir is None else Path(runner_store_dir),
+            venvs_dir=None if venvs_dir is None else Path(venvs_dir),
+            reuse=True,
+            env=dict(env or {}),
+        )
+        super().__init__(
+            bundle_repo, settings, timeout_seconds=timeout_seconds, storage_dir=storage_dir, out_dir=out_dir
+        )
+        self._launcher = Launcher(settings)
+        self._pool = ServerPool(max_servers or max(4, os.cpu_count() or 1), idle_seconds)
+        self._digests: dict[str, str] = {}
+
+    def health_check(self) -> dict[str, Any]:
+        """The runner's `--doctor`, and the servers that are there."""
+        return {
+            **super().health_check(),
+            "servers": self._pool.describe(),
+            "max_servers": self._pool.max_servers,
+        }
+
+    @contextmanager
+    def _answer(self, bundle_ref: str, payload: dict[str, Any], call: Call) -> Iterator[Answer]:
+        digest = self._digest(bundle_ref)
+        start = partial(self._start, bundle_ref, call)
+        retried = False
+        while True:
+            with self._pool.borrow(digest, start, call) as (server, kept):
+                try:
+                    body = server.ask(payload, call)
+                except ServerDied as error:
+                    # A kept server may have died of something else than this task.
+                    if retried or not kept:
+                        raise RunnerError.of("host", "runner_died", str(error), True) from None
+                    logger.warning("%s; the task is sent to another server", error)
+                    retried = True
+                    continue
+                try:
+                    yield Answer(body, server.out_dir)
+                finally:
+                    _empty(server.out_dir)
+                return
+
+    def _digest(self, bundle_ref: str) -> str:
+        """The digest of a bundle, asked of the repository once: the reference names the content."""
+        if bundle_ref not in self._digests:
+            self._digests[bundle_ref] = self._bundle(bundle_ref)[0]
+        return self._digests[bundle_ref]
+
+    def _start(self, bundle_ref: str, call: Call) -> Server:
+        _, bundle = self._bundle(bundle_ref)
+        out_dir = Path(tempfile.mkdtemp(dir=self._incoming_dir()))
+        logger.info("starting a server of %s", bundle_ref)
+        return Server(self._launcher, bundle, out_dir, call)
+
+    def _release(self) -> None:
+        self._pool.close()
+        self._launcher.close()
+
+
+def _empty(folder: Path) -> None:
+    """Remove outputs that the task did not ask for."""
+    for entry in os.scandir(folder):
+        os.unlink(entry.path)

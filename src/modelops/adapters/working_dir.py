@@ -1,0 +1,87 @@
+"""Directories that belong to one process while it works, and that a later one clears away if it died."""
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+_PREFIX = ".working-"
+
+
+class WorkingDir:
+    """A new directory below `parent`, locked by this process and removed by `close`.
+
+    The lock lies on the directory itself, so it ends with the process and leaves nothing. Directories
+    that dead processes left below the same parent are removed first; where the file system has no locks,
+    none is.
+    """
+
+    def __init__(self, parent: Path, remove: Callable[[Path], None] = shutil.rmtree) -> None:
+        parent.mkdir(parents=True, exist_ok=True)
+        self._remove = remove
+        _sweep(parent, remove)
+        self.path, self._lock = _make(parent)
+
+    def close(self) -> None:
+        """Remove the directory, where it is still there. Closing twice is harmless."""
+        if self._lock >= 0:
+            if self.path.exists():
+                self._remove(self.path)
+            os.close(self._lock)
+            self._lock = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _make(parent: Path) -> tuple[Path, int]:
+    while True:
+        path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+        lock = _open(path)
+        if lock is not None:
+            _lock(lock, wait=True)
+            if _is_still(path, lock):
+                return path, lock
+            os.close(lock)  # swept before it was locked
+
+
+def _sweep(parent: Path, remove: Callable[[Path], None]) -> None:
+    for path in parent.glob(f"{_PREFIX}*"):
+        lock = _open(path)
+        if lock is None:
+            continue
+        try:
+            if _lock(lock, wait=False) and _is_still(path, lock):
+                remove(path)
+        except FileNotFoundError:
+            pass  # another process sweeps as well
+        finally:
+            os.close(lock)
+
+
+def _open(path: Path) -> int | None:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None
+
+
+def _lock(fd: int, wait: bool) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        return False  # held by a living process, or a file system without locks
+    return True
+
+
+def _is_still(path: Path, fd: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(fd))
+    except FileNotFoundError:
+        return False

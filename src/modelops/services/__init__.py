@@ -1,0 +1,1 @@
+"""Services: ports that clients call."""

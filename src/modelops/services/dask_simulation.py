@@ -1,0 +1,200 @@
+"""The `SimulationService` port on Dask; run as a module, a parameter study (see `study_command`)."""
+
+import logging
+import os
+import tempfile
+import uuid
+from collections.abc import Sequence
+from typing import Any, Self
+
+import distributed
+from modelops_contracts import AggregationReturn, Future, ReplicateSet, SimReturn, SimTask
+
+from modelops.worker import plugin
+from modelops.worker.settings import WorkerSettings
+
+from .futures import ReplicatesFuture, SimulationFuture, TaskFuture
+
+logger = logging.getLogger(__name__)
+
+
+class DaskSimulationService:
+    """Runs tasks on a Dask cluster: the one at `scheduler_address`, or an embedded one on this machine.
+
+    Every worker makes an execution environment by `settings` and by its own environment variables, and
+    closes it with the service. A task whose worker dies is run again by Dask. Results that concern a task
+    are values: simulations that fail are `SimReturn`s with an error, whatever it was that failed.
+
+    The workers need this package and must see the same storage directory, where outputs over INLINE_CAP
+    lie. The embedded cluster has one worker process with as many threads as the machine has processors:
+    tasks run in processes of their own, so threads are enough.
+    """
+
+    def __init__(
+        self,
+        scheduler_address: str | None = None,
+        *,
+        settings: WorkerSettings | None = None,
+        n_workers: int = 1,
+        threads_per_worker: int | None = None,
+    ) -> None:
+        self._name = f"modelops-{uuid.uuid4().hex}"
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        self._cluster: distributed.LocalCluster | None = None
+        self._client: distributed.Client | None = None
+        try:
+            if scheduler_address is None:
+                self._scratch = tempfile.TemporaryDirectory(prefix="modelops-dask-")
+                self._cluster = distributed.LocalCluster(
+                    n_workers=n_workers,
+                    threads_per_worker=threads_per_worker or os.cpu_count() or 1,
+                    dashboard_address="127.0.0.1:0",
+                    local_directory=self._scratch.name,
+                )
+            self._client = distributed.Client(self._cluster or scheduler_address, set_as_default=False)
+            self._client.register_plugin(plugin.ExecEnvPlugin(self._name, settings or WorkerSettings()))
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def client(self) -> distributed.Client:
+        """The Dask client, for what the port has no name for."""
+        if self._client is None:
+            raise RuntimeError("the service is closed")
+        return self._client
+
+    def submit(self, task: SimTask) -> SimulationFuture:
+        """Start one task."""
+        return self.submit_batch([task])[0]
+
+    def submit_batch(self, tasks: Sequence[SimTask]) -> list[SimulationFuture]:
+        """Start several tasks; one future for each, in order."""
+        for task in tasks:
+            if not isinstance(task, SimTask):
+                raise TypeError(f"a task must be a SimTask, not {type(task).__name__}")
+        if not tasks:
+            return []
+        keys = [_unique("simulation") for _ in tasks]
+        names = [self._name] * len(tasks)
+        futures = self.client.map(plugin.run_simulation, names, keys, tasks, key=keys, pure=False)
+        return [SimulationFuture(task, future, self._stop) for task, future in zip(tasks, futures, strict=True)]
+
+    def gather(self, futures: Sequence[Future[Any]]) -> list[Any]:
+        """Wait for all results and return them in the order of `futures`.
+
+        A future that has no result gives its error, as a value: for a simulation an error return, else
+        the exception.
+        """
+        plain = [future.dask for future in futures if isinstance(future, TaskFuture)]
+        if len(plain) == len(futures):
+            try:
+                return list(self.client.gather(plain))  # one transfer for all
+            except Exception as error:
+                logger.info("not every future has a result: %s", error)
+        return [_value(future) for future in futures]
+
+    def submit_replicate_set(
+        self,
+        replicate_set: ReplicateSet,
+        target_entrypoint: str | None = None,
+        *,
+        target_data: dict[str, Any] | None = None,
+    ) -> ReplicatesFuture | TaskFuture[AggregationReturn]:
+        """Start all replicates; with a target, the result is their aggregation."""
+        simulations = self.submit_batch(replicate_set.tasks())
+        if target_entrypoint is None:
+            return ReplicatesFuture(simulations)
+        return self.aggregate(simulations, target_entrypoint, target_data=target_data)
+
+    def submit_batch_with_aggregation(
+        self,
+        replicate_sets: Sequence[ReplicateSet],
+        target_entrypoint: str,
+        *,
+        target_data: dict[str, Any] | None = None,
+    ) -> list[TaskFuture[AggregationReturn]]:
+        """Start several replicate sets, each with its aggregation; one future for each."""
+        simulations = [self.submit_batch(replicate_set.tasks()) for replicate_set in replicate_sets]
+        return [self.aggregate(group, target_entrypoint, target_data=target_data) for group in simulations]
+
+    def aggregate(
+        self,
+        simulations: Sequence[SimulationFuture],
+        target_entrypoint: str,
+        *,
+        target_data: dict[str, Any] | None = None,
+    ) -> TaskFuture[AggregationReturn]:
+        """Start the aggregation of simulations of one bundle.
+
+        It is a task that depends on theirs: it takes up a thread only when all of them are done.
+        """
+        bundles = {simulation.task.bundle_ref for simulation in simulations}
+        if len(bundles) != 1:
+            raise ValueError(f"an aggregation needs simulations of one bundle, and these have {len(bundles)}")
+        key = _unique("aggregation")
+        inputs = [simulation.dask for simulation in simulations]
+        future = self.client.submit(
+            plugin.run_aggregation,
+            self._name,
+            key,
+            bundles.pop(),
+            target_entrypoint,
+            target_data,
+            inputs,
+            key=key,
+            pure=False,
+        )
+        return TaskFuture(future, self._stop)
+
+    def executors(self) -> dict[str, str]:
+        """For each worker whether it runs tasks `warm` or `cold`; the log says why."""
+        chosen = self.client.run(plugin.executor, self._name)
+        for address, (name, reason) in chosen.items():
+            logger.info("the worker %s runs tasks in the %s environment: %s", address, name, reason)
+        return {address: name for address, (name, _) in chosen.items()}
+
+    def health_check(self) -> dict[str, Any]:
+        """For each worker what its execution environment says of itself."""
+        return dict(self.client.run(plugin.health_check, self._name))
+
+    def close(self) -> None:
+        """Stop what is running and release everything; a cluster that the service did not make goes on."""
+        client, self._client = self._client, None
+        if client is not None:
+            try:
+                client.unregister_worker_plugin(self._name)
+            except Exception as error:
+                logger.warning("the workers' execution environments could not be closed: %s", error)
+            client.close()
+        if self._cluster is not None:
+            self._cluster.close()
+        if self._scratch is not None:
+            self._scratch.cleanup()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _stop(self, keys: Sequence[str]) -> None:
+        self.client.run(plugin.cancel, self._name, list(keys), on_error="ignore")
+
+
+def _unique(kind: str) -> str:
+    return f"{kind}-{uuid.uuid4().hex}"
+
+
+def _value(future: Future[Any]) -> SimReturn | AggregationReturn | Sequence[SimReturn] | Exception:
+    try:
+        value: SimReturn | AggregationReturn | Sequence[SimReturn] = future.result()
+    except Exception as error:
+        return error
+    return value
+
+
+if __name__ == "__main__":
+    from modelops.services.study_command import app
+
+    app(prog_name="python -m modelops.services.dask_simulation")

@@ -1,0 +1,92 @@
+"""Parameter sets and seeds, as people write them on a command line and in tables."""
+
+import itertools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars
+from modelops_contracts import ContractViolationError, Scalar, UniqueParameterSet
+
+
+def parameter_sets(
+    fixed: Mapping[str, Scalar],
+    grid: Mapping[str, Sequence[Scalar]],
+    table: Iterable[Mapping[str, Scalar]] | None,
+) -> list[UniqueParameterSet]:
+    """Every row of the table with every point of the grid, over the fixed parameters. Equal sets are one."""
+    points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    found: dict[str, UniqueParameterSet] = {}
+    try:
+        for row in [{}] if table is None else table:
+            for point in points:
+                parameters = UniqueParameterSet.from_dict({**fixed, **row, **point})
+                found.setdefault(parameters.param_id, parameters)
+    except ContractViolationError as error:
+        raise ValueError(str(error)) from None
+    return list(found.values())
+
+
+def parse_params(text: str) -> dict[str, Scalar]:
+    """A JSON object, or `@` and the path of a file with one."""
+    value = read_json(text)
+    if not isinstance(value, dict):
+        raise ValueError("the parameters must be a JSON object")
+    return value
+
+
+def read_json(text: str) -> Any:
+    """JSON, or `@` and the path of a file with some."""
+    if text.startswith("@"):
+        text = Path(text[1:]).read_text(encoding="utf-8")
+    return json.loads(text)
+
+
+def parse_grid(items: Iterable[str]) -> dict[str, list[Scalar]]:
+    """`name=value,value,..` each; what is not a JSON number, boolean or string stands for itself."""
+    grid: dict[str, list[Scalar]] = {}
+    for item in items:
+        name, equals, values = item.partition("=")
+        if not (name and equals and values) or name in grid:
+            raise ValueError(f"{item!r} is not name=value,value,.. with a name of its own")
+        grid[name] = [_scalar(value) for value in values.split(",")]
+    return grid
+
+
+def read_table(path: Path) -> list[dict[str, Scalar]]:
+    """The rows of a CSV, Parquet or JSON file; empty cells are left out of their set."""
+    readers = {".csv": polars.read_csv, ".parquet": polars.read_parquet, ".json": polars.read_json}
+    if path.suffix not in readers:
+        raise ValueError(f"{str(path)!r} is none of {', '.join(readers)}")
+    try:
+        rows = readers[path.suffix](path).to_dicts()  # type: ignore[operator]
+    except polars.exceptions.PolarsError as error:
+        raise ValueError(f"{str(path)!r} can't be read: {error}") from None
+    if not rows:
+        raise ValueError(f"{str(path)!r} has no rows")
+    return [{name: value for name, value in row.items() if value is not None} for row in rows]
+
+
+def parse_seeds(text: str) -> list[int]:
+    """`1-8`, `1,5,9`, or both; equal seeds are one."""
+    seeds: dict[int, None] = {}
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        try:
+            low = int(first)
+            high = int(last) if dash else low
+        except ValueError:
+            raise ValueError(f"{text!r} is not a list of seeds such as 1-8 or 1,5,9") from None
+        if high < low or high - low >= 1_000_000:
+            raise ValueError(f"{part!r} is not a range of at most a million seeds")
+        seeds.update(dict.fromkeys(range(low, high + 1)))
+    return list(seeds)
+
+
+def _scalar(text: str) -> Scalar:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    return value if isinstance(value, bool | int | float | str) else text

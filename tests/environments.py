@@ -1,0 +1,69 @@
+"""Execution environments for tests: on the real runner or a fake one, and never left behind."""
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+from conftest import write_bundle
+from modelops_contracts import SimTask, UniqueParameterSet
+
+from modelops.adapters.bundle import LocalBundleRepository
+from modelops.adapters.exec_env.cold_debug import ColdDebugExecEnv
+from modelops.adapters.exec_env.sandboxed import SandboxedExecEnv
+from modelops.adapters.exec_env.warm import IsolatedWarmExecEnv
+
+ECHO = """
+import json
+
+def wire(entrypoint, params, seed):
+    return {"out": json.dumps([entrypoint, dict(params), seed], sort_keys=True)}
+"""
+
+
+class Environments:
+    """Makes environments on the real runner, and shuts them down after the test."""
+
+    def __init__(self, repository: LocalBundleRepository, tmp_path: Path, runner_store: Path) -> None:
+        self.repository, self.tmp_path, self.runner_store = repository, tmp_path, runner_store
+        self.made: list[SandboxedExecEnv] = []
+
+    def __call__(self, kind: str, **options: Any) -> SandboxedExecEnv:
+        given: dict[str, Any] = {
+            "storage_dir": self.tmp_path / "storage",
+            "runner_store_dir": self.runner_store,
+            "venvs_dir": self.tmp_path / "venvs",
+            **options,
+        }
+        make = {"cold": ColdDebugExecEnv, "warm": IsolatedWarmExecEnv}[kind]
+        self.made.append(make(self.repository, **given))
+        return self.made[-1]
+
+    def add(self, wire: str = "", name: str = "probe", **options: Any) -> str:
+        """The reference of a bundle whose wire function is in `wire`."""
+        folder = self.tmp_path / "sources" / f"{name}{len(list(self.tmp_path.glob('sources/*')))}"
+        return self.repository.add(write_bundle(folder, wire, **options), name)
+
+
+def sim_task(ref: str, params: Mapping[str, Any] | None = None, seed: int = 1, **fields: Any) -> SimTask:
+    entrypoint = fields.pop("entrypoint", "probe.model/baseline")
+    return SimTask(ref, entrypoint, UniqueParameterSet.from_dict(params or {}), seed, **fields)
+
+
+def runners(tmp_path: Path) -> list[int]:
+    """The pids of a test's runners, also of those whose parents are gone."""
+    mine = str(tmp_path / "storage")
+    return [
+        process.pid
+        for process in psutil.process_iter(["cmdline", "environ"])
+        if any(part.endswith("runner.py") for part in process.info["cmdline"] or ())
+        and (process.info["environ"] or {}).get("MODELOPS_STORAGE_DIR") == mine
+    ]
+
+
+def wait_until(condition: Callable[[], bool], problem: str, seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, problem
+        time.sleep(0.02)

@@ -1,0 +1,60 @@
+"""Fixtures for the adapters and services: a repository, both environments on the real runner, no residue."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from environments import Environments, runners, wait_until
+
+from modelops.adapters.bundle import LocalBundleRepository
+
+SWITCHES = (
+    "REUSE",
+    "PRESERVE_TMP",
+    "VENVS_DIR",
+    "SANDBOX_PROFILES_DIR",
+    "MODELOPS_COLD_DEBUG",
+    "MODELOPS_ENABLE_LEGACY_COLD",
+    "MODELOPS_BUNDLE_REPOSITORY",
+    "MODELOPS_RUNNER_STORE_DIR",
+    "MODELOPS_SANDBOX_PROFILE",
+    "MODELOPS_TASK_TIMEOUT_SECONDS",
+    "MODELOPS_MAX_WARM_SERVERS",
+)
+
+
+@pytest.fixture(autouse=True)
+def own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No switch of the caller reaches a test, and nothing is stored outside of it."""
+    for name in SWITCHES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MODELOPS_STORAGE_DIR", str(tmp_path / "storage"))
+
+
+@pytest.fixture(autouse=True)
+def no_residue(tmp_path: Path, own_environment: None) -> Iterator[None]:
+    """After every test: no runner of it is left, and no directory that somebody worked in."""
+    yield
+    wait_until(lambda: not runners(tmp_path), "a runner outlived its test")
+    left = list(tmp_path.rglob(".working-*"))
+    assert not left, left
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> LocalBundleRepository:
+    root = tmp_path / "repository"
+    root.mkdir()
+    return LocalBundleRepository(root)
+
+
+@pytest.fixture
+def environments(repository: LocalBundleRepository, tmp_path: Path, store: Path) -> Iterator[Environments]:
+    made = Environments(repository, tmp_path, store)
+    yield made
+    for exec_env in made.made:
+        exec_env.shutdown()
+
+
+@pytest.fixture(params=["cold", "warm"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)

@@ -1,0 +1,289 @@
+"""The study: inputs as people write them, the command in both modes, its files and its exit status."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import polars
+import pytest
+from conftest import write_bundle
+from hypothesis import given
+from hypothesis import strategies as st
+from modelops.services.study import Loss, Study, StudyResults
+from modelops.services.study_files import read_summary, write_study
+from modelops.services.study_inputs import parameter_sets, parse_grid, parse_params, parse_seeds, read_table
+from modelops_contracts import ErrorInfo, SimReturn, SimTask, TableArtifact, UniqueParameterSet, digest_bytes
+
+CODE = """
+def wire(entrypoint, params, seed):
+    if params["x"] == params.get("bad"):
+        raise ValueError("bad x")
+    return {"y": str(params["x"] * seed), "large": b"z" * 600_000}
+"""
+TARGETS = """
+def mean(sim_returns, target_data=None):
+    values = [float(sim["outputs"]["y"]["inline"]) for sim in sim_returns]
+    return {"loss": abs(sum(values) / len(values) - (target_data or {"observed": 0})["observed"])}
+"""
+REF = "sha256:" + "0" * 64
+
+
+# --- inputs
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"),
+    [
+        ("1", [1]),
+        ("1-4", [1, 2, 3, 4]),
+        ("3,1,2", [3, 1, 2]),
+        ("1-3,2-5,9", [1, 2, 3, 4, 5, 9]),
+        (f"{2**64 - 1}", [2**64 - 1]),
+    ],
+)
+def test_seeds(text: str, seeds: list[int]) -> None:
+    assert parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize("text", ["", "a", "1-", "-1", "4-1", "1,,2", "1-9999999999", "1.5"])
+def test_no_seeds(text: str) -> None:
+    with pytest.raises(ValueError, match="seeds"):
+        parse_seeds(text)
+
+
+def test_a_grid() -> None:
+    assert parse_grid(["a=1,2.5", "b=true,x,false", "c=-1e3"]) == {
+        "a": [1, 2.5],
+        "b": [True, "x", False],
+        "c": [-1000.0],
+    }
+    assert parse_grid(["a=null,[1]"]) == {"a": ["null", "[1]"]}
+    for wrong in (["a"], ["=1"], ["a="], ["a=1", "a=2"]):
+        with pytest.raises(ValueError, match="name=value"):
+            parse_grid(wrong)
+
+
+@given(st.lists(st.integers(), min_size=1, max_size=4), st.lists(st.booleans(), min_size=1, max_size=4))
+def test_a_grid_is_all_combinations_and_each_once(first: list[int], second: list[bool]) -> None:
+    sets = parameter_sets({"c": 1}, {"a": first, "b": second}, None)
+    found = [(found.params["a"], found.params["b"]) for found in sets]
+    assert len(found) == len(set(found)) == len(set(first)) * len(set(second))
+    assert all(found.params["c"] == 1 for found in sets)
+
+
+def test_rows_with_a_grid_over_fixed_parameters() -> None:
+    sets = parameter_sets({"a": 0, "d": 1}, {"b": [1, 2]}, [{"a": 1}, {"a": 2, "b": 9}])
+    assert [dict(found.params) for found in sets] == [
+        {"a": 1, "d": 1, "b": 1}, {"a": 1, "d": 1, "b": 2}, {"a": 2, "d": 1, "b": 1}, {"a": 2, "d": 1, "b": 2},
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="params"):
+        parameter_sets({"a": [1]}, {}, None)  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".json"])
+def test_tables(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"table{suffix}"
+    frame = polars.DataFrame({"a": [1, 2], "b": [0.5, None], "c": ["x", "y"]})
+    {".csv": frame.write_csv, ".parquet": frame.write_parquet, ".json": frame.write_json}[suffix](path)
+    assert read_table(path) == [{"a": 1, "b": 0.5, "c": "x"}, {"a": 2, "c": "y"}]
+
+
+def test_wrong_tables(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a\n1\n")
+    (tmp_path / "a.parquet").write_text("nothing of the kind")
+    (tmp_path / "a.csv").write_text("a,b\n")
+    for name in ("a.txt", "a.parquet", "a.csv"):
+        with pytest.raises(ValueError, match=name):
+            read_table(tmp_path / name)
+
+
+def test_params(tmp_path: Path) -> None:
+    (tmp_path / "p.json").write_text('{"a": 1}')
+    assert parse_params('{"a": 1}') == parse_params(f"@{tmp_path / 'p.json'}") == {"a": 1}
+    for wrong in ("[1]", "{", "1"):
+        with pytest.raises(ValueError):
+            parse_params(wrong)
+
+
+def test_a_study_is_of_distinct_tasks() -> None:
+    one = UniqueParameterSet.from_dict({"a": 1})
+    for sets, seeds in (([], [1]), ([one], []), ([one, one], [1]), ([one], [1, 1])):
+        with pytest.raises(ValueError, match=r"parameter sets|seeds"):
+            Study(REF, "a.b/c", sets, seeds)
+
+
+# --- files
+
+
+def result_of(value: str) -> SimReturn:
+    data = value.encode()
+    artifact = TableArtifact(size=len(data), inline=data, checksum=digest_bytes(data))
+    return SimReturn(digest_bytes(data), {"y": artifact}, metrics={"wall_seconds": 1.0})
+
+
+def test_files_hold_every_kind_of_parameter(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"n": 1, "x": 1, "flag": True, "mixed": 1, "huge": 2**70, "name": "é"},
+        {"n": -(2**63), "x": 0.5, "flag": False, "mixed": "a", "huge": 1},
+    ]
+    sets = [UniqueParameterSet.from_dict(row) for row in rows]
+    study = Study(REF, "a.b/c", sets, [2**64 - 1], "a.b:c")
+    results = StudyResults(study, ["warm"], seconds=2.0)
+    details = TableArtifact(size=2, inline=b"{}", checksum=digest_bytes(b"{}"))
+    failed = SimReturn("e" * 64, {}, ErrorInfo("timeout", "too long", True), details)
+    results.simulations = [
+        (SimTask(REF, "a.b/c", parameters, 2**64 - 1), result)
+        for parameters, result in zip(sets, (result_of("1"), failed), strict=True)
+    ]
+    summary = write_study(results, tmp_path / "new" / "out")
+    assert summary == read_summary(tmp_path / "new" / "out") and summary["failed"] == 1
+    table = polars.read_parquet(tmp_path / "new" / "out" / "results.parquet").to_dicts()
+    for row, parameters in zip(table, rows, strict=True):
+        for name, value in parameters.items():
+            text = name == "huge" or (name == "mixed" and isinstance(value, int))
+            assert row[f"param.{name}"] == (str(value) if text else value)
+    assert [row["seed"] for row in table] == [2**64 - 1] * 2
+    assert [row["error_type"] for row in table] == [None, "timeout"]
+    outputs = polars.read_parquet(tmp_path / "new" / "out" / "outputs.parquet").to_dicts()
+    assert [(row["name"], row["content"], row["ref"]) for row in outputs] == [("y", b"1", None)]
+    assert sorted(os.listdir(tmp_path / "new" / "out")) == ["outputs.parquet", "results.parquet", "summary.json"]
+
+
+def test_a_study_without_any_result_has_files_too(tmp_path: Path) -> None:
+    parameters = UniqueParameterSet.from_dict({})
+    results = StudyResults(Study(REF, "a.b/c", [parameters], [1]), ["cold"])
+    details = TableArtifact(size=2, inline=b"{}", checksum=digest_bytes(b"{}"))
+    failed = SimReturn("e" * 64, {}, ErrorInfo("timeout", "too long"), details)
+    results.simulations = [(SimTask(REF, "a.b/c", parameters, 1), failed)]
+    write_study(results, tmp_path)
+    assert polars.read_parquet(tmp_path / "outputs.parquet").columns == ["task_id", "param_id", "seed", "name"]
+
+
+def test_the_digest_is_of_results_and_not_of_measurements() -> None:
+    parameters = UniqueParameterSet.from_dict({"a": 1})
+    study = Study(REF, "a.b/c", [parameters], [1], "a.b:c")
+    task = next(study.tasks())[0]
+
+    def digest(result: SimReturn, *losses: Loss, seconds: float = 1) -> str:
+        return StudyResults(study, ["warm"], [(task, result)], list(losses), seconds).digest()
+
+    import dataclasses
+
+    one = result_of("1")
+    assert digest(one) == digest(dataclasses.replace(one, metrics={"wall_seconds": 9.0}), seconds=7)
+    assert digest(one) != digest(result_of("2"))
+
+
+# --- the command
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    return write_bundle(tmp_path / "source", CODE, files={"fit/targets.py": TARGETS})
+
+
+def study(
+    bundle: Path | str, out: Path, store: Path, *arguments: str, env: Mapping[str, str] | None = None
+) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "modelops.services.dask_simulation", "--bundle", str(bundle)]
+    command += ["--entrypoint", "probe.model/baseline", "--out", str(out), *arguments]
+    path = os.pathsep.join(sys.path)
+    environment = {**os.environ, "PYTHONPATH": path, "MODELOPS_RUNNER_STORE_DIR": str(store), **(env or {})}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
+
+
+def test_the_command_in_both_modes(bundle: Path, store: Path, tmp_path: Path) -> None:
+    arguments = ["--params", '{"w": "é"}', "--grid", "x=2,3", "--seeds", "1-3", "--target", "fit.targets:mean"]
+    arguments += ["--target-data", '{"observed": 6}', "--workers", "2", "--threads", "1"]
+    summaries = {}
+    for mode, flag in (("warm", "0"), ("cold", "1")):
+        done = study(bundle, tmp_path / mode, store, *arguments, env={"MODELOPS_COLD_DEBUG": flag})
+        assert done.returncode == 0, done.stderr
+        summaries[mode] = json.loads(done.stdout)
+        assert f"in the {mode} environment" in done.stderr and "MODELOPS_COLD_DEBUG" in done.stderr
+        assert summaries[mode] == read_summary(tmp_path / mode)
+        assert summaries[mode]["executors"] == {mode: 2}
+    warm, cold = summaries["warm"], summaries["cold"]
+    measured = ("executors", "seconds", "tasks_per_second")
+    assert {k: v for k, v in warm.items() if k not in measured} == {k: v for k, v in cold.items() if k not in measured}
+    assert warm["simulations"] == {"succeeded": 6, "failed": 0} and warm["failed"] == 0 and warm["failures"] == []
+    assert [entry["loss"] for entry in warm["losses"]] == [0.0, 2.0]
+    for mode in ("warm", "cold"):
+        table = polars.read_parquet(tmp_path / mode / "outputs.parquet")
+        assert table.filter(name="y")["content"].to_list() == [b"2", b"4", b"6", b"3", b"6", b"9"]
+        refs = table.filter(name="large")["ref"].unique().to_list()
+        assert len(refs) == 1 and refs[0].startswith("cas://")
+        assert polars.read_parquet(tmp_path / mode / "losses.parquet")["loss"].to_list() == [2.0, 0.0]
+
+
+def test_the_command_says_which_tasks_failed(bundle: Path, store: Path, tmp_path: Path) -> None:
+    arguments = ["--params", '{"bad": 3}', "--grid", "x=2,3", "--seeds", "5,7", "--target", "fit.targets:mean"]
+    done = study(bundle, tmp_path / "out", store, *arguments)
+    assert done.returncode == 1, done.stderr
+    summary = json.loads(done.stdout)
+    assert (summary["simulations"], summary["failed"]) == ({"succeeded": 2, "failed": 2}, 3)
+    failures = summary["failures"]
+    assert [(entry["task"], entry.get("seed"), entry["params"]["x"], entry["error_type"]) for entry in failures] == [
+        ("simulation", 5, 3, "task_exception"),
+        ("simulation", 7, 3, "task_exception"),
+        ("aggregation", None, 3, "failed_inputs"),
+    ]
+    assert "bad x" in done.stderr and '"seed": 7' in done.stderr and "3 of 6 tasks failed" in done.stderr
+    rows = polars.read_parquet(tmp_path / "out" / "results.parquet")
+    assert rows["error_type"].to_list() == [None, None, "task_exception", "task_exception"]
+
+
+def test_a_reference_instead_of_a_directory(bundle: Path, store: Path, tmp_path: Path) -> None:
+    from modelops.adapters.bundle import LocalBundleRepository
+
+    (tmp_path / "there").mkdir()
+    ref = LocalBundleRepository(tmp_path / "there").add(bundle)
+    (tmp_path / "table.csv").write_text("x\n4\n")
+    options = ["--repository", str(tmp_path / "there"), "--table", str(tmp_path / "table.csv")]
+    done = study(ref, tmp_path / "out", store, *options)
+    assert done.returncode == 0 and json.loads(done.stdout)["bundle"] == ref
+
+
+@pytest.mark.parametrize(
+    ("bundle_name", "arguments", "words"),
+    [
+        ("absent", [], "not a bundle reference"),
+        (REF, [], "no bundle repository"),
+        (".", [], "not a bundle"),
+        ("source", ["--seeds", "x"], "seeds"),
+        ("source", ["--seeds", str(2**64)], "seed"),
+        ("source", ["--grid", "x"], "name=value"),
+        ("source", ["--params", "[]"], "JSON object"),
+        ("source", ["--params", "@/absent"], "absent"),
+        ("source", ["--table", "/absent.csv"], "absent"),
+        ("source", ["--target-data", "{"], "Expecting"),
+        ("source", ["--entrypoint", "main"], "entrypoint"),
+    ],
+)
+def test_a_study_that_cannot_begin(
+    bundle: Path, store: Path, tmp_path: Path, bundle_name: str, arguments: list[str], words: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    place = {".": tmp_path / "empty", "source": bundle}.get(bundle_name, bundle_name)
+    done = study(place, tmp_path / "out", store, *arguments)
+    assert done.returncode == 2 and words in done.stderr, done.stderr
+    assert done.stdout == "" and not (tmp_path / "out").exists() and "Traceback" not in done.stderr
+
+
+def test_the_other_commands(bundle: Path, store: Path) -> None:
+    path = os.pathsep.join(sys.path)
+    environment = {**os.environ, "PYTHONPATH": path, "MODELOPS_RUNNER_STORE_DIR": str(store)}
+
+    def command(*arguments: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run([sys.executable, "-m", *arguments], capture_output=True, text=True, env=environment)
+
+    added = command("modelops.adapters.bundle", "add", str(bundle))
+    assert added.returncode == 0 and added.stdout.startswith("probe@sha256:")
+    assert command("modelops", "bundle", "list").stdout == added.stdout
+    doctor = command("modelops", "doctor")
+    assert doctor.returncode == 0 and json.loads(doctor.stdout)["healthy"] is True
+    assert "study" in command("modelops", "--help").stdout

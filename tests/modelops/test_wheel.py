@@ -1,0 +1,103 @@
+"""A wheel of the project, installed in an empty venv away from the checkout, runs a task and the gates."""
+
+import os
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+from conftest import write_bundle
+from environments import ECHO
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+PROGRAM = """
+import json, sys
+import modelops, modelops_contracts
+from modelops.adapters.bundle import LocalBundleRepository
+from modelops.adapters.exec_env.runner_location import find_runner
+from modelops.adapters.exec_env.select import make_exec_env
+from modelops_contracts import SimTask, UniqueParameterSet
+
+assert sys.prefix in modelops.__file__ and sys.prefix in str(find_runner()), (modelops.__file__, find_runner())
+repository = LocalBundleRepository(sys.argv[1])
+ref = repository.add(sys.argv[2])
+task = SimTask(ref, "probe.model/base", UniqueParameterSet.from_dict({"a": 1}), 3)
+found = []
+for environ in ({}, {"MODELOPS_COLD_DEBUG": "1"}):
+    with make_exec_env(repository, environ=environ, runner_store_dir=sys.argv[3]) as exec_env:
+        result = exec_env.run(task)
+        assert result.error is None, result
+        found.append((exec_env.name, result.task_id, {n: a.checksum for n, a in result.outputs.items()}))
+assert found[0][0] == "warm" and found[1][0] == "cold" and found[0][1:] == found[1][1:], found
+print("ok")
+"""
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("wheels")
+    for project in (ROOT / "src" / "modelops-contracts", ROOT):
+        subprocess.run(
+            [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(folder), str(project)],
+            check=True,
+            timeout=300,
+        )
+    return sorted(folder.iterdir())
+
+
+@pytest.fixture(scope="module")
+def installed(wheels: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty venv with the wheels and what they depend on, from the package index."""
+    folder = tmp_path_factory.mktemp("venv")
+    venv.create(folder, with_pip=True)
+    command = [str(folder / "bin" / "python"), "-I", "-m", "pip", "install", "--quiet", *map(str, wheels)]
+    subprocess.run(command, check=True, timeout=600)
+    return folder
+
+
+def test_the_wheel_has_the_runner_and_the_profiles(wheels: list[Path]) -> None:
+    names = {name for path in wheels for name in zipfile.ZipFile(path).namelist()}
+    assert "modelops/_runner/tools/ultra_cold_runner.py" in names and "modelops/py.typed" in names
+    for profile in (ROOT / "sandbox-profiles").glob("*.toml"):
+        assert f"modelops/_runner/sandbox-profiles/{profile.name}" in names
+
+
+def test_the_wheel_has_nothing_else(wheels: list[Path]) -> None:
+    for path in wheels:
+        for name in zipfile.ZipFile(path).namelist():
+            top = name.partition("/")[0]
+            assert top in ("modelops", "modelops_contracts") or top.endswith(".dist-info"), name
+            assert "__pycache__" not in name
+
+
+def environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+
+
+def test_it_runs_tasks_warm_and_cold(installed: Path, tmp_path: Path, store: Path) -> None:
+    (tmp_path / "repository").mkdir()
+    bundle = write_bundle(tmp_path / "source", ECHO)
+    command = [str(installed / "bin" / "python"), "-c", PROGRAM, str(tmp_path / "repository"), str(bundle), str(store)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=tmp_path, timeout=120)
+    assert done.stdout == "ok\n", done.stderr
+
+
+def test_the_console_script_runs_a_study(installed: Path, tmp_path: Path, store: Path) -> None:
+    bundle = write_bundle(tmp_path / "source", ECHO)
+    command = [str(installed / "bin" / "modelops"), "study", "--bundle", str(bundle), "--seeds", "1-3"]
+    command += ["--entrypoint", "probe.model/base", "--out", str(tmp_path / "out"), "--params", '{"a": 1}']
+    extra = {"MODELOPS_RUNNER_STORE_DIR": str(store)}
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**environment(), **extra}, cwd=tmp_path, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "results.parquet").exists()
+
+
+def test_the_old_name_in_the_wheel(installed: Path, tmp_path: Path) -> None:
+    command = [str(installed / "bin" / "python"), "-m", "modelops.worker.cold_runner"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=tmp_path, timeout=60)
+    assert done.returncode == 2 and "ultra_cold_runner" in done.stderr

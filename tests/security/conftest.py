@@ -1,0 +1,132 @@
+"""Who runs the runner (root, an ordinary user) under which profile, and the report of what was tried."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from security.hostile import (
+    CONTROLS_DONE,
+    NO_CONTROL,
+    TEST_PROFILES,
+    TRIED,
+    USER,
+    Account,
+    HostileRunner,
+    runner_for,
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--probe-report", metavar="FILE", help="write each hostile bundle's JSON line to FILE")
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    counts: dict[str, dict[str, int]] = {}
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.stats.get(outcome, []):
+            if "tests/security/" in report.nodeid and report.when == "call":
+                family = dict(report.user_properties).get("family")
+                if family:
+                    row = counts.setdefault(family, {})
+                    row[outcome] = row.get(outcome, 0) + 1
+    if counts:
+        terminalreporter.section("probes held and failed, by family")
+        for family, row in sorted(counts.items()):
+            terminalreporter.line(f"{family:10} held {row.get('passed', 0):4}   failed {row.get('failed', 0):3}")
+        terminalreporter.line(f"controls that succeeded with the protection off: {len(CONTROLS_DONE)}")
+    if NO_CONTROL:
+        terminalreporter.section("probes whose control can't succeed on this host")
+        for name, why in sorted(NO_CONTROL.items()):
+            terminalreporter.line(f"{name}: {why}")
+    path = config.getoption("--probe-report")
+    if path:
+        with open(path, "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(entry) + "\n" for entry in TRIED)
+
+
+@pytest.fixture(scope="session")
+def base() -> Iterator[Path]:
+    """A folder that every uid can pass through; with bundles so deep that rmtree can't remove them."""
+    path = Path(tempfile.mkdtemp(prefix="cold-runner-security-"))
+    path.chmod(0o755)
+    yield path
+    subprocess.run(["rm", "-rf", str(path)], check=True)
+
+
+@pytest.fixture(scope="session")
+def accounts(base: Path) -> dict[str, Account]:
+    """`root` where the tests run as root; `user` is an ordinary user, with an interpreter in its reach."""
+
+    def folder(name: str) -> Path:
+        path = base / name
+        (path / "bundles").mkdir(parents=True)
+        return path
+
+    (base / "profiles").mkdir()
+    for name, text in TEST_PROFILES.items():
+        head = 'description = "for tests"\nextends = "default"\n'
+        (base / "profiles" / f"{name}.toml").write_text(head + text)
+    if os.geteuid() != 0:
+        return {"user": Account("user", None, sys.executable, folder("user"))}
+    root = Account("root", None, sys.executable, folder("root"))
+    own = folder("user")
+    os.chown(own, USER, USER)
+    return {"root": root, "user": Account("user", USER, user_python(base), own)}
+
+
+def user_python(base: Path) -> str:
+    """A venv in the open with psutil, pip and uv, of an interpreter that an ordinary user can start."""
+    for python in (os.path.realpath(sys.executable), "/usr/bin/python3"):
+        command = [python, "-c", "import sys; sys.exit(sys.version_info < (3, 11))"]
+        try:
+            if subprocess.run(command, user=USER, group=USER, extra_groups=[]).returncode == 0:
+                break
+        except OSError:
+            continue
+    else:
+        pytest.skip("no interpreter that an ordinary user can reach")
+    venv = base / "venv"
+    subprocess.run([python, "-m", "venv", "--without-pip", str(venv)], check=True)
+    site = next((venv / "lib").glob("python3*/site-packages"))
+    for module in ("psutil", "pip"):
+        origin = subprocess.run(
+            [sys.executable, "-c", f"import {module}; print({module}.__file__)"],
+            capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+        shutil.copytree(os.path.dirname(origin.strip()), site / module)
+    uv = real_uv()
+    if uv:
+        shutil.copy2(uv, venv / "bin" / "uv")
+    return str(venv / "bin" / "python")
+
+
+def real_uv() -> str | None:
+    """The uv binary itself: a shim of pyenv works only for who can read pyenv."""
+    beside = os.path.join(os.path.dirname(os.path.realpath(sys.executable)), "uv")
+    return beside if os.path.exists(beside) else shutil.which("uv")
+
+
+@pytest.fixture
+def hostile(request: pytest.FixtureRequest, accounts: dict[str, Account]) -> HostileRunner:
+    return runner_for(accounts, *request.param)
+
+
+@pytest.fixture
+def family(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """`family("install")` counts the test in the summary."""
+    return lambda name: request.node.user_properties.append(("family", name))
+
+
+@pytest.fixture(autouse=True)
+def _family_of_module(request: pytest.FixtureRequest) -> None:
+    name = getattr(request.module, "FAMILY", None)
+    if name:
+        request.node.user_properties.append(("family", name))

@@ -1,0 +1,189 @@
+"""Shared by the security tests: who starts the runner, and the records that the summary is made of."""
+
+import json
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from conftest import Result, Runner, parse_line, write_bundle
+
+USER = 61999  # an ordinary uid: nobody's, and none of those that the profiles give to sandboxes
+PROFILES = ("default", "strict", "container", "debug")
+NO_CONTROL: dict[str, str] = {}  # probe to why it can't be shown to succeed with the protection off
+TRIED: list[dict[str, Any]] = []  # one entry for each hostile bundle
+CONTROLS_DONE: set[str] = set()
+
+
+SMALL = """
+[bundle]
+inspect_seconds = 2
+[dependencies]
+private_addresses = true
+max_wheel_bytes = "64MiB"
+[fetch]
+tmp_bytes = "64MiB"
+[fetch.limits]
+wall_seconds = 5
+memory_bytes = "1GiB"
+output_bytes = "32MiB"
+[build]
+tmp_bytes = "64MiB"
+[build.limits]
+wall_seconds = 2
+memory_bytes = "256MiB"
+processes = 40
+output_bytes = "16MiB"
+[compile.limits]
+wall_seconds = 4
+memory_bytes = "256MiB"
+[execute]
+tmp_bytes = "64MiB"
+shm_bytes = "32MiB"
+[execute.limits]
+wall_seconds = 2
+cpu_seconds = 1
+memory_bytes = "256MiB"
+processes = 40
+file_bytes = "32MiB"
+open_files = 64
+output_bytes = "4MiB"
+stderr_bytes = "1MiB"
+"""
+# Profiles of the tests, by name: small limits, and servers of this machine may be named.
+TEST_PROFILES = {
+    "local": "[dependencies]\nprivate_addresses = true\n",
+    "small": SMALL,
+    "small-no-proc": '[sandbox]\nproc = false\nnested_userns = "seccomp"\nmasked = []\n' + SMALL,
+}
+
+
+class Account(NamedTuple):
+    """Someone who starts the runner: the uid (None: as we are), the interpreter and a folder of their own."""
+
+    name: str
+    uid: int | None
+    python: str
+    folder: Path
+
+
+class HostileRunner(Runner):
+    """The real runner, started by an account, under a profile; each call is an entry of the report."""
+
+    def __init__(self, account: Account, profile: str) -> None:
+        super().__init__(account.folder / "store")
+        self.account, self.profile = account, profile
+        self.count = 0
+        self.peak = 0
+
+    def command(self, *arguments: str) -> list[str]:
+        profiles = str(self.account.folder.parent / "profiles")
+        _, *rest = super().command(*arguments, "--profile", self.profile, "--profiles-dir", profiles)
+        return [self.account.python, *rest]
+
+    def environment(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
+        tools = f"{os.path.dirname(self.account.python)}:{os.environ['PATH']}"
+        own = {"PATH": tools, "HOME": str(self.account.folder)} if self.account.uid is not None else {}
+        nowhere = {"UV_DEFAULT_INDEX": "https://127.0.0.1:9/simple/"}  # no test asks a real index
+        return super().environment({**own, **nowhere, **(extra or {})})
+
+    def start(self, bundle: Path, *arguments: str, env: Mapping[str, str] | None = None) -> "subprocess.Popen[bytes]":
+        """Start a run that the test itself will end."""
+        return subprocess.Popen(
+            self.command("--bundle-path", str(bundle), *arguments),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=self.environment(env),
+            **self.privileges(),
+        )
+
+    def privileges(self) -> dict[str, Any]:
+        uid = self.account.uid
+        return {} if uid is None else {"user": uid, "group": uid, "extra_groups": []}
+
+    def __call__(
+        self,
+        bundle: Path | str | None = None,
+        task: Any = None,
+        *arguments: str,
+        env: Mapping[str, str] | None = None,
+        stdin: bytes | None = None,
+        timeout: float = 60,
+        name: str = "",
+    ) -> Result:
+        task = {"entrypoint": "main", "params": {}, "seed": 1} if task is None else task
+        data = json.dumps(task).encode() if stdin is None else stdin
+        command = self.command("--bundle-path", str(bundle), *arguments)
+        environment = self.environment(env)
+        process = subprocess.Popen(command, stdin=-1, stdout=-1, stderr=-1, env=environment, **self.privileges())
+        watch = threading.Thread(target=self.watch, args=(process.pid,), daemon=True)
+        watch.start()
+        try:
+            out, err = process.communicate(data, timeout=timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            TRIED.append({"name": name, "as": self.account.name, "profile": self.profile, "line": "HANGS"})
+            raise AssertionError(f"the runner hangs: no line after {timeout} s") from None
+        line = out.decode("utf-8", "replace")[:400].rstrip("\n")
+        TRIED.append({"name": name, "as": self.account.name, "profile": self.profile, "line": line})
+        return Result(process.returncode, parse_line(out), err.decode("utf-8", "replace"))
+
+    def watch(self, pid: int) -> None:
+        """Keep the largest resident set of the runner's own process, while it lives, as `peak`."""
+        self.peak = 0
+        while True:
+            try:
+                text = Path(f"/proc/{pid}/status").read_text()
+            except OSError:
+                return
+            found = [line for line in text.splitlines() if line.startswith("VmHWM:")]
+            if not found:
+                return
+            self.peak = max(self.peak, int(found[0].split()[1]) * 1024)
+            time.sleep(0.02)
+
+    def bundle(self, wire: str = "", **options: Any) -> Path:
+        """Write a bundle where the account can read it; see write_bundle."""
+        self.count += 1
+        folder = self.account.folder / "bundles" / f"{self.profile.replace('/', '_')[-40:]}-{self.count}-{os.getpid()}"
+        return write_bundle(folder, wire, **options)
+
+
+def cases(*profiles: str) -> Any:
+    """Parametrise `hostile` over both accounts and the profiles."""
+    return runs(*((who, profile) for who in ("root", "user") for profile in profiles))
+
+
+def runs(*pairs: tuple[str, str]) -> Any:
+    """Parametrise `hostile` over pairs of account and profile."""
+    return pytest.mark.parametrize("hostile", pairs, indirect=True, ids=[f"{w}-{p}" for w, p in pairs])
+
+
+_RUNNERS: dict[tuple[str, str], HostileRunner] = {}
+
+
+def runner_for(accounts: dict[str, Account], who: str, profile: str) -> HostileRunner:
+    if who not in accounts:
+        pytest.skip("the tests do not run as root")
+    return _RUNNERS.setdefault((who, profile), HostileRunner(accounts[who], profile))
+
+
+def leftovers(marker: str) -> list[int]:
+    """Host processes whose command line or environment has the marker."""
+    found = []
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit() or int(entry) == os.getpid():
+            continue
+        try:
+            words = Path(f"/proc/{entry}/cmdline").read_bytes() + Path(f"/proc/{entry}/environ").read_bytes()
+        except OSError:
+            continue
+        if marker.encode() in words:
+            found.append(int(entry))
+    return found

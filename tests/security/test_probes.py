@@ -1,0 +1,271 @@
+"""Every probe of probes.py inside a real task, by root and by a user, under every profile; its control."""
+
+import ctypes
+import ctypes.util
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from conftest import ROOT
+from servers import listening
+
+from security.hostile import CONTROLS_DONE, NO_CONTROL, PROFILES, Account, HostileRunner, cases, runner_for
+from security.probes import IN_TASK, PROGRAM, WIRE, Probe
+
+SECRET = "s3cret-of-the-caller-f00d"
+# What a profile allows on purpose: debug is for an engineer who looks into a task.
+ALLOWED = {"debug": {"traces a child of its own", "attaches to pid 1", "switches address randomisation off"}}
+
+
+def system_call(module: ModuleType, name: str) -> int:
+    return int(module.load_libseccomp().seccomp_syscall_resolve_name(name.encode()))
+
+
+@pytest.fixture(scope="session")
+def lures(base: Path, runner_module: ModuleType) -> Iterator[dict[str, Any]]:
+    """Things of the host that a task must not reach, all of them open to an ordinary process."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    scratch = base / "scratch"
+    scratch.mkdir()
+    scratch.chmod(0o777)
+    secret = base / "secret.txt"
+    secret.write_text(SECRET)
+    key, queue = 0x0F00D000 + os.getpid() % 4096, f"/probe-{os.getpid()}"
+    shared = libc.shmget(key, 4096, 0o1666)
+    libc.mq_open.argtypes = [ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p]
+    assert libc.mq_open(queue.encode(), os.O_CREAT | os.O_RDWR, 0o666, None) >= 0
+    abstract, path = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
+    abstract.bind(f"\0probe-{os.getpid()}")
+    path.bind(str(base / "socket"))
+    os.chmod(base / "socket", 0o777)
+    abstract.listen(64), path.listen(64)
+    with listening() as four, listening(socket.AF_INET6) as six:
+        yield {
+            "secret": SECRET, "secret_file": str(secret), "folder": str(base), "scratch": "/tmp",
+            "pid": os.getpid(), "hostname": socket.gethostname(), "port": four.port, "port6": six.port,
+            "shm_key": key, "queue": queue, "abstract": f"probe-{os.getpid()}",
+            "socket": str(base / "socket"), "own_scratch": str(scratch),
+            "socket_call": system_call(runner_module, "socket"),
+            **{name: system_call(runner_module, name)
+               for name in ("clone", "unshare", "ioctl", "ptrace", "personality", "shmget", "keyctl")},
+        }  # fmt: skip
+    libc.shmctl(shared, 0, None)
+    libc.mq_unlink(queue.encode())
+    abstract.close(), path.close()
+
+
+# --- denied calls, as the profile lists them: with arguments that no call takes
+
+
+@cache
+def refused_calls(module: ModuleType, profile: str) -> dict[str, tuple[int, str]]:
+    """Name to number and documented errno, of the calls that this machine has."""
+    policy = module.load_profile(profile, [str(ROOT / "sandbox-profiles")]).seccomp
+    names = [(name, "EPERM") for name in policy.deny if name not in policy.also_allow]
+    names += [(name, "ENOSYS") for name in policy.enosys]
+    numbers = {name: (system_call(module, name), answer) for name, answer in names}
+    return {name: found for name, found in numbers.items() if found[0] >= 0}
+
+
+def call_code(number: int) -> str:
+    return f"verdict = call({number}, -1, -1, -1, -1, -1, -1)"
+
+
+# --- the runs
+
+
+@pytest.fixture(scope="session")
+def verdicts(
+    request: pytest.FixtureRequest,
+    accounts: dict[str, Account],
+    lures: dict[str, Any],
+    runner_module: ModuleType,
+) -> Any:
+    """`verdicts(who, profile)`: the answers of all probes and all refused calls, from one run."""
+
+    @cache
+    def answers(who: str, profile: str) -> dict[str, Any]:
+        runner: HostileRunner = runner_for(accounts, who, profile)
+        table = {probe.name: probe.code for probe in IN_TASK}
+        calls = refused_calls(runner_module, profile)
+        table.update({f"calls {name}": call_code(number) for name, (number, _) in calls.items()})
+        params = {"table": json.dumps(table), "context": json.dumps(lures)}
+        task = {"entrypoint": "main", "params": params, "seed": 1}
+        result = runner(runner.bundle(WIRE), task, env={"CALLER_SECRET": SECRET}, name="probes in a task")
+        return dict(json.loads(result.outputs["verdicts"]))
+
+    return answers
+
+
+@cases(*PROFILES)
+@pytest.mark.parametrize("probe", IN_TASK, ids=lambda probe: probe.name)
+def test_a_task_can_not(
+    probe: Probe, hostile: HostileRunner, verdicts: Any, family: Any, runner_module: ModuleType
+) -> None:
+    """The name of the probe ends the sentence."""
+    profile = hostile.profile
+    family(probe.family)
+    verdict = verdicts(hostile.account.name, profile)[probe.name]
+    assert isinstance(verdict, str) and not verdict.startswith(("raised", "died")), f"the probe broke: {verdict}"
+    if probe.name in ALLOWED.get(profile, ()):
+        assert verdict == "ok"
+    else:
+        assert verdict not in ("ok", "hangs")
+
+
+DEFAULT_CALLS = [
+    "_sysctl", "acct", "add_key", "adjtimex", "bpf", "chroot", "clock_adjtime", "clock_settime",
+    "create_module", "delete_module", "fanotify_init", "finit_module", "fsconfig", "fsmount", "fsopen",
+    "fspick", "get_kernel_syms", "init_module", "io_uring_enter", "io_uring_register", "io_uring_setup",
+    "ioperm", "iopl", "kcmp", "kexec_file_load", "kexec_load", "keyctl", "lookup_dcookie",
+    "migrate_pages", "modify_ldt", "mount", "mount_setattr", "move_mount", "move_pages",
+    "name_to_handle_at", "nfsservctl", "open_by_handle_at", "open_tree", "perf_event_open", "pidfd_getfd",
+    "pivot_root", "process_vm_readv", "process_vm_writev", "ptrace", "quotactl", "quotactl_fd",
+    "query_module", "reboot", "request_key", "setdomainname", "sethostname", "setns", "settimeofday",
+    "swapoff", "swapon", "syslog", "umount2", "unshare", "uselib", "userfaultfd", "vhangup",
+    "personality", "clone3",
+]  # fmt: skip
+
+
+def test_the_profile_refuses_what_the_issue_lists(runner_module: ModuleType) -> None:
+    """Our own list of calls that must be refused; the tests above take theirs from the profile."""
+    for profile in ("default", "strict", "container"):
+        missing = {name for name in DEFAULT_CALLS if system_call(runner_module, name) >= 0}
+        missing -= refused_calls(runner_module, profile).keys()
+        assert not missing, f"{profile} does not refuse {missing}"
+
+
+@cases(*PROFILES)
+@pytest.mark.parametrize("name", sorted(set(DEFAULT_CALLS) | {"mbind", "get_mempolicy", "ustat", "sysfs"}))
+def test_a_refused_call_gives_its_errno(
+    name: str, hostile: HostileRunner, verdicts: Any, runner_module: ModuleType, family: Any
+) -> None:
+    calls = refused_calls(runner_module, hostile.profile)
+    if name not in calls:
+        pytest.skip("not on this machine, or allowed in this profile")
+    family("kernel")
+    assert verdicts(hostile.account.name, hostile.profile)[f"calls {name}"] == calls[name][1]
+
+
+# --- the controls: the same code with the protection off
+
+
+def run_program(
+    command: list[str], request_file: Path, table: dict[str, str], context: dict[str, Any], cwd: str
+) -> Any:
+    request_file.write_text(json.dumps({"table": table, "context": context, "cwd": cwd}))
+    request_file.chmod(0o644)
+    done = subprocess.run(
+        command,
+        env={"PATH": os.environ["PATH"], "CALLER_SECRET": SECRET},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="session")
+def on_the_host(base: Path, lures: dict[str, Any], runner_module: ModuleType) -> dict[str, str]:
+    """The answers of an ordinary process: all probes, and all refused calls but the one that needs no
+    argument to do its work."""
+    cwd = base / "control"
+    cwd.mkdir()
+    (cwd / "probe.py").write_text("")
+    program = base / "control.py"
+    program.write_text(PROGRAM)
+    table = {probe.name: probe.code for probe in IN_TASK if probe.control == "host"}
+    calls = refused_calls(runner_module, "default")
+    table.update({f"calls {name}": call_code(number) for name, (number, _) in calls.items() if name != "vhangup"})
+    request = base / "control.json"
+    command = [sys.executable, str(program), str(request)]
+    return dict(run_program(command, request, table, {**lures, "scratch": lures["own_scratch"]}, str(cwd)))
+
+
+@pytest.fixture(scope="session")
+def in_a_weaker_box(base: Path, lures: dict[str, Any], runner_module: ModuleType) -> Any:
+    """`weaker(options, table)`: the runner's own bwrap command line, with a few options left out and without
+    the filter."""
+    module = runner_module
+
+    def weaker(options: tuple[str, ...], table: dict[str, str]) -> dict[str, str]:
+        profile = module.load_profile("default", [str(ROOT / "sandbox-profiles")])
+        interpreter = module.Interpreter(**module.describe_interpreter())
+        paths, links = module.system_mounts(profile.execute, [interpreter])
+        folder = base / f"weaker-{'-'.join(options).strip('-')}"
+        folder.mkdir()
+        (folder / "program.py").write_text(PROGRAM)
+        mounts = [module.Mount(path, path) for path in paths] + [module.Mount(str(folder), "/bundle")]
+        command = [interpreter.executable, "-I", "/bundle/program.py", "/bundle/request.json"]
+        box = module.Sandbox("execute", profile.execute, profile.sandbox, mounts, links, {}, "/bundle", command)
+        status, held = os.pipe()
+        try:
+            arguments = module.bwrap_arguments(box, module.Descriptors(seccomp=[], status=held))
+            at = arguments.index("--json-status-fd")
+            kept = [word for word in arguments[:at] + arguments[at + 2 :] if word not in options]
+            return dict(run_program([module.find_bwrap(), *kept], folder / "request.json", table, lures, ""))
+        finally:
+            os.close(status), os.close(held)
+
+    return weaker
+
+
+@pytest.mark.parametrize("probe", IN_TASK, ids=lambda probe: probe.name)
+def test_control(probe: Probe, request: pytest.FixtureRequest) -> None:
+    """Where the protection is off, the probe succeeds; so it can't hold for no reason."""
+    if probe.control == "none":
+        NO_CONTROL[probe.name] = probe.optional
+        return
+    if probe.control == "host":
+        verdict = request.getfixturevalue("on_the_host")[probe.name]
+    else:
+        weaker = request.getfixturevalue("in_a_weaker_box")
+        verdict = weaker(tuple(probe.control.split()[1:]), {probe.name: probe.code})[probe.name]
+    if verdict == "ok":
+        CONTROLS_DONE.add(probe.name)
+    elif probe.optional or os.geteuid() != 0:
+        NO_CONTROL[probe.name] = f"{probe.optional or 'the tests do not run as root'} ({verdict})"
+    else:
+        raise AssertionError(f"the control did not succeed: {verdict}")
+
+
+def test_controls_of_the_refused_calls(
+    on_the_host: dict[str, str], in_a_weaker_box: Any, runner_module: ModuleType
+) -> None:
+    """Without the filter, on the host or in the sandbox, a refused call gives another answer."""
+    calls = refused_calls(runner_module, "default")
+    boxed = in_a_weaker_box((), {f"calls {name}": call_code(number) for name, (number, _) in calls.items()})
+    for name, (_, answer) in calls.items():
+        key = f"calls {name}"
+        seen = {on_the_host.get(key, answer), boxed[key]}
+        if seen - {answer}:
+            CONTROLS_DONE.add(key)
+        else:
+            NO_CONTROL[key] = f"this kernel answers {answer} without a filter too"
+    assert len([key for key in CONTROLS_DONE if key.startswith("calls ")]) > 40
+
+
+def test_controls_of_the_namespaces(in_a_weaker_box: Any, lures: dict[str, Any]) -> None:
+    """Without the filter and the sysctl, a task can make a user namespace in all three ways."""
+    table = {
+        probe.name: probe.code for probe in IN_TASK if "user namespace" in probe.name and "int 0x80" not in probe.name
+    }
+    found = in_a_weaker_box(("--disable-userns", "--assert-userns-disabled"), table)
+    assert found["makes a user namespace by clone"] == found["makes a user namespace by unshare"] == "ok"
+    assert found["makes a user namespace by clone3"] == "ok"
+
+
+def test_the_filter_alone_holds_namespaces(verdicts: Any) -> None:
+    """The container profile has no sysctl: seccomp alone refuses each way, with the errno that libc needs."""
+    for who in ("root", "user") if os.geteuid() == 0 else ("user",):
+        found = verdicts(who, "container")
+        assert found["makes a user namespace by clone"] == found["makes a user namespace by unshare"] == "EPERM"
+        assert found["makes a user namespace by clone3"] == "ENOSYS"
