@@ -14,11 +14,6 @@ import psutil
 import pytest
 from distributed import LocalCluster
 from environments import ECHO, Environments, runners, sim_task, wait_until
-
-from modelops.adapters.exec_env.errors import RunnerError
-from modelops.services.dask_simulation import DaskSimulationService
-from modelops.services.futures import TaskFuture
-from modelops.worker.settings import WorkerSettings
 from modelops_contracts import (
     AggregationReturn,
     ReplicateSet,
@@ -26,6 +21,11 @@ from modelops_contracts import (
     SimTask,
     SimulationService,
 )
+
+from modelops.adapters.exec_env.errors import RunnerError
+from modelops.services.dask_simulation import DaskSimulationService
+from modelops.services.futures import TaskFuture
+from modelops.worker.settings import WorkerSettings
 
 CODE = """
 import time
@@ -101,7 +101,7 @@ def test_order_is_kept_and_failures_are_values(service: DaskSimulationService, r
 
 
 def test_equal_tasks_are_submissions_of_their_own(service: DaskSimulationService, ref: str) -> None:
-    futures = service.submit_batch([sim_task(ref)] * 5) + [service.submit(sim_task(ref))]
+    futures = [*service.submit_batch([sim_task(ref)] * 5), service.submit(sim_task(ref))]
     assert len({future.key for future in futures}) == 6
     assert seeds(service.gather(futures)) == [1] * 6
 
@@ -160,7 +160,7 @@ def test_a_killed_worker_loses_no_task(
         total = service.aggregate(futures, TOTAL)
         wait_until(lambda: len(runners(tmp_path)) >= 4, "no task began")
         victim = next(iter(service.client.run(os.getpid).values()))
-        orphans = [child for child in psutil.Process(victim).children(recursive=True)]
+        orphans = psutil.Process(victim).children(recursive=True)
         os.kill(victim, signal.SIGKILL)
         assert seeds(service.gather(futures)) == list(range(8))
         assert total.result(timeout=60).loss == 28.0
@@ -272,14 +272,13 @@ def test_a_worker_that_cannot_make_its_environment(environments: Environments, t
 
 
 def test_workers_that_share_a_process(settings: WorkerSettings, ref: str, tmp_path: Path) -> None:
-    with LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None,
-        local_directory=str(tmp_path / "dask"),
-    ) as cluster:  # fmt: skip
-        with DaskSimulationService(cluster.scheduler_address, settings=settings) as service:
-            assert seeds(service.gather(service.submit_batch([sim_task(ref, seed=n) for n in range(6)]))) == list(
-                range(6)
-            )
+    options = {"dashboard_address": None, "local_directory": str(tmp_path / "dask")}
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, processes=False, **options) as cluster,
+        DaskSimulationService(cluster.scheduler_address, settings=settings) as service,
+    ):
+        tasks = [sim_task(ref, seed=n) for n in range(6)]
+        assert seeds(service.gather(service.submit_batch(tasks))) == list(range(6))
 
 
 def test_a_closed_service(settings: WorkerSettings, ref: str) -> None:

@@ -39,9 +39,8 @@ def test_which_one_runs_and_why(
     environ: Mapping[str, str], cold: bool, repository: LocalBundleRepository, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert choose(environ).cold is cold
-    with caplog.at_level(logging.INFO):
-        with make_exec_env(repository, environ=environ) as exec_env:
-            assert type(exec_env) is (ColdDebugExecEnv if cold else IsolatedWarmExecEnv)
+    with caplog.at_level(logging.INFO), make_exec_env(repository, environ=environ) as exec_env:
+        assert type(exec_env) is (ColdDebugExecEnv if cold else IsolatedWarmExecEnv)
     assert f"in the {'cold' if cold else 'warm'} environment" in caplog.text
     value = environ.get("MODELOPS_COLD_DEBUG")
     assert "MODELOPS_COLD_DEBUG" in exec_env.chosen_because

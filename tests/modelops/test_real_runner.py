@@ -10,11 +10,6 @@ from typing import Any
 
 import pytest
 from environments import ECHO, Environments, runners, sim_task, wait_until
-from servers import LocalServer, wheel
-
-from modelops.adapters.artifact_store import reference_of
-from modelops.adapters.exec_env.errors import RunnerError
-from modelops.adapters.exec_env.sandboxed import SandboxedExecEnv
 from modelops_contracts import (
     INLINE_CAP,
     AggregationTask,
@@ -23,6 +18,11 @@ from modelops_contracts import (
     TableArtifact,
     digest_bytes,
 )
+from servers import LocalServer, wheel
+
+from modelops.adapters.artifact_store import reference_of
+from modelops.adapters.exec_env.errors import RunnerError
+from modelops.adapters.exec_env.sandboxed import SandboxedExecEnv
 
 BUNDLES = Path(__file__).resolve().parent.parent / "bundles"
 

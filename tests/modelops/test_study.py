@@ -13,10 +13,11 @@ import pytest
 from conftest import write_bundle
 from hypothesis import given
 from hypothesis import strategies as st
+from modelops_contracts import ErrorInfo, SimReturn, SimTask, TableArtifact, UniqueParameterSet, digest_bytes
+
 from modelops.services.study import Loss, Study, StudyResults
 from modelops.services.study_files import read_summary, write_study
 from modelops.services.study_inputs import parameter_sets, parse_grid, parse_params, parse_seeds, read_table
-from modelops_contracts import ErrorInfo, SimReturn, SimTask, TableArtifact, UniqueParameterSet, digest_bytes
 
 CODE = """
 def wire(entrypoint, params, seed):

@@ -38,6 +38,7 @@ _TYPES: dict[str, Any] = {
     "diagnostics": polars.String,
 }
 _INT64 = range(-(2**63), 2**63)
+_EXACT = 2**53  # up to here every int is a float
 
 
 def write_study(results: StudyResults, folder: Path) -> dict[str, Any]:
@@ -113,13 +114,13 @@ def _column(name: str, values: list[Any]) -> polars.Series:
     """A column of the known type, or of the narrowest that holds all parameters of the name."""
     if name in _TYPES:
         return polars.Series(name, values, dtype=_TYPES[name])
-    # An int that no float is equal to counts as text: it would not come back as it was.
-    kinds = {type(value) if value not in _INEXACT else str for value in values if value is not None}
+    given = [value for value in values if value is not None]
+    kinds = {type(value) for value in given}
     if kinds <= {bool}:
         return polars.Series(name, values, dtype=polars.Boolean)
-    if kinds <= {int} and all(value is None or value in _INT64 for value in values):
+    if kinds == {int} and all(value in _INT64 for value in given):
         return polars.Series(name, values, dtype=polars.Int64)
-    if kinds == {int, float} or kinds == {float}:
+    if float in kinds and kinds <= {int, float} and all(abs(value) <= _EXACT for value in given if type(value) is int):
         floats = [None if value is None else float(value) for value in values]
         return polars.Series(name, floats, dtype=polars.Float64)
     texts = [None if value is None else value if isinstance(value, str) else json.dumps(value) for value in values]
