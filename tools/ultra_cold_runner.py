@@ -61,9 +61,14 @@ class ResultPipe:
             self._write(body)
 
     def send_file(self, name: str, path: str) -> None:
+        import stat
+
         label = name.encode()
-        with open(path, "rb", buffering=0) as file, self.lock:
-            size = os.fstat(file.fileno()).st_size
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with open(fd, "rb", buffering=0) as file, self.lock:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise ChildError("bad_result", path + " is not a regular file")
+            size = os.fstat(fd).st_size
             self._write(frame_header(OUTPUT, len(label), size) + label)
             while size > 0:
                 chunk = file.read(min(size, 1 << 20))
@@ -771,6 +776,7 @@ def download(url: str, name: str, request: "dict[str, Any]", pipe: ResultPipe) -
 
 
 def copy_url(url: str, path: str, request: "dict[str, Any]") -> None:
+    import http.client
     import shutil
     import urllib.parse
     import urllib.request
@@ -781,14 +787,44 @@ def copy_url(url: str, path: str, request: "dict[str, Any]") -> None:
                 raise ChildError("dependency_unavailable", "a download was redirected away from https")
             return super().redirect_request(req, fp, code, msg, headers, newurl)
 
+    class PublicConnection(http.client.HTTPSConnection):
+        def connect(self) -> None:
+            http.client.HTTPConnection.connect(self)  # the address is checked before a byte is sent
+            require_public(self.sock.getpeername()[0])
+            self.sock.close()
+            super().connect()
+            require_public(self.sock.getpeername()[0])
+
+    class PublicOnly(urllib.request.HTTPSHandler):
+        def https_open(self, req: "Any") -> "Any":
+            return self.do_open(PublicConnection, req)
+
     if not url.startswith("https://"):
         raise ChildError("dependency_unavailable", "the index names a file that is not on https: " + url[:200])
     get = urllib.request.Request(url, headers={"User-Agent": "ultra-cold-runner"})
     secret = request["authorization"].get(urllib.parse.urlsplit(url).netloc)
     if secret:
         get.add_unredirected_header("Authorization", secret)
-    with urllib.request.build_opener(HttpsOnly).open(get, timeout=60) as answer, open(path, "wb") as file:
+    proxied = any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy"))  # the proxy then decides
+    handlers = [HttpsOnly, PublicOnly] if request["public"] and not proxied else [HttpsOnly]
+    with urllib.request.build_opener(*handlers).open(get, timeout=60) as answer, open(path, "wb") as file:
         shutil.copyfileobj(answer, file, 1 << 20)
+
+
+def require_public(address: str) -> None:
+    if is_inner_address(address.partition("%")[0]):
+        raise ChildError("dependency_unavailable", "a direct URL leads to " + address + ", which is no public address")
+
+
+def is_inner_address(text: str) -> bool:
+    """Whether an IP address is of this machine, its link or a private network (RFC 6890); ValueError if it is none."""
+    import ipaddress
+
+    address = ipaddress.ip_address(text)
+    address = getattr(address, "ipv4_mapped", None) or address
+    inner = ["0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12"]
+    inner += ["192.168.0.0/16", "224.0.0.0/3", "::/127", "64:ff9b::/32", "fc00::/7", "fe80::/10", "ff00::/8"]
+    return any(address in ipaddress.ip_network(network) for network in inner)
 
 
 def clone(source: "dict[str, Any]", number: int) -> str:
@@ -1358,10 +1394,8 @@ def check_dependency_url(url: str, policy: DependencyPolicy, refuse: Callable[[s
 
 
 def is_private(host: str) -> bool:
-    import ipaddress
-
     try:
-        return not ipaddress.ip_address(host.strip("[]")).is_global
+        return is_inner_address(host.strip("[]"))
     except ValueError:
         numeric = all(re.fullmatch(r"\d+|0[xX][0-9a-fA-F]*", part) for part in host.rstrip(".").split("."))
         return numeric or host.rstrip(".").lower().split(".")[-1] in ("localhost", "local", "internal")
@@ -3788,9 +3822,22 @@ def git_credentials(environment: Mapping[str, str], url: str) -> dict[str, str]:
     value = base64.b64encode(f"{pair[0]}:{pair[1]}".encode()).decode()
     return {
         "GIT_CONFIG_COUNT": "1",
-        "GIT_CONFIG_KEY_0": f"http.https://{host}/.extraheader",
+        "GIT_CONFIG_KEY_0": f"http.https://{urlsplit(url).netloc}/.extraheader",
         "GIT_CONFIG_VALUE_0": f"Authorization: Basic {value}",
     }
+
+
+# A request of the fetch phase that asks for nothing; see `fetch`.
+NOTHING_TO_FETCH: dict[str, Any] = {
+    "requirements": [],
+    "overrides": [],
+    "find_links": "",
+    "git": [],
+    "locked": [],
+    "have": [],
+    "sdists": False,
+    "public": False,
+}
 
 
 class Resolver:
@@ -3823,12 +3870,12 @@ class Resolver:
         return store.once(key, load, make)
 
     def resolve(self, requirements: list[Requirement]) -> list[WheelFile]:
-        """Ask until every dependency is a wheel: git sources first, then sdists, each built offline."""
-        overrides = self.build_git([requirement for requirement in requirements if requirement.is_git])
-        plain = [requirement.line() for requirement in requirements if not requirement.is_git]
+        """Ask until every dependency is a wheel: those with URLs first, then sdists, which are built offline."""
+        overrides = self.get_urls([requirement for requirement in requirements if requirement.url])
+        plain = [requirement.line() for requirement in requirements if not requirement.url]
         local: list[WheelFile] = []
         for _ in range(self.ROUNDS):
-            files, sdists = self.fetch(plain, list(overrides.values()), local)
+            files, sdists = self.fetch(plain, overrides, local)
             if not sdists:
                 return sorted(files)
             for name, path in sdists:
@@ -3844,25 +3891,28 @@ class Resolver:
         )
 
     def fetch(
-        self, lines: list[str], overrides: list[WheelFile], local: list[WheelFile]
+        self, lines: list[str], overrides: Mapping[Requirement, WheelFile], local: list[WheelFile]
     ) -> tuple[list[WheelFile], list[tuple[str, str]]]:
         """One sandbox with network: resolve and download. Returns wheels, and names and paths of sdists."""
         links = self.host.store.scratch(f"links-{os.urandom(4).hex()}")
         os.mkdir(links)
-        for wheel in [*overrides, *local]:
+        for wheel in [*overrides.values(), *local]:
             copy_plain(wheel.path, os.path.join(links, os.path.basename(wheel.path)), 0o644)
-        pinned = [f"{wheel.name} @ file:///links/{os.path.basename(wheel.path)}" for wheel in overrides]
+        pinned = [
+            requirement._replace(url=f"file:///links/{os.path.basename(wheel.path)}").line()
+            for requirement, wheel in overrides.items()
+        ]
         request = {
+            **NOTHING_TO_FETCH,
             "requirements": lines + pinned,
             "overrides": pinned,
             "find_links": "/links" if local else "",
-            "git": [],
             "locked": None,
             "have": self.have(),
             "sdists": self.policy.sdists,
         }
         receiver = self.run(request, [Mount(links, "/links")])
-        known = {f"/links/{os.path.basename(wheel.path)}": wheel for wheel in [*overrides, *local]}
+        known = {f"/links/{os.path.basename(wheel.path)}": wheel for wheel in [*overrides.values(), *local]}
         wheels, sdists = [], []
         for number, entry in enumerate(self.lock(receiver.notes.get("lock", b""))):
             here = next((wheel for path, wheel in known.items() if entry["url"].endswith(path)), None)
@@ -3901,7 +3951,7 @@ class Resolver:
             "uv": f"{TOOLS}/uv" if self.host.uv else "",
             "python": self.interpreter.executable,
             "credentials": {**self.index.credentials, "SSL_CERT_FILE": CA_FILE},
-            "authorization": self.index.authorization,
+            "authorization": {} if request["public"] else self.index.authorization,
             "pip_options": self.index.pip_options,
             "no_exec_filter": b"" if self.host.uv else deny_program(["execve", "execveat"]),
         }
@@ -3955,58 +4005,59 @@ class Resolver:
                 )
         return list(entries)
 
-    def build_git(self, pending: list[Requirement]) -> dict[str, WheelFile]:
-        """Fetch git sources as data and build each offline, following their own git dependencies."""
-        built: dict[str, WheelFile] = {}
+    def get_urls(self, pending: list[Requirement]) -> dict[Requirement, WheelFile]:
+        """Fetch what has a URL as data, build it where it is no wheel, and follow the URLs that it depends on in turn.
+
+        The resolver then sees local wheels alone: it would follow a redirect to wherever the attacker likes.
+        """
+        found: dict[Requirement, WheelFile] = {}
         asked: dict[str, str] = {}
         pending = list(pending)
         while pending:
             requirement = pending.pop(0)
             name = canonical_name(requirement.name)
             if asked.setdefault(name, requirement.url) != requirement.url:
-                raise Failure(
-                    "fetch",
-                    "dependency_conflict",
-                    f"{name} is wanted from two places: {asked[name]} and {requirement.url}",
-                )
-            if name in built:
+                places = f"{asked[name]} and {requirement.url}"
+                raise Failure("fetch", "dependency_conflict", f"{name} is wanted from two places: {places}")
+            if any(canonical_name(other.name) == name for other in found):
                 continue
-            if len(built) >= 32:
-                raise Failure("fetch", "too_many_packages", "more than 32 git dependencies")
-            archive, subdirectory = self.clone(requirement.url)
-            built[name] = self.build_archive(archive, subdirectory, name)
-            for line in wheel_requires(built[name].path):
+            if len(found) >= 32:
+                raise Failure("fetch", "too_many_packages", "more than 32 dependencies with URLs")
+            found[requirement] = self.clone_and_build(requirement) if requirement.is_git else self.get(requirement)
+            for line in wheel_requires(found[requirement].path):
                 if "extra" not in line.partition(";")[2]:
                     dependency = parse_requirement(line, self.policy, f"the metadata of {name}")
-                    pending += [dependency] if dependency.is_git else []
-        return built
+                    pending += [dependency] if dependency.url else []
+        return found
 
-    def clone(self, url: str) -> tuple[str, str]:
+    def get(self, requirement: Requirement) -> WheelFile:
+        """Download one direct URL, without credentials and, unless the profile says so, from public addresses alone."""
+        url, _, fragment = requirement.url.partition("#")
+        digest = re.search(r"sha256=([0-9a-f]{64})", fragment)
+        entry = {"name": requirement.name, "version": "", "url": url, "sha256": digest[1] if digest else "", "size": 0}
+        receiver = self.run({**NOTHING_TO_FETCH, "locked": [entry], "public": not self.policy.private_addresses}, [])
+        path, sha256 = receiver.files["0"]
+        if digest and digest[1] != sha256:
+            raise Failure("fetch", "hash_mismatch", f"{url} has the sha256 {sha256}, and its URL says {digest[1]}")
+        file_name = kept_name(entry).partition("/")[2]
+        if SDIST_NAME.fullmatch(file_name) and self.policy.sdists:
+            return self.build_archive(path, "", requirement.name)
+        return keep_wheel(self.host.store, file_name, sha256, path)
+
+    def clone_and_build(self, requirement: Requirement) -> WheelFile:
         from urllib.parse import parse_qs
 
-        address, _, fragment = url[len("git+") :].partition("#")
+        address, _, fragment = requirement.url[len("git+") :].partition("#")
         head, slash, tail = address.partition("://")[2].partition("/")
         path, _, ref = tail.partition("@")
         subdirectory = parse_qs(fragment).get("subdirectory", [""])[0]
         if ".." in subdirectory.split("/") or subdirectory.startswith("/") or ref.startswith("-"):
-            raise Failure(
-                "fetch", "dependency_refused", f"the git dependency {url[:200]!r} leads out of its repository"
-            )
-        source = {
-            "url": f"https://{head}{slash}{path}",
-            "ref": ref,
-            "credentials": git_credentials(self.environment, f"https://{head}/"),
-        }
-        request = {
-            "requirements": [],
-            "overrides": [],
-            "find_links": "",
-            "git": [source],
-            "locked": [],
-            "have": [],
-            "sdists": False,
-        }
-        return self.run(request, []).files["git/0"][0], subdirectory
+            problem = f"the git dependency {requirement.url[:200]!r} leads out of its repository"
+            raise Failure("fetch", "dependency_refused", problem)
+        credentials = git_credentials(self.environment, f"https://{head}/")
+        source = {"url": f"https://{head}{slash}{path}", "ref": ref, "credentials": credentials}
+        receiver = self.run({**NOTHING_TO_FETCH, "git": [source]}, [])
+        return self.build_archive(receiver.files["git/0"][0], subdirectory, requirement.name)
 
     def build_archive(self, archive: str, subdirectory: str, name: str) -> WheelFile:
         """Unpack a source archive as data and build its wheel offline."""

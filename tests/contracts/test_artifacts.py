@@ -143,9 +143,7 @@ class TestSimReturn:
 
     def test_any_mapping_is_accepted(self) -> None:
         outputs = MappingProxyType({"table": artifact()})
-        assert sim_return(outputs=outputs, metrics=MappingProxyType({"wall": 1.0})) == sim_return(
-            metrics={"wall": 1.0}
-        )
+        assert sim_return(outputs=outputs, metrics=MappingProxyType({"wall": 1.0})) == sim_return(metrics={"wall": 1.0})
 
     def test_later_changes_of_the_arguments_do_not_show(self) -> None:
         outputs, metrics = {"table": artifact()}, {"wall": 1.0}

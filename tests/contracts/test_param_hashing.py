@@ -12,9 +12,7 @@ from hypothesis import strategies as st
 from modelops_contracts import ContractViolationError, digest_bytes, make_param_id
 
 UTF8_TEXT = st.text(st.characters(exclude_categories=["Cs"]))
-LEAVES = (
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
-) | UTF8_TEXT
+LEAVES = (st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)) | UTF8_TEXT
 VALUES = st.recursive(
     LEAVES,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(UTF8_TEXT, inner, max_size=4),

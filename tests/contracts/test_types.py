@@ -22,9 +22,7 @@ from modelops_contracts import (
 
 MAX_SEED = 2**64 - 1
 HUGE = pytest.param(10**5000, id="huge")
-SCALARS = (
-    st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
-)
+SCALARS = st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
 
 
 class Level(IntEnum):

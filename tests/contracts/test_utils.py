@@ -41,9 +41,7 @@ def test_canonical_task_id_tells_tasks_apart() -> None:
     assert len({canonical_task_id(task) for task in tasks}) == len(tasks)
 
 
-@pytest.mark.parametrize(
-    "ref", [BUNDLE, f"models@{BUNDLE}", f"oci://r.io:5000/a@{BUNDLE}", BUNDLE[7:]]
-)
+@pytest.mark.parametrize("ref", [BUNDLE, f"models@{BUNDLE}", f"oci://r.io:5000/a@{BUNDLE}", BUNDLE[7:]])
 def test_bundle12(ref: str) -> None:
     assert bundle12(ref) == "0123456789ab"
 

@@ -138,11 +138,7 @@ def host_uids(run: Runner, path: Path) -> set[int]:
 
 @AS_ROOT
 def test_as_root_a_sandbox_runs_under_an_unprivileged_host_uid(run: Runner, bundle: Bundle) -> None:
-    code = (
-        "import os\n"
-        "def wire(*a):\n"
-        "    os.execv('/bin/sh', ['sh', '-c', 'sleep 60 & wait; : sandbox-is-here'])\n"
-    )
+    code = "import os\ndef wire(*a):\n    os.execv('/bin/sh', ['sh', '-c', 'sleep 60 & wait; : sandbox-is-here'])\n"
     code = code.replace("sleep 60 & wait", "while :; do :; done")
     (uid,) = host_uids(run, bundle(code))
     assert uid >= 60000

@@ -88,13 +88,7 @@ def test_a_calabaria_target_with_a_loss(run: Runner, bundle: Bundle, parameters:
 
 def test_a_calabaria_target_whose_decorator_fills_data_paths(run: Runner, bundle: Bundle) -> None:
     code = CALABARIA.format(result="loss=1.5", parameters="data_paths")
-    code += (
-        "\nimport functools\n"
-        "inner = target\n"
-        "@functools.wraps(inner)\n"
-        "def target():\n"
-        "    return inner({'a': 'b'})\n"
-    )
+    code += "\nimport functools\ninner = target\n@functools.wraps(inner)\ndef target():\n    return inner({'a': 'b'})\n"
     assert aggregate(run, bundle(code), request())["loss"] == 1.5
 
 
@@ -123,9 +117,7 @@ def test_another_result_is_a_clear_error(run: Runner, bundle: Bundle, body: str,
 
 
 def test_a_loss_that_is_no_number_is_an_error(run: Runner, bundle: Bundle) -> None:
-    error = run(
-        bundle("def target(sim_returns):\n    return {'loss': 'small'}\n"), request(), "--aggregation"
-    ).error
+    error = run(bundle("def target(sim_returns):\n    return {'loss': 'small'}\n"), request(), "--aggregation").error
     assert error["phase"] in ("execute", "result") and "small" in error["error"]
 
 
@@ -140,9 +132,7 @@ def target(sim_returns):
     assert aggregate(run, bundle(code), request()) == {"loss": 0.25, "more": [0.25]}
 
 
-def test_an_input_that_is_not_what_its_checksum_says_never_reaches_the_target(
-    run: Runner, bundle: Bundle
-) -> None:
+def test_an_input_that_is_not_what_its_checksum_says_never_reaches_the_target(run: Runner, bundle: Bundle) -> None:
     task = request("probe:target", {"out": b"data"})
     task["sim_returns"][0]["outputs"]["out"]["checksum"] = "0" * 64
     error = run(bundle("def target(sim_returns):\n    return {'loss': 1}\n"), task, "--aggregation").error
@@ -152,16 +142,12 @@ def test_an_input_that_is_not_what_its_checksum_says_never_reaches_the_target(
 
 @pytest.mark.parametrize("target", ["absent:target", "probe:absent", "probe.deeper:x"])
 def test_a_target_that_is_not_there(run: Runner, bundle: Bundle, target: str) -> None:
-    error = run(
-        bundle("def target(sim_returns):\n    return {'loss': 1}\n"), request(target), "--aggregation"
-    ).error
+    error = run(bundle("def target(sim_returns):\n    return {'loss': 1}\n"), request(target), "--aggregation").error
     assert (error["phase"], error["type"]) == ("execute", "entrypoint_not_found")
 
 
 def test_an_exception_of_the_target_is_told(run: Runner, bundle: Bundle) -> None:
-    error = run(
-        bundle("def target(sim_returns):\n    raise LookupError('words')\n"), request(), "--aggregation"
-    ).error
+    error = run(bundle("def target(sim_returns):\n    raise LookupError('words')\n"), request(), "--aggregation").error
     assert error["type"] == "task_exception" and error["exception"] == {
         "type": "LookupError",
         "message": "words",

@@ -69,9 +69,7 @@ def project(points: str, more: str = "", *, version: str = 'version = "1.0"', sy
 
 SETUPTOOLS = '[build-system]\nrequires = ["setuptools>=77"]\nbuild-backend = "setuptools.build_meta"\n'
 DYNAMIC = 'dynamic = ["version", "dependencies"]'
-DYNAMIC_TABLE = (
-    '[tool.setuptools.dynamic]\nversion = {attr = "pkg.VERSION"}\ndependencies = {file = ["deps.txt"]}\n'
-)
+DYNAMIC_TABLE = '[tool.setuptools.dynamic]\nversion = {attr = "pkg.VERSION"}\ndependencies = {file = ["deps.txt"]}\n'
 
 LAYOUTS: dict[str, tuple[dict[str, str], str]] = {
     "src": (
@@ -184,10 +182,7 @@ static PyMethodDef methods[] = {{"answer", answer, METH_NOARGS, ""}, {0}};
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "native", "", -1, methods};
 PyMODINIT_FUNC PyInit_native(void) { return PyModule_Create(&module); }
 """
-    setup = (
-        "from setuptools import Extension, setup\n"
-        "setup(ext_modules=[Extension('pkg.native', ['native.c'])])\n"
-    )
+    setup = "from setuptools import Extension, setup\nsetup(ext_modules=[Extension('pkg.native', ['native.c'])])\n"
     wire = "from pkg import native\ndef wire(*a):\n    return {'out': native.answer()}\n"
     files = {
         "pyproject.toml": project("pkg.mod:wire", system=SETUPTOOLS),
@@ -226,9 +221,7 @@ def wire(*a):
     assert run(bundle(code)).outputs == {"out": b"8"}
 
 
-def test_the_bundles_directory_comes_before_what_is_installed(
-    run: Runner, tmp_path: Path, server: LocalServer
-) -> None:
+def test_the_bundles_directory_comes_before_what_is_installed(run: Runner, tmp_path: Path, server: LocalServer) -> None:
     server.add(
         *wheel(
             "shadowed",
@@ -250,14 +243,8 @@ def test_the_bundles_directory_comes_before_what_is_installed(
 
 
 def test_a_wire_function_may_come_from_a_dependency(run: Runner, tmp_path: Path, server: LocalServer) -> None:
-    code = (
-        "import helper_of_bundle\n"
-        "def wire(entrypoint, params, seed):\n"
-        "    return {'out': helper_of_bundle.TEXT}\n"
-    )
-    server.add(
-        *wheel("wire_dep", "1.0", {"wire_dep.py": code}, entry_points={GROUP: {"execute": "wire_dep:wire"}})
-    )
+    code = "import helper_of_bundle\ndef wire(entrypoint, params, seed):\n    return {'out': helper_of_bundle.TEXT}\n"
+    server.add(*wheel("wire_dep", "1.0", {"wire_dep.py": code}, entry_points={GROUP: {"execute": "wire_dep:wire"}}))
     path = write(
         tmp_path / "bundle",
         {"requirements.txt": "wire_dep>=1\n", "helper_of_bundle.py": "TEXT = 'of the bundle'\n"},
@@ -288,9 +275,7 @@ version = "1"
 dependencies = ["outer [more] (>=1.0, <2)", "absent; python_version < '3'"]
 {POINTS}"probe:wire"
 """
-    path = bundle(
-        "import inner, more, outer\ndef wire(*a):\n    return {'out': [inner.V, more.V]}\n", pyproject=text
-    )
+    path = bundle("import inner, more, outer\ndef wire(*a):\n    return {'out': [inner.V, more.V]}\n", pyproject=text)
     assert run(path, env=server.environment()).outputs == {"out": b'[2.1, "extra"]'}
 
 
@@ -434,13 +419,7 @@ def test_a_private_bundle_runs(run: Runner, bundle: Bundle, mode: int) -> None:
 
 def with_python(requires: str) -> str:
     head = '[build-system]\nrequires = []\nbuild-backend = "tiny_backend"\nbackend-path = ["backend"]\n'
-    return (
-        f"{head}[project]\n"
-        f'name = "probe"\n'
-        f'version = "1"\n'
-        f'requires-python = "{requires}"\n'
-        f'{POINTS}"probe:wire"\n'
-    )
+    return f'{head}[project]\nname = "probe"\nversion = "1"\nrequires-python = "{requires}"\n{POINTS}"probe:wire"\n'
 
 
 VERSION = "import sys\ndef wire(*a):\n    return {'out': list(sys.version_info[:2])}\n"
@@ -487,9 +466,7 @@ def test_another_python_that_was_asked_for_is_used(run: Runner, bundle: Bundle, 
             "import json\ndef load(file):\n    return json.load(open('p.json'))\n"
         )
         points = {GROUP: {"execute": "probe:wire"}}
-        (path / "p.json").write_text(
-            json.dumps({"project": {"name": "probe", "version": "1", "entry-points": points}})
-        )
+        (path / "p.json").write_text(json.dumps({"project": {"name": "probe", "version": "1", "entry-points": points}}))
     assert run(path, None, "--python", python).outputs == {"out": f"[3, {minor}]".encode()}
 
 

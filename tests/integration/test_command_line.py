@@ -70,9 +70,7 @@ def test_profiles_are_found(run: Runner, bundle: Bundle, tmp_path: Path, how: st
 
 
 @pytest.mark.parametrize("cwd", ["/", "elsewhere"])
-def test_relative_paths_and_any_working_directory(
-    run: Runner, bundle: Bundle, tmp_path: Path, cwd: str
-) -> None:
+def test_relative_paths_and_any_working_directory(run: Runner, bundle: Bundle, tmp_path: Path, cwd: str) -> None:
     path = bundle(WIRE)
     folder = tmp_path if cwd == "elsewhere" else Path(cwd)
     command = run.command("--bundle-path", os.path.relpath(path, folder))
@@ -150,9 +148,7 @@ def test_doctor_names_the_gap_and_the_remedy(run: Runner, tmp_path: Path) -> Non
     assert "can't run sandboxes" in result.stderr
 
 
-def test_without_bwrap_there_is_no_sandbox_and_no_weaker_one(
-    run: Runner, bundle: Bundle, tmp_path: Path
-) -> None:
+def test_without_bwrap_there_is_no_sandbox_and_no_weaker_one(run: Runner, bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     error = run(bundle(WIRE), env={"PATH": str(tmp_path / "empty")}).error
     assert (error["phase"], error["type"]) == ("host", "bwrap_unavailable")
@@ -213,9 +209,7 @@ def shell(run: Runner, path: Path, redirect: str) -> "subprocess.CompletedProces
 
 
 @pytest.mark.parametrize("redirect", ["<&-", "</dev/null"])
-def test_a_standard_input_that_holds_nothing_is_an_input_error(
-    run: Runner, bundle: Bundle, redirect: str
-) -> None:
+def test_a_standard_input_that_holds_nothing_is_an_input_error(run: Runner, bundle: Bundle, redirect: str) -> None:
     done = shell(run, bundle(WIRE), redirect)
     error = parse_line(done.stdout)["_fatal_error"]
     assert (error["phase"], error["code"], done.returncode) == ("input", 2, 2)
@@ -227,9 +221,7 @@ def test_a_closed_standard_error_is_no_hindrance(run: Runner, bundle: Bundle) ->
 
 
 @pytest.mark.parametrize("redirect", [">&-", ">/dev/full", ">&- 2>&-", "<&- >&- 2>&-"])
-def test_a_standard_output_that_takes_nothing_is_a_failure(
-    run: Runner, bundle: Bundle, redirect: str
-) -> None:
+def test_a_standard_output_that_takes_nothing_is_a_failure(run: Runner, bundle: Bundle, redirect: str) -> None:
     done = shell(run, bundle(WIRE), redirect)
     assert done.returncode != 0 and done.stdout == b""
     assert not [name for name in os.listdir(run.store / "run") if name.startswith(".run-")]

@@ -126,9 +126,7 @@ def test_an_altered_venv_is_made_again(own: Runner, bundle: Bundle, damage: Call
 
 @pytest.mark.parametrize("kind", ["built", "resolved"])
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '["../../x.whl", "0"]', '{"a": 1}', "1", "[[]]"])
-def test_a_damaged_note_is_no_obstacle(
-    own: Runner, tmp_path: Path, bundle: Bundle, kind: str, text: str
-) -> None:
+def test_a_damaged_note_is_no_obstacle(own: Runner, tmp_path: Path, bundle: Bundle, kind: str, text: str) -> None:
     with LocalServer() as server:
         server.add(*wheel("dep", "1.0", {"dep.py": ""}))
         head = '[build-system]\nrequires = []\nbuild-backend = "tiny_backend"\nbackend-path = ["backend"]\n'
@@ -215,10 +213,7 @@ def test_the_cache_can_be_shown_and_pruned(own: Runner, bundle: Bundle) -> None:
     assert own(path, env=REUSE).code == 0
     shown = own(None, None, "--cache", "show").body["cache"]
     assert shown.pop("path") == str(own.store)
-    assert (
-        all(shown[kind]["entries"] >= 1 for kind in ("wheels", "trees", "built", "venvs"))
-        and "resolved" in shown
-    )
+    assert all(shown[kind]["entries"] >= 1 for kind in ("wheels", "trees", "built", "venvs")) and "resolved" in shown
     assert shown["trees"]["bytes"] > 0
     kept = own(None, None, "--cache", "prune", "--older-than", "1").body["cache"]
     assert kept["trees"] == shown["trees"] and kept["venvs"]["entries"] == 1

@@ -141,9 +141,7 @@ def test_a_task_within_every_limit(run: Runner, bundle: Bundle, profile_with: Wi
         "pids = [os.fork() for _ in range(2)]\n"
         "if 0 in pids: os._exit(0)"
     )
-    assert run(bundle(wire(body)), None, *profile_with(f"[execute.limits]\n{limits}\n")).outputs == {
-        "out": b"done"
-    }
+    assert run(bundle(wire(body)), None, *profile_with(f"[execute.limits]\n{limits}\n")).outputs == {"out": b"done"}
 
 
 def test_a_fork_bomb_in_a_build_ends(run: Runner, bundle: Bundle, profile_with: WithProfile) -> None:
@@ -177,20 +175,12 @@ def test_a_child_that_outlives_its_report_is_ended(run: Runner, bundle: Bundle, 
 
 
 def test_a_daemon_does_not_hold_the_run_up(run: Runner, bundle: Bundle) -> None:
-    body = (
-        "if os.fork() == 0:\n"
-        "    os.setsid()\n"
-        "    if os.fork() == 0:\n"
-        "        time.sleep(600)\n"
-        "    os._exit(0)"
-    )
+    body = "if os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n        time.sleep(600)\n    os._exit(0)"
     assert run(bundle(wire(body))).outputs == {"out": b"done"}
 
 
 def test_the_tail_of_stderr_comes_with_an_error(run: Runner, bundle: Bundle) -> None:
-    error: dict[str, Any] = run(
-        bundle(wire("print('x' * 200_000)\nprint('last words')\nraise ValueError"))
-    ).error
+    error: dict[str, Any] = run(bundle(wire("print('x' * 200_000)\nprint('last words')\nraise ValueError"))).error
     assert error["stderr"].rstrip().endswith("last words") and len(error["stderr"]) <= 64 * 1024
 
 

@@ -13,19 +13,14 @@ from conftest import Runner, parse_line
 
 Bundle = Callable[..., Path]
 TASK = b'{"entrypoint": "main", "params": {}, "seed": 1}'
-WIRE = (
-    "def wire(*a):\n"
-    "    return {'small': b's' * 10, 'edge': b'e' * 100, 'large': b'l' * 101, 'same': b'l' * 101}\n"
-)
+WIRE = "def wire(*a):\n    return {'small': b's' * 10, 'edge': b'e' * 100, 'large': b'l' * 101, 'same': b'l' * 101}\n"
 
 
 def checksum(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=32).hexdigest()
 
 
-def test_outputs_over_the_size_are_files_named_by_their_checksum(
-    run: Runner, bundle: Bundle, tmp_path: Path
-) -> None:
+def test_outputs_over_the_size_are_files_named_by_their_checksum(run: Runner, bundle: Bundle, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     body = run(bundle(WIRE), None, "--out-dir", str(out), "--inline-max", "100").body["outputs"]
@@ -53,9 +48,7 @@ def test_the_result_is_the_same_in_either_form(run: Runner, bundle: Bundle, tmp_
 
 
 def test_without_out_dir_everything_is_inline(run: Runner, bundle: Bundle) -> None:
-    outputs = run(
-        bundle("def wire(*a):\n    return {'out': bytes(3 << 20)}\n"), None, "--inline-max", "10"
-    ).outputs
+    outputs = run(bundle("def wire(*a):\n    return {'out': bytes(3 << 20)}\n"), None, "--inline-max", "10").outputs
     assert outputs == {"out": bytes(3 << 20)}
 
 
@@ -129,9 +122,7 @@ def peak_of(run: Runner, path: Path, *arguments: str) -> tuple[dict[str, Any], i
     return parse_line(done.stdout), int(done.stderr.split()[-1]) * 1024
 
 
-def test_a_large_output_does_not_pass_through_the_runners_memory(
-    run: Runner, bundle: Bundle, tmp_path: Path
-) -> None:
+def test_a_large_output_does_not_pass_through_the_runners_memory(run: Runner, bundle: Bundle, tmp_path: Path) -> None:
     size = 256 << 20
     path = bundle(f"def wire(*a):\n    return {{'out': bytes({size})}}\n")
     small, base = peak_of(run, bundle("def wire(*a):\n    return {'out': b''}\n"), "--out-dir", str(tmp_path))

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from conftest import ROOT, Runner, parse_line
 
-WIRE = '''
+WIRE = """
 import json, os, signal, socket, subprocess, sys, threading, time
 STATE = []
 
@@ -91,7 +91,7 @@ def forge(params, seed):
         except OSError:
             pass
     return "wrote"
-'''
+"""
 
 
 class Served:
@@ -144,7 +144,8 @@ def serve(run: Runner, bundle: Callable[..., Path]) -> Serve:
             assert "serving" in served.receive()
             yield served
             assert process.stdin is not None
-            process.stdin.close()
+            if not process.stdin.closed:
+                process.stdin.close()
             process.wait(timeout=60)
         finally:
             process.kill()
@@ -240,7 +241,10 @@ def test_a_running_and_a_waiting_task_can_be_cancelled(serve: Serve) -> None:
         assert served.value("count") == 1
 
 
-@pytest.mark.parametrize("line", [b"nonsense", b"[]", b'{"entrypoint": 1}', b'{"params": NaN}', b"\xff\xfe", b'"x"', b"3"])
+NO_TASKS = [b"nonsense", b"[]", b'{"entrypoint": 1}', b'{"params": NaN}', b"\xff\xfe", b'"x"', b"3"]
+
+
+@pytest.mark.parametrize("line", NO_TASKS)
 def test_a_line_that_is_no_task_is_answered_and_the_next_is_served(serve: Serve, line: bytes) -> None:
     with serve() as served:
         served.process.stdin.write(line + b"\n")
@@ -255,7 +259,6 @@ def test_end_of_input_lets_the_running_task_finish(serve: Serve) -> None:
         served.process.stdin.close()
         assert "outputs" in served.receive()
         assert served.process.wait(timeout=30) == 0
-        served.process.stdin = open(os.devnull, "wb")
 
 
 def test_sigterm_answers_the_running_task_and_leaves_nothing(serve: Serve, store: Path) -> None:

@@ -44,11 +44,7 @@ def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
 
 
 def runs(store: Path) -> list[str]:
-    return (
-        [name for name in os.listdir(store / "run") if name.startswith(".run-")]
-        if (store / "run").is_dir()
-        else []
-    )
+    return [name for name in os.listdir(store / "run") if name.startswith(".run-")] if (store / "run").is_dir() else []
 
 
 def groups(name: str) -> list[str]:
@@ -149,9 +145,7 @@ def check_killed(run: Started, processes: list[psutil.Process], number: int) -> 
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda n: n.name)
-def test_a_signal_while_a_task_runs(
-    bundle: Bundle, start: Callable[..., Started], number: signal.Signals
-) -> None:
+def test_a_signal_while_a_task_runs(bundle: Bundle, start: Callable[..., Started], number: signal.Signals) -> None:
     run = start(sleeping_task(bundle))
     processes = run.reach(lambda: named(run.process.pid, "task-is-here"), "the task runs")
     check_killed(run, processes, number)
@@ -198,9 +192,7 @@ def test_many_signals_are_one_line(bundle: Bundle, start: Callable[..., Started]
     assert alive(processes) == [] and runs(run.runner.store) == []
 
 
-def test_a_signal_at_any_moment_is_one_line_and_leaves_nothing(
-    bundle: Bundle, start: Callable[..., Started]
-) -> None:
+def test_a_signal_at_any_moment_is_one_line_and_leaves_nothing(bundle: Bundle, start: Callable[..., Started]) -> None:
     path = bundle("def wire(*a):\n    return {'out': 'x'}\n")
     for delay in (0.02, 0.04, 0.06, 0.08, 0.1, 0.12, 0.14, 0.16, 0.2, 0.25):
         run = start(path)
@@ -226,9 +218,7 @@ def test_nobody_outlives_a_runner_that_is_killed(
     wait_for(lambda: not alive(processes), "every process of the sandbox is gone")
 
 
-def test_what_a_killed_runner_left_is_swept_by_the_next(
-    bundle: Bundle, start: Callable[..., Started]
-) -> None:
+def test_what_a_killed_runner_left_is_swept_by_the_next(bundle: Bundle, start: Callable[..., Started]) -> None:
     run = start(sleeping_task(bundle))
     processes = run.reach(lambda: named(run.process.pid, "task-is-here"), "the task runs")
     name = run.name()
@@ -239,9 +229,7 @@ def test_what_a_killed_runner_left_is_swept_by_the_next(
     assert runs(run.runner.store) == [] and groups(name) == []
 
 
-def test_a_sandbox_that_is_killed_from_outside_is_an_error(
-    bundle: Bundle, start: Callable[..., Started]
-) -> None:
+def test_a_sandbox_that_is_killed_from_outside_is_an_error(bundle: Bundle, start: Callable[..., Started]) -> None:
     run = start(sleeping_task(bundle))
     processes = run.reach(lambda: named(run.process.pid, "task-is-here"), "the task runs")
     next(process for process in processes if "bwrap" in process.name()).kill()

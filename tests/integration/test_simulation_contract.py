@@ -60,9 +60,7 @@ def test_the_request_reaches_the_wire_function_unchanged(run: Runner, bundle: Bu
         "tiny": 5e-324,
     }
     task = {"entrypoint": "pkg.model/base-line", "params": params, "seed": seed}
-    out = run(
-        bundle(wire("import json\nreturn {'out': json.dumps([entrypoint, params, seed])}")), task
-    ).outputs["out"]
+    out = run(bundle(wire("import json\nreturn {'out': json.dumps([entrypoint, params, seed])}")), task).outputs["out"]
     assert json.loads(out) == [task["entrypoint"], params, seed]
 
 
@@ -79,9 +77,7 @@ def test_equal_tasks_give_equal_results(run: Runner, bundle: Bundle) -> None:
     assert results[0] == results[1] == results[2]
 
 
-def test_the_task_id_is_that_of_the_parameters_seed_and_names(
-    run: Runner, bundle: Bundle, runner_module: Any
-) -> None:
+def test_the_task_id_is_that_of_the_parameters_seed_and_names(run: Runner, bundle: Bundle, runner_module: Any) -> None:
     task = {"entrypoint": "m", "params": {"a": 1}, "seed": 7}
     body = run(bundle(wire("return {'b': '', 'a': ''}")), task).body
     assert body["task_id"] == runner_module.task_id(task, ["a", "b"])
@@ -104,9 +100,7 @@ def test_another_result_is_a_clear_error(run: Runner, bundle: Bundle, body: str,
     assert error["type"] == "bad_result" and words in error["error"]
 
 
-@pytest.mark.parametrize(
-    "name", ["", ".", "..", "a/b", "../a", "/etc/x", "a\\\\b", "a\\0b", "a\\nb", "x' * 256 + '"]
-)
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../a", "/etc/x", "a\\\\b", "a\\0b", "a\\nb", "x' * 256 + '"])
 def test_bad_output_names_are_refused(run: Runner, bundle: Bundle, name: str) -> None:
     error = run(bundle(wire(f"return {{'{name}': b''}}"))).error
     assert (error["phase"], error["type"]) == ("result", "bad_output_name")
@@ -185,9 +179,7 @@ def test_an_entry_point_in_object_form_must_have_a_module(run: Runner, bundle: B
 )
 def test_other_entry_points_are_passed_on(run: Runner, bundle: Bundle, entrypoint: str) -> None:
     path = bundle(wire("return {'out': entrypoint}"))
-    assert run(path, {"entrypoint": entrypoint, "params": {}, "seed": 1}).outputs == {
-        "out": entrypoint.encode()
-    }
+    assert run(path, {"entrypoint": entrypoint, "params": {}, "seed": 1}).outputs == {"out": entrypoint.encode()}
 
 
 def test_the_childs_surroundings(run: Runner, bundle: Bundle) -> None:
@@ -249,9 +241,7 @@ def test_daemons_are_counted(run: Runner, bundle: Bundle) -> None:
     assert run(bundle(wire(body))).body["metrics"]["peak_processes"] >= 6
 
 
-@pytest.mark.parametrize(
-    "data", [b"", b"{", b"[]", b'{"entrypoint": "m", "params": {"a": NaN}, "seed": 1}', b"\xff"]
-)
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"entrypoint": "m", "params": {"a": NaN}, "seed": 1}', b"\xff"])
 def test_a_request_that_is_none_is_an_input_error(run: Runner, bundle: Bundle, data: bytes) -> None:
     error = run(bundle(wire("return {}")), stdin=data).error
     assert (error["phase"], error["type"], error["code"]) == ("input", "input_invalid", 2)
@@ -260,9 +250,7 @@ def test_a_request_that_is_none_is_an_input_error(run: Runner, bundle: Bundle, d
 def test_large_parameters_arrive(run: Runner, bundle: Bundle) -> None:
     params = {"text": "x" * (20 << 20)}
     path = bundle(wire("return {'out': len(params['text'])}"))
-    assert run(path, {"entrypoint": "m", "params": params, "seed": 1}).outputs == {
-        "out": str(20 << 20).encode()
-    }
+    assert run(path, {"entrypoint": "m", "params": params, "seed": 1}).outputs == {"out": str(20 << 20).encode()}
 
 
 def test_deep_parameters_arrive_or_are_refused(run: Runner, bundle: Bundle) -> None:

@@ -83,9 +83,7 @@ def test_without_proc_there_is_none(runner_module: Any, profile: Any) -> None:
     assert any(path.startswith("/proc") for _, path in targets(options)) == profile.sandbox.proc
 
 
-def test_masked_parts_of_proc_are_covered_after_proc_is_mounted(
-    runner_module: Any, default_profile: Any
-) -> None:
+def test_masked_parts_of_proc_are_covered_after_proc_is_mounted(runner_module: Any, default_profile: Any) -> None:
     made = targets(arguments(runner_module, "execute", default_profile.execute, default_profile.sandbox))
     order = [path for _, path in made]
     for path in default_profile.sandbox.masked:
@@ -98,9 +96,7 @@ def test_masked_parts_of_proc_are_covered_after_proc_is_mounted(
 def test_every_tmpfs_has_a_size(runner_module: Any, profile: Any, path: str) -> None:
     options = arguments(runner_module, "execute", profile.execute, profile.sandbox)
     sizes = {options[i + 1]: options[i - 3] for i, option in enumerate(options) if option == "--tmpfs"}
-    assert [options[i - 4] for i, option in enumerate(options) if option == "--tmpfs"] == ["--size"] * len(
-        sizes
-    )
+    assert [options[i - 4] for i, option in enumerate(options) if option == "--tmpfs"] == ["--size"] * len(sizes)
     expected = profile.execute.tmp_bytes if path == "/tmp" else profile.execute.shm_bytes
     assert sizes[path] == str(expected)
 
@@ -137,9 +133,7 @@ def system_paths() -> st.SearchStrategy[list[str]]:
 
 
 @given(data=st.data(), phase=st.sampled_from(PHASES))
-def test_no_policy_opens_anything(
-    runner_module: Any, default_profile: Any, data: st.DataObject, phase: str
-) -> None:
+def test_no_policy_opens_anything(runner_module: Any, default_profile: Any, data: st.DataObject, phase: str) -> None:
     policy = getattr(default_profile, phase)._replace(
         read_only=data.draw(system_paths()),
         tmp_bytes=data.draw(st.integers(1, 1 << 40)),
@@ -188,13 +182,9 @@ def prefix(tmp_path: Path) -> Path:
     return folder
 
 
-def test_system_mounts_exist_and_none_lies_below_another(
-    runner_module: Any, profile: Any, prefix: Path
-) -> None:
+def test_system_mounts_exist_and_none_lies_below_another(runner_module: Any, profile: Any, prefix: Path) -> None:
     for phase in PHASES:
-        paths, links = runner_module.system_mounts(
-            getattr(profile, phase), [interpreter(runner_module, str(prefix))]
-        )
+        paths, links = runner_module.system_mounts(getattr(profile, phase), [interpreter(runner_module, str(prefix))])
         assert str(prefix) in paths
         for path in paths:
             assert os.path.exists(path) and os.path.realpath(path) == path
@@ -234,13 +224,9 @@ def test_a_prefix_that_holds_more_than_python_is_refused(runner_module: Any, pla
         runner_module.check_prefix(interpreter(runner_module, place))
 
 
-def test_the_synthetic_etc_has_no_more_than_names(
-    runner_module: Any, default_profile: Any, tmp_path: Path
-) -> None:
+def test_the_synthetic_etc_has_no_more_than_names(runner_module: Any, default_profile: Any, tmp_path: Path) -> None:
     runner_module.write_etc(str(tmp_path / "etc"), default_profile.sandbox, False)
-    files = {
-        str(path.relative_to(tmp_path / "etc")) for path in (tmp_path / "etc").rglob("*") if path.is_file()
-    }
+    files = {str(path.relative_to(tmp_path / "etc")) for path in (tmp_path / "etc").rglob("*") if path.is_file()}
     assert files <= {"passwd", "group", "hosts", "nsswitch.conf", "ld.so.cache", "localtime"}
     assert (tmp_path / "etc" / "passwd").read_text().count("\n") == 2
 

@@ -82,9 +82,7 @@ def test_impossible_replicates_have_no_finite_loss(runner_module: Any) -> None:
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=20))
-def test_the_loss_lies_between_the_best_and_the_worst_replicate(
-    runner_module: Any, values: list[float]
-) -> None:
+def test_the_loss_lies_between_the_best_and_the_worst_replicate(runner_module: Any, values: list[float]) -> None:
     loss = runner_module.loss_of(evaluation(loglik_per_rep=values))
     assert -max(values) - 1e-6 <= loss <= -min(values) + 1e-6
 
@@ -165,9 +163,7 @@ def test_a_calabaria_target(runner_module: Any, target: Callable[..., Any]) -> N
     }
 
 
-def test_outputs_that_are_not_arrow_need_no_polars(
-    runner_module: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_outputs_that_are_not_arrow_need_no_polars(runner_module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "polars", None)
     arrow = b"ARROW1\0\0"
     outputs = {"text": b"hello", "empty": b"", "metadata": arrow, "error": arrow}
@@ -202,15 +198,11 @@ ENTRIES = [
 
 
 @pytest.mark.parametrize("entrypoint", ENTRIES)
-def test_an_entry_point_that_can_be_found_or_is_not_of_object_form_goes_on(
-    runner_module: Any, entrypoint: str
-) -> None:
+def test_an_entry_point_that_can_be_found_or_is_not_of_object_form_goes_on(runner_module: Any, entrypoint: str) -> None:
     runner_module.require_module(entrypoint)
 
 
-@pytest.mark.parametrize(
-    "entrypoint", ["no_such_module_here:x", "json.nothing:x", "no_such.package.at_all:x"]
-)
+@pytest.mark.parametrize("entrypoint", ["no_such_module_here:x", "json.nothing:x", "no_such.package.at_all:x"])
 def test_an_entry_point_in_object_form_without_its_module(runner_module: Any, entrypoint: str) -> None:
     with pytest.raises(runner_module.ChildError, match=entrypoint.partition(":")[0]) as caught:
         runner_module.require_module(entrypoint)

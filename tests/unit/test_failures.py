@@ -37,12 +37,8 @@ STARTS = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("message", "kind", "remedy"), STARTS, ids=[message[7:60] for message, _, _ in STARTS]
-)
-def test_a_failed_start_has_its_type_and_remedy(
-    runner_module: Any, message: str, kind: str, remedy: str
-) -> None:
+@pytest.mark.parametrize(("message", "kind", "remedy"), STARTS, ids=[message[7:60] for message, _, _ in STARTS])
+def test_a_failed_start_has_its_type_and_remedy(runner_module: Any, message: str, kind: str, remedy: str) -> None:
     failure = runner_module.start_failure("execute", message + "\n")
     assert (failure.phase, failure.type, failure.code) == ("host", kind, 3)
     assert remedy in failure.error and message in failure.error
@@ -85,9 +81,7 @@ def test_a_limit_is_named_with_its_value_and_what_was_seen(runner_module: Any, k
 def test_a_limit_comes_before_what_the_child_says(runner_module: Any) -> None:
     violation = runner_module.Violation("timeout", "wall_seconds", 1, 2)
     error = {"type": "task_exception", "exception": {"type": "E", "message": ""}, "traceback": ""}
-    failure = runner_module.failure_of(
-        outcome(runner_module, violation=violation, error=error, done=b""), "execute"
-    )
+    failure = runner_module.failure_of(outcome(runner_module, violation=violation, error=error, done=b""), "execute")
     assert failure.type == "timeout"
 
 
@@ -111,9 +105,7 @@ def test_an_exception_in_another_phase_is_that_phases(runner_module: Any, phase:
     assert (failure.phase, failure.type) == (phase, f"{phase}_failed")
 
 
-@pytest.mark.parametrize(
-    ("words", "retryable"), [("error sending request for url", True), ("no such package", False)]
-)
+@pytest.mark.parametrize(("words", "retryable"), [("error sending request for url", True), ("no such package", False)])
 def test_only_a_network_error_is_worth_another_try(runner_module: Any, words: str, retryable: bool) -> None:
     failure = reported(runner_module, "dependency_unavailable", "fetch", words)
     assert (failure.type, failure.retryable) == ("dependency_unavailable", retryable)
@@ -153,9 +145,7 @@ def test_without_an_exit_status_the_command_never_ran(runner_module: Any) -> Non
 def test_every_outcome_is_a_result_or_one_json_line(
     runner_module: Any, code: int | None, stderr: str, done: bytes | None
 ) -> None:
-    failure = runner_module.failure_of(
-        outcome(runner_module, exit_code=code, stderr=stderr, done=done), "execute"
-    )
+    failure = runner_module.failure_of(outcome(runner_module, exit_code=code, stderr=stderr, done=done), "execute")
     assert (failure is None) == (done is not None)
     if failure:
         line = json.dumps(failure.as_json({}), allow_nan=False)

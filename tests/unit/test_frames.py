@@ -45,9 +45,7 @@ class Recorder:
         self.found.append((self.kind, self.name, self.body))
 
 
-def feed(
-    module: Any, stream: bytes, cuts: list[int] | None = None, limit: int = LIMIT
-) -> tuple[Any, Recorder]:
+def feed(module: Any, stream: bytes, cuts: list[int] | None = None, limit: int = LIMIT) -> tuple[Any, Recorder]:
     receiver = Recorder()
     frames = module.Frames(receiver, limit)
     places = [0, *sorted(cuts or []), len(stream)]
@@ -56,9 +54,7 @@ def feed(
     return frames, receiver
 
 
-payloads = st.lists(
-    st.tuples(st.sampled_from([b"O", b"N"]), st.text(max_size=20), st.binary(max_size=50)), max_size=5
-)
+payloads = st.lists(st.tuples(st.sampled_from([b"O", b"N"]), st.text(max_size=20), st.binary(max_size=50)), max_size=5)
 
 
 @given(payloads, st.binary(max_size=50), st.data())
@@ -117,9 +113,7 @@ def test_an_output_over_the_limit_is_refused_by_its_announced_size(runner_module
 
 @pytest.mark.parametrize("size", [2**64 - 1, 1 << 40])
 @pytest.mark.parametrize("kind", [b"E", b"N", b"D", b"S"])
-def test_a_control_message_is_refused_by_its_announced_size(
-    runner_module: Any, kind: bytes, size: int
-) -> None:
+def test_a_control_message_is_refused_by_its_announced_size(runner_module: Any, kind: bytes, size: int) -> None:
     with pytest.raises(runner_module.Failure, match=str(size)):
         feed(runner_module, kind + struct.pack(">IQ", 0, size))
 
@@ -169,9 +163,7 @@ def test_an_error_report_that_is_none_is_refused(runner_module: Any, body: bytes
 
 
 def test_the_texts_of_an_error_are_bounded_and_can_be_encoded(runner_module: Any) -> None:
-    body = error_body(
-        exception={"type": "E" * 5000, "message": "\ud800" + "m" * 100_000}, traceback="t" * 100_000
-    )
+    body = error_body(exception={"type": "E" * 5000, "message": "\ud800" + "m" * 100_000}, traceback="t" * 100_000)
     frames, _ = feed(runner_module, frame(b"E", "", body))
     assert len(frames.error["exception"]["type"]) == 256
     for text in (frames.error["exception"]["message"], frames.error["traceback"]):

@@ -72,9 +72,7 @@ def test_credentials_of_one_named_index_do_not_go_to_another(runner_module: Any)
 def test_credentials_of_netrc(runner_module: Any, tmp_path: Path) -> None:
     (tmp_path / ".netrc").write_text("machine i.example login me password hunter2\n")
     (tmp_path / ".netrc").chmod(0o600)
-    found = runner_module.index_settings(
-        {"HOME": str(tmp_path), "UV_DEFAULT_INDEX": "https://i.example/simple"}
-    )
+    found = runner_module.index_settings({"HOME": str(tmp_path), "UV_DEFAULT_INDEX": "https://i.example/simple"})
     assert found.authorization == {"i.example": basic("me", "hunter2")}
     assert "hunter2" in found.secrets
 

@@ -57,9 +57,7 @@ def test_container_needs_no_proc_and_leaves_namespaces_to_seccomp(runner_module:
 
 
 def test_debug_adds_calls_and_keeps_the_rest_of_the_filter(runner_module: Any) -> None:
-    default, debug = (
-        runner_module.load_profile(name, [str(PROFILES)]).seccomp for name in ("default", "debug")
-    )
+    default, debug = (runner_module.load_profile(name, [str(PROFILES)]).seccomp for name in ("default", "debug"))
     assert "ptrace" in debug.also_allow
     assert debug._replace(also_allow=[]) == default
 
@@ -70,9 +68,7 @@ def test_sizes_are_written_with_binary_units(runner_module: Any, write: Write) -
     assert (bundle.max_bytes, bundle.request_bytes) == (3072, 7)
 
 
-def test_an_extension_replaces_lists_and_merges_tables(
-    runner_module: Any, write: Write, default_profile: Any
-) -> None:
+def test_an_extension_replaces_lists_and_merges_tables(runner_module: Any, write: Write, default_profile: Any) -> None:
     text = 'extends = "default"\n[execute]\nread_only = ["/usr/lib"]\n[execute.environment]\nTZ = "CET"\n'
     profile = runner_module.load_profile(str(write(text)), [str(PROFILES)])
     assert profile.execute.read_only == ["/usr/lib"]
@@ -199,9 +195,7 @@ scalars = st.booleans() | st.integers() | st.floats() | st.text() | st.datetimes
 values = st.recursive(scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner))
 
 
-@given(
-    where=st.sampled_from(places(DEFAULT)), value=values, extra=st.dictionaries(st.text(), values, max_size=2)
-)
+@given(where=st.sampled_from(places(DEFAULT)), value=values, extra=st.dictionaries(st.text(), values, max_size=2))
 def test_any_table_loads_or_names_its_file_and_key(
     runner_module: Any, where: tuple[str, ...], value: Any, extra: dict[str, Any]
 ) -> None:

@@ -18,9 +18,7 @@ def read(module: Any, profile: Any, folder: Path, **files: str) -> Any:
 def test_a_project_without_a_build_system_is_built_with_setuptools(
     runner_module: Any, default_profile: Any, tmp_path: Path
 ) -> None:
-    project = read(
-        runner_module, default_profile, tmp_path, pyproject_toml='[project]\nname = "x"\nversion = "1"\n'
-    )
+    project = read(runner_module, default_profile, tmp_path, pyproject_toml='[project]\nname = "x"\nversion = "1"\n')
     assert project.backend == "setuptools.build_meta:__legacy__"
     assert [item.name for item in project.build_requires] == ["setuptools"]
     assert (project.requires, project.requires_python, project.backend_path) == ([], "", [])
@@ -50,16 +48,12 @@ six = { path = "/etc" }
     assert [item.line() for item in project.build_requires] == ["hatchling>=1", "x @ git+https://h.example/r"]
 
 
-def test_without_a_project_requirements_txt_counts(
-    runner_module: Any, default_profile: Any, tmp_path: Path
-) -> None:
+def test_without_a_project_requirements_txt_counts(runner_module: Any, default_profile: Any, tmp_path: Path) -> None:
     project = read(runner_module, default_profile, tmp_path, requirements_txt="\ufeffsix\n")
     assert (project.backend, [item.name for item in project.requires]) == ("", ["six"])
 
 
-def test_a_pyproject_of_tools_alone_is_no_project(
-    runner_module: Any, default_profile: Any, tmp_path: Path
-) -> None:
+def test_a_pyproject_of_tools_alone_is_no_project(runner_module: Any, default_profile: Any, tmp_path: Path) -> None:
     files = {"pyproject_toml": "[tool.ruff]\nline-length = 1\n", "requirements_txt": "six"}
     project = read(runner_module, default_profile, tmp_path, **files)
     assert (project.backend, [item.name for item in project.requires]) == ("", ["six"])
@@ -144,9 +138,7 @@ def test_an_unreadable_file_is_a_bundle_error(
 
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
-values = st.recursive(
-    scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=5
-)
+values = st.recursive(scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=5)
 fields = ("requires", "build-backend", "backend-path", "dependencies", "requires-python", "name")
 
 

@@ -102,9 +102,7 @@ def test_an_unknown_key_is_named(runner_module: Any) -> None:
 
 @pytest.mark.parametrize("entrypoint", ["", "a\nb", "\x1b[0m", "x" * 1025, 1, None, ["m"]])
 def test_unusable_entry_points_are_refused(runner_module: Any, entrypoint: Any) -> None:
-    assert "entrypoint" in refused(
-        runner_module, json.dumps({**SIMULATION, "entrypoint": entrypoint}).encode()
-    )
+    assert "entrypoint" in refused(runner_module, json.dumps({**SIMULATION, "entrypoint": entrypoint}).encode())
 
 
 @pytest.mark.parametrize("params", [None, [], "a", 1])
@@ -158,9 +156,7 @@ def test_a_target_must_be_of_object_form(runner_module: Any, target: Any) -> Non
     )
 
 
-@pytest.mark.parametrize(
-    "returns", [None, {}, [1], [{}], [{"task_id": 1, "outputs": {}}], [{"task_id": "a"}]]
-)
+@pytest.mark.parametrize("returns", [None, {}, [1], [{}], [{"task_id": 1, "outputs": {}}], [{"task_id": "a"}]])
 def test_sim_returns_must_be_records(runner_module: Any, returns: Any) -> None:
     body = json.dumps({"target_entrypoint": "m:f", "sim_returns": returns}).encode()
     assert "sim_returns" in refused(runner_module, body, True)
@@ -188,10 +184,7 @@ json_values = st.recursive(
     lambda inner: st.lists(inner) | st.dictionaries(texts, inner),
     max_leaves=8,
 )
-keys = (
-    st.sampled_from(["entrypoint", "params", "seed", "target_entrypoint", "sim_returns", "target_data"])
-    | texts
-)
+keys = st.sampled_from(["entrypoint", "params", "seed", "target_entrypoint", "sim_returns", "target_data"]) | texts
 sim_return = st.fixed_dictionaries(
     {
         "task_id": texts,

@@ -158,19 +158,13 @@ def test_the_profile_says_which_urls_are_taken(runner_module: Any, default_profi
             runner_module.parse_requirement(text, narrow, "test")
 
 
-def test_private_addresses_are_taken_where_the_profile_says_so(
-    runner_module: Any, default_profile: Any
-) -> None:
+def test_private_addresses_are_taken_where_the_profile_says_so(runner_module: Any, default_profile: Any) -> None:
     policy = default_profile.dependencies._replace(private_addresses=True)
     assert runner_module.parse_requirement("x @ https://localhost:8443/x.whl", policy, "test").url
 
 
-@given(
-    st.text() | st.from_regex(r"[a-z]+(\[[a-z,]*\])? ?(@ ?\S+|[<>=!~]{1,3} ?\S+)? ?(;.*)?", fullmatch=True)
-)
-def test_any_text_is_refused_or_survives_being_written(
-    runner_module: Any, default_profile: Any, text: str
-) -> None:
+@given(st.text() | st.from_regex(r"[a-z]+(\[[a-z,]*\])? ?(@ ?\S+|[<>=!~]{1,3} ?\S+)? ?(;.*)?", fullmatch=True))
+def test_any_text_is_refused_or_survives_being_written(runner_module: Any, default_profile: Any, text: str) -> None:
     try:
         parsed = runner_module.parse_requirement(text, default_profile.dependencies, "test")
     except runner_module.Failure as failure:
@@ -205,9 +199,7 @@ def test_writing_and_parsing_are_inverse(
 
 
 def parse_file(module: Any, profile: Any, text: str) -> list[str]:
-    return [
-        item.line() for item in module.parse_requirements_file(text, profile.dependencies, "requirements.txt")
-    ]
+    return [item.line() for item in module.parse_requirements_file(text, profile.dependencies, "requirements.txt")]
 
 
 FILES = {
@@ -267,9 +259,7 @@ OPTIONS = [
 
 @pytest.mark.parametrize("line", OPTIONS)
 @pytest.mark.parametrize("before", ["", "six\n", "six \\\n"], ids=["alone", "after a line", "continued"])
-def test_an_option_is_refused_with_its_line(
-    runner_module: Any, default_profile: Any, line: str, before: str
-) -> None:
+def test_an_option_is_refused_with_its_line(runner_module: Any, default_profile: Any, line: str, before: str) -> None:
     with pytest.raises(runner_module.Failure, match=r"^requirements\.txt, line \d") as caught:
         parse_file(runner_module, default_profile, before + line)
     assert (caught.value.phase, caught.value.type) == ("bundle", "dependency_refused")
@@ -281,9 +271,7 @@ def test_a_hash_without_a_dependency_is_refused(runner_module: Any, default_prof
 
 
 @given(st.text())
-def test_any_requirements_file_is_parsed_or_refused(
-    runner_module: Any, default_profile: Any, text: str
-) -> None:
+def test_any_requirements_file_is_parsed_or_refused(runner_module: Any, default_profile: Any, text: str) -> None:
     try:
         lines = parse_file(runner_module, default_profile, text)
     except runner_module.Failure as failure:

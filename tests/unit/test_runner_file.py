@@ -75,10 +75,7 @@ def test_no_shortcut_runs_text(name: str) -> None:
 
 
 def test_importing_the_runner_starts_nothing(tmp_path: Path) -> None:
-    code = (
-        f"import runpy, sys; sys.argv = ['x', '--doctor']; "
-        f"runpy.run_path({str(RUNNER)!r}, run_name='imported')"
-    )
+    code = f"import runpy, sys; sys.argv = ['x', '--doctor']; runpy.run_path({str(RUNNER)!r}, run_name='imported')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, b"")
 

@@ -163,17 +163,13 @@ def test_the_exec_filter_denies_that_alone(runner_module: Any) -> None:
         assert verdict(program, 11, arch=arch) == "errno:EPERM"
 
 
-def test_a_condition_on_a_call_that_nobody_knows_is_an_error(
-    runner_module: Any, default_profile: Any
-) -> None:
+def test_a_condition_on_a_call_that_nobody_knows_is_an_error(runner_module: Any, default_profile: Any) -> None:
     rule = runner_module.DenyRule(["no_such_call"], [runner_module.Condition(0, "eq", [1])])
     with pytest.raises(runner_module.Failure, match="no_such_call") as caught:
         runner_module.seccomp_programs(default_profile.seccomp._replace(deny_if=[rule]))
     assert (caught.value.phase, caught.value.type) == ("host", "seccomp_unavailable")
 
 
-def test_equal_policies_give_equal_programs(
-    runner_module: Any, default_profile: Any, programs: list[bytes]
-) -> None:
+def test_equal_policies_give_equal_programs(runner_module: Any, default_profile: Any, programs: list[bytes]) -> None:
     assert runner_module.seccomp_programs(default_profile.seccomp) == programs
     assert all(0 < len(program) // 8 <= 4096 for program in programs)

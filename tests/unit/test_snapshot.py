@@ -61,9 +61,7 @@ def test_copies_are_new_files_with_plain_modes(source: Path, take: Take, tmp_pat
     take()
     copy = tmp_path / "copy0"
     modes = {
-        str(path.relative_to(copy)): path.stat().st_mode & 0o7777
-        for path in copy.rglob("*")
-        if not path.is_symlink()
+        str(path.relative_to(copy)): path.stat().st_mode & 0o7777 for path in copy.rglob("*") if not path.is_symlink()
     }
     assert modes == {
         "pkg": 0o755,
@@ -122,9 +120,7 @@ def test_moving_bytes_from_a_file_to_the_next_changes_the_digest(source: Path, t
     assert take()[0] != before
 
 
-def test_excluded_folders_are_left_out_and_files_of_that_name_are_not(
-    source: Path, take: Take, tmp_path: Path
-) -> None:
+def test_excluded_folders_are_left_out_and_files_of_that_name_are_not(source: Path, take: Take, tmp_path: Path) -> None:
     before = take()
     (source / "pkg" / "__pycache__").mkdir()
     (source / "pkg" / "__pycache__" / "a.pyc").write_text("x")
@@ -142,9 +138,7 @@ def refused(runner_module: Any, take: Take, **changes: Any) -> Any:
     return caught.value
 
 
-@pytest.mark.parametrize(
-    "text", ["/etc/passwd", "..", "../outside", "pkg/../../outside", "../source/run.sh", "/"]
-)
+@pytest.mark.parametrize("text", ["/etc/passwd", "..", "../outside", "pkg/../../outside", "../source/run.sh", "/"])
 def test_a_link_out_of_the_bundle_is_refused(runner_module: Any, source: Path, take: Take, text: str) -> None:
     (source / "out").symlink_to(text)
     failure = refused(runner_module, take)
@@ -153,17 +147,13 @@ def test_a_link_out_of_the_bundle_is_refused(runner_module: Any, source: Path, t
 
 
 @pytest.mark.parametrize("text", ["a.py", "./deep", "../run.sh", "deep/../a.py", "absent", ".", "../link"])
-def test_a_link_inside_the_bundle_is_kept_as_it_is(
-    source: Path, take: Take, tmp_path: Path, text: str
-) -> None:
+def test_a_link_inside_the_bundle_is_kept_as_it_is(source: Path, take: Take, tmp_path: Path, text: str) -> None:
     (source / "pkg" / "in").symlink_to(text)
     take()
     assert os.readlink(tmp_path / "copy0" / "pkg" / "in") == text
 
 
-@pytest.mark.parametrize(
-    ("path", "link"), [("a/b", "../../x"), ("a", "/x"), ("a/b/c", "../../../x"), ("a", "b/../..")]
-)
+@pytest.mark.parametrize(("path", "link"), [("a/b", "../../x"), ("a", "/x"), ("a/b/c", "../../../x"), ("a", "b/../..")])
 def test_safe_link_refuses(runner_module: Any, path: str, link: str) -> None:
     with pytest.raises(runner_module.Failure):
         runner_module.safe_link(path, link)
@@ -191,9 +181,7 @@ def test_a_fifo_is_refused_at_once(runner_module: Any, source: Path, take: Take)
     assert failure.type == "unsafe_file" and "'pkg/fifo'" in failure.error
 
 
-def test_a_socket_is_refused(
-    runner_module: Any, source: Path, take: Take, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_socket_is_refused(runner_module: Any, source: Path, take: Take, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(source)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind("s")
@@ -219,9 +207,7 @@ def test_entries_are_counted(runner_module: Any, take: Take) -> None:
     assert "bundle.max_files" in refused(runner_module, take, max_files=5).error
 
 
-def test_a_tree_deeper_than_a_path_may_be_long_is_refused(
-    runner_module: Any, source: Path, take: Take
-) -> None:
+def test_a_tree_deeper_than_a_path_may_be_long_is_refused(runner_module: Any, source: Path, take: Take) -> None:
     folder = os.open(source, os.O_RDONLY)
     for _ in range(1200):
         os.mkdir("d" * 20, dir_fd=folder)
@@ -243,9 +229,7 @@ def test_names_of_any_bytes_are_copied(source: Path, take: Take, tmp_path: Path)
 
 
 @pytest.mark.parametrize("kind", ["absent", "file"])
-def test_a_bundle_that_is_no_directory(
-    runner_module: Any, default_profile: Any, tmp_path: Path, kind: str
-) -> None:
+def test_a_bundle_that_is_no_directory(runner_module: Any, default_profile: Any, tmp_path: Path, kind: str) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(runner_module.Failure, match=kind) as caught:
         runner_module.snapshot(str(tmp_path / kind), str(tmp_path / "copy"), default_profile.bundle)

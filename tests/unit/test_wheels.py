@@ -138,9 +138,7 @@ def test_a_console_script_starts_the_venvs_python(make: Make, unpack: Unpack, ve
 @pytest.mark.parametrize(
     "point", ["../run = demo:main", "python3 = demo:main", "run = demo:main();x", "run = os;x:y", ".x = a:b"]
 )
-def test_a_console_script_that_is_no_plain_name_is_left_out(
-    make: Make, unpack: Unpack, venv: Path, point: str
-) -> None:
+def test_a_console_script_that_is_no_plain_name_is_left_out(make: Make, unpack: Unpack, venv: Path, point: str) -> None:
     unpack(make(points=f"[console_scripts]\n{point}\n"))
     assert not (venv / "bin").exists()
 
@@ -201,9 +199,7 @@ RECORDS = {
 
 
 @pytest.mark.parametrize("record", RECORDS.values(), ids=RECORDS.keys())
-def test_a_file_that_is_not_what_record_says_is_refused(
-    make: Make, refuse: Callable[[Path], str], record: str
-) -> None:
+def test_a_file_that_is_not_what_record_says_is_refused(make: Make, refuse: Callable[[Path], str], record: str) -> None:
     assert "RECORD" in refuse(make(record=record))
 
 
@@ -230,9 +226,7 @@ def test_an_unknown_data_scheme_is_refused(make: Make, refuse: Callable[[Path], 
     assert "scheme" in refuse(make({name: b"x"}))
 
 
-def test_a_bomb_is_refused_before_a_byte_is_written(
-    make: Make, refuse: Callable[[Path], str], venv: Path
-) -> None:
+def test_a_bomb_is_refused_before_a_byte_is_written(make: Make, refuse: Callable[[Path], str], venv: Path) -> None:
     assert "max_wheel_bytes" in refuse(make({"demo/zeros": bytes(2 << 20)}))
     assert not venv.exists()
 
@@ -255,12 +249,8 @@ def test_a_wheel_has_one_dist_info(tmp_path: Path, refuse: Callable[[Path], str]
     assert "one .dist-info" in refuse(wheel)
 
 
-@pytest.mark.parametrize(
-    "points", ["no section", "[a\n", "\xff".encode("latin-1").decode("latin-1") + "=", "[a]\nb"]
-)
-def test_entry_points_that_are_none_are_refused(
-    make: Make, refuse: Callable[[Path], str], points: str
-) -> None:
+@pytest.mark.parametrize("points", ["no section", "[a\n", "\xff".encode("latin-1").decode("latin-1") + "=", "[a]\nb"])
+def test_entry_points_that_are_none_are_refused(make: Make, refuse: Callable[[Path], str], points: str) -> None:
     refuse(make(points=points))
 
 
