@@ -234,8 +234,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             body = {"meta": {"api-version": "1.0"}, "name": project, "files": listed}
             return self.answer(200, "application/vnd.pypi.simple.v1+json", json.dumps(body).encode())
         links = "".join(
-            f'<a href="{html.escape(file["url"])}#sha256={file["sha256"]}">{name}</a>\n'
-            for name, file in files.items()
+            f'<a href="{html.escape(file["url"])}#sha256={file["sha256"]}">{name}</a>\n' for name, file in files.items()
         ).replace('#sha256="', '"')
         self.answer(200, "text/html", f"<!DOCTYPE html><html><body>{links}</body></html>".encode())
 

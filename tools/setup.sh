@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Make this checkout ready on a Debian or Ubuntu that has Python 3.11 and nothing else.
-#   tools/setup.sh [runtime|dev]
+#   tools/setup.sh [runtime|service|dev]
 # Asks nothing, and is done at once where there is nothing to do. All output is on stderr.
 set -euo pipefail
 
@@ -33,6 +33,8 @@ missing_packages() {
   [[ -e ${SSL_CERT_FILE:-/etc/ssl/certs/ca-certificates.crt} || -d /etc/pki/tls/certs || -e /etc/ssl/ca-bundle.pem ]] || echo ca-certificates
 }
 
+may_install() { command -v apt-get >/dev/null && { [[ $(id -u) == 0 ]] || sudo -n true 2>/dev/null; }; }
+
 as_root() {
   local environment=(env DEBIAN_FRONTEND=noninteractive LC_ALL=C)
   if [[ $(id -u) == 0 ]]; then "${environment[@]}" "$@"; else sudo -n "${environment[@]}" "$@"; fi
@@ -43,7 +45,7 @@ install_packages() {
   if ! command -v apt-get >/dev/null; then
     fail "install with this system's package manager what Debian calls: $*"
   fi
-  if [[ $(id -u) != 0 ]] && ! sudo -n true 2>/dev/null; then
+  if ! may_install; then
     fail "missing packages, and no right to install them; run: sudo apt-get install $*"
   fi
   say "installing $*"
@@ -88,6 +90,10 @@ mapfile -t packages < <(missing_packages)
 if [[ ${#packages[@]} -gt 0 ]]; then
   install_packages "${packages[@]}"
 fi
+if [[ $group == dev ]] && ! command -v git >/dev/null && may_install; then
+  # Tests of git dependencies use it; without it they are skipped.
+  (install_packages git) || say "going on without git"
+fi
 if ! "$venv/bin/python" -I -m pip --version >/dev/null 2>&1; then
   say "making $venv with $python"
   "$python" -I -m venv --clear "$venv"
@@ -95,5 +101,12 @@ fi
 say "installing the group $group"
 printf '%s\n' "$requirements" >"$venv/requirements-$group.txt"
 "$venv/bin/python" -I -m pip install --quiet -r "$venv/requirements-$group.txt"
+if [[ $group != runtime ]]; then
+  # The contracts of this tree only where none are: a published one that is there stays.
+  if ! "$venv/bin/python" -I -c 'import modelops_contracts' 2>/dev/null; then
+    "$venv/bin/python" -I -m pip install --quiet ./src/modelops-contracts
+  fi
+  "$venv/bin/python" -I -m pip install --quiet --no-deps --editable .
+fi
 printf '%s' "$wanted" >"$venv/.ready-$group"
 say "ready"

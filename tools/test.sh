@@ -5,4 +5,5 @@ set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 tools/setup.sh dev
+export PATH="$PWD/.venv/bin:$PATH" # uv, for the tests that call it themselves
 exec .venv/bin/python -m pytest -ra "$@"

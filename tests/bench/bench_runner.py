@@ -101,13 +101,9 @@ class Bench:
         (bundle / "pyproject.toml").write_text(text.replace('["src/sir"]', '["src/sir", "src/timed.py"]'))
         return bundle
 
-    def run(
-        self, command: Sequence[str | Path], stdin: bytes = b"", env: Mapping[str, str] | None = None
-    ) -> bytes:
+    def run(self, command: Sequence[str | Path], stdin: bytes = b"", env: Mapping[str, str] | None = None) -> bytes:
         clean = {
-            name: value
-            for name, value in os.environ.items()
-            if name not in ("REUSE", "PRESERVE_TMP", "VENVS_DIR")
+            name: value for name, value in os.environ.items() if name not in ("REUSE", "PRESERVE_TMP", "VENVS_DIR")
         }
         done = subprocess.run(command, input=stdin, capture_output=True, env={**clean, **(env or {})})
         if done.returncode != 0:
@@ -202,16 +198,12 @@ class Bench:
         self.bwrap = self.bare_bwrap(self.venvs["hello"])
         for name in ("hello", "sir"):
             expected = self.bare_task(self.venvs[name], name)
-            self.run(
-                [self.venvs[name] / "bin" / "python", "-m", "compileall", "-q", self.venvs[name] / "lib"]
-            )
+            self.run([self.venvs[name] / "bin" / "python", "-m", "compileall", "-q", self.venvs[name] / "lib"])
             for reuse in (False, True):
                 found = self.runner(name, reuse=reuse)["outputs"]
                 if {key: item["inline"] for key, item in found.items()} != expected:
                     sys.exit(f"{name}: the sandbox's outputs are not those of the bare run")
-        self.run(
-            [self.venvs["timed"] / "bin" / "python", "-m", "compileall", "-q", self.venvs["timed"] / "lib"]
-        )
+        self.run([self.venvs["timed"] / "bin" / "python", "-m", "compileall", "-q", self.venvs["timed"] / "lib"])
 
     def start(self) -> None:
         """The two starts are timed together: their sum is the floor."""
@@ -266,9 +258,7 @@ def print_table(results: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the runner against floors made on the spot.")
-    parser.add_argument(
-        "--rounds", type=int, default=9, help="rounds with warm caches (default: %(default)s)"
-    )
+    parser.add_argument("--rounds", type=int, default=9, help="rounds with warm caches (default: %(default)s)")
     parser.add_argument(
         "--cold-rounds", type=int, default=3, help="rounds that download everything (default: %(default)s)"
     )

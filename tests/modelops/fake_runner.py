@@ -10,6 +10,8 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
 
 def option(name: str, default: str = "") -> str:
@@ -50,11 +52,11 @@ def with_output(entry: object) -> dict[str, object]:
     return {"task_id": "t" * 64, "outputs": {"out": entry}, "metrics": {}}
 
 
-def answer(task: dict[str, object]) -> object:
+def answer(task: dict[str, Any]) -> object:
     """The answer to one task, or no answer at all."""
-    params = task.get("params")
-    what = params.get("do", "") if isinstance(params, dict) else ""
-    answers = {
+    params = task.get("params", {})
+    what = params.get("do", "")
+    answers: dict[str, Callable[[], object]] = {
         "wrong_checksum": lambda: with_output(output(b"data", checksum="0" * 64)),
         "wrong_size": lambda: with_output(output(b"data", size=5)),
         "not_base64": lambda: with_output(output(b"data", inline="*")),
@@ -125,7 +127,11 @@ def serve() -> None:
 def main() -> None:
     signal.signal(signal.SIGTERM, stop)
     if "--doctor" in sys.argv:
-        modes = {"mute": lambda: "", "sick": lambda: {"doctor": {"ok": False}}, "refuse": lambda: fatal("host")}
+        modes: dict[str, Callable[[], object]] = {
+            "mute": lambda: "",
+            "sick": lambda: {"doctor": {"ok": False}},
+            "refuse": lambda: fatal("host"),
+        }
         say(modes.get(os.environ.get("FAKE_MODE", ""), lambda: {"doctor": {"ok": True}})())
     elif "--serve" in sys.argv:
         serve()

@@ -23,6 +23,7 @@ from modelops_contracts import (
 )
 
 from modelops.adapters.exec_env.errors import RunnerError
+from modelops.adapters.working_dir import WorkingDir
 from modelops.services.dask_simulation import DaskSimulationService
 from modelops.services.futures import TaskFuture
 from modelops.worker.settings import WorkerSettings
@@ -33,8 +34,8 @@ import time
 def wire(entrypoint, params, seed):
     if params.get("fail") == seed:
         raise ValueError("as asked")
-    if "mark" in params:
-        time.sleep(params["mark"])
+    if "pause" in params:
+        time.sleep(params["pause"])
     return {"seed": str(seed)}
 """
 TARGETS = """
@@ -78,7 +79,7 @@ def seeds(results: list[SimReturn]) -> list[int]:
 
 
 def test_the_port(service: DaskSimulationService, ref: str) -> None:
-    port: SimulationService = service  # type: ignore[assignment]  # the concrete futures are narrower
+    port: SimulationService = service
     future = port.submit(sim_task(ref, seed=7))
     assert seeds([future.result(timeout=60)]) == [7]
     assert future.done() and future.exception() is None and not future.cancel()
@@ -101,7 +102,7 @@ def test_order_is_kept_and_failures_are_values(service: DaskSimulationService, r
 
 
 def test_equal_tasks_are_submissions_of_their_own(service: DaskSimulationService, ref: str) -> None:
-    futures = [*service.submit_batch([sim_task(ref)] * 5), service.submit(sim_task(ref))]
+    futures = [*service.simulate([sim_task(ref)] * 5), service.submit(sim_task(ref))]
     assert len({future.key for future in futures}) == 6
     assert seeds(service.gather(futures)) == [1] * 6
 
@@ -155,8 +156,8 @@ def test_a_killed_worker_loses_no_task(
     monkeypatch.setenv("MODELOPS_COLD_DEBUG", cold)
     with DaskSimulationService(settings=settings, n_workers=2, threads_per_worker=2) as service:
         assert set(service.executors().values()) == {"cold" if cold == "1" else "warm"}
-        tasks = [sim_task(ref, {"mark": 1.0}, seed) for seed in range(8)]
-        futures = service.submit_batch(tasks)
+        tasks = [sim_task(ref, {"pause": 1.0}, seed) for seed in range(8)]
+        futures = service.simulate(tasks)
         total = service.aggregate(futures, TOTAL)
         wait_until(lambda: len(runners(tmp_path)) >= 4, "no task began")
         victim = next(iter(service.client.run(os.getpid).values()))
@@ -165,6 +166,7 @@ def test_a_killed_worker_loses_no_task(
         assert seeds(service.gather(futures)) == list(range(8))
         assert total.result(timeout=60).loss == 28.0
         wait_until(lambda: not any(alive(child) for child in orphans), "a runner outlived its worker")
+    WorkingDir(tmp_path / "storage" / "incoming").close()  # the next environment sweeps what the dead one left
 
 
 def alive(process: psutil.Process) -> bool:
@@ -200,7 +202,7 @@ def test_cancelling(
     """A running task is stopped where it runs, a waiting one never begins, and the next ones run."""
     monkeypatch.setenv("MODELOPS_COLD_DEBUG", cold)
     with DaskSimulationService(settings=settings, n_workers=1, threads_per_worker=1) as service:
-        running, waiting = service.submit_batch([sim_task(ref, {"mark": 500.0}, seed) for seed in (1, 2)])
+        running, waiting = service.submit_batch([sim_task(ref, {"pause": 500.0}, seed) for seed in (1, 2)])
         wait_until(lambda: bool(service.client.processing() and runners(tmp_path)), "the task did not begin")
         time.sleep(1)  # into the sandbox; any moment is right
         assert running.cancel() and waiting.cancel()
@@ -211,10 +213,10 @@ def test_cancelling(
 
 
 def test_a_result_that_is_not_there_in_time(service: DaskSimulationService, ref: str) -> None:
-    future = service.submit(sim_task(ref, {"mark": 2.0}))
+    future = service.submit(sim_task(ref, {"pause": 2.0}))
     with pytest.raises(TimeoutError):
         future.result(timeout=0.01)
-    replicates = service.submit_replicate_set(ReplicateSet(sim_task(ref, {"mark": 2.0}), 2))
+    replicates = service.submit_replicate_set(ReplicateSet(sim_task(ref, {"pause": 500.0}), 2))
     with pytest.raises(TimeoutError):
         replicates.result(timeout=0.01)
     assert seeds([future.result()]) == [1]
@@ -246,7 +248,7 @@ def test_many_threads_submit(service: DaskSimulationService, ref: str) -> None:
 def test_a_cluster_of_the_user(settings: WorkerSettings, ref: str, tmp_path: Path) -> None:
     """Two services share it, each with environments of its own; late workers have them; closing leaves it."""
     with LocalCluster(
-        n_workers=1, threads_per_worker=2, dashboard_address=None, local_directory=str(tmp_path / "dask")
+        n_workers=1, threads_per_worker=2, dashboard_address="127.0.0.1:0", local_directory=str(tmp_path / "dask")
     ) as cluster:
         with (
             DaskSimulationService(cluster.scheduler_address, settings=settings) as first,
@@ -272,7 +274,7 @@ def test_a_worker_that_cannot_make_its_environment(environments: Environments, t
 
 
 def test_workers_that_share_a_process(settings: WorkerSettings, ref: str, tmp_path: Path) -> None:
-    options = {"dashboard_address": None, "local_directory": str(tmp_path / "dask")}
+    options = {"dashboard_address": "127.0.0.1:0", "local_directory": str(tmp_path / "dask")}
     with (
         LocalCluster(n_workers=2, threads_per_worker=1, processes=False, **options) as cluster,
         DaskSimulationService(cluster.scheduler_address, settings=settings) as service,

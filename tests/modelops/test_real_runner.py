@@ -3,7 +3,7 @@
 import json
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -314,6 +314,17 @@ def test_the_timeout_of_a_call(environments: Environments, kind: str, many: str,
     assert len(runners(tmp_path)) == (1 if kind == "warm" else 0), "a warm server outlives the cancelled task"
 
 
+def test_a_task_that_is_too_large(
+    environments: Environments, kind: str, many: str, profile_with: Callable[[str], tuple[str, ...]]
+) -> None:
+    _, profile, _, profiles_dir = profile_with('[bundle]\nrequest_bytes = "64KiB"')
+    exec_env = environments(kind, profile=profile, profiles_dir=profiles_dir)
+    assert exec_env.run(sim_task(many)).error is None
+    result = exec_env.run(sim_task(many, {"text": "x" * 3_000_000}))
+    assert result.error is not None and result.error.error_type == "input_too_large"
+    assert exec_env.run(sim_task(many)).error is None
+
+
 def test_cancelling_a_task(environments: Environments, kind: str, many: str) -> None:
     exec_env = environments(kind)
     results: list[SimReturn] = []
@@ -409,7 +420,7 @@ name = "probe"
 version = "1.0"
 dependencies = ["dep=={version}"]
 [project.entry-points."modelops.wire"]
-execute = "fit.targets:wire"
+execute = "probe:wire"
 """
         code = "import dep\n\ndef wire(*_):\n    return {'version': dep.version}\n"
         refs.append(environments.add(code, pyproject=project))

@@ -5,7 +5,7 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -155,17 +155,35 @@ class HostileRunner(Runner):
         return write_bundle(folder, wire, **options)
 
 
-def cases(*profiles: str) -> Any:
+def cases(*profiles: str) -> pytest.MarkDecorator:
     """Parametrise `hostile` over both accounts and the profiles."""
     return runs(*((who, profile) for who in ("root", "user") for profile in profiles))
 
 
-def runs(*pairs: tuple[str, str]) -> Any:
+def runs(*pairs: tuple[str, str]) -> pytest.MarkDecorator:
     """Parametrise `hostile` over pairs of account and profile."""
     return pytest.mark.parametrize("hostile", pairs, indirect=True, ids=[f"{w}-{p}" for w, p in pairs])
 
 
 _RUNNERS: dict[tuple[str, str], HostileRunner] = {}
+
+
+def turns(argument: str, values: Iterable[Any], *pairs: tuple[str, str]) -> pytest.MarkDecorator:
+    """Parametrise over the values, each tried by one of the pairs in turn: the suite stays short. With EVERY_CASE=1
+    in the environment each is tried by all of them."""
+    rows = [
+        (pair, *value) if "," in argument else (pair, value)
+        for number, value in enumerate(values)
+        for pair in (pairs if os.environ.get("EVERY_CASE") else [pairs[number % len(pairs)]])
+    ]
+    ids = [f"{label_of(tuple(value))}-{who}-{profile}" for (who, profile), *value in rows]
+    return pytest.mark.parametrize(f"hostile, {argument}", rows, indirect=["hostile"], ids=ids)
+
+
+def label_of(value: Any) -> str:
+    if isinstance(value, tuple) and not hasattr(value, "name"):
+        return "-".join(label_of(part) for part in value)
+    return str(getattr(value, "name", None) or getattr(value, "__name__", None) or value)
 
 
 def runner_for(accounts: dict[str, Account], who: str, profile: str) -> HostileRunner:

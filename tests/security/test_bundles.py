@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 from servers import LocalServer, wheel
 
-from security.hostile import CONTROLS_DONE, Account, HostileRunner, cases, runner_for, runs
+from security.hostile import CONTROLS_DONE, HostileRunner, cases, runs, turns
 
 FAMILY = "install"
 HOST_FILE = "/etc/shadow"  # what hostile names point at
@@ -102,6 +102,24 @@ def replaced_by_link(name: str, target: str) -> Callable[[Path], object]:
     return make
 
 
+def swapped(make: Callable[[Path], None]) -> Callable[[Path], object]:
+    def act(bundle: Path) -> None:
+        (bundle / "pyproject.toml").unlink()
+        make(bundle / "pyproject.toml")
+
+    return act
+
+
+def set_uid(bundle: Path) -> None:
+    (bundle / "s").write_text("")
+    (bundle / "s").chmod(0o4777)
+
+
+def emptied(bundle: Path) -> None:
+    for name in ("probe.py", "pyproject.toml"):
+        (bundle / name).unlink()
+
+
 def many_files(bundle: Path) -> None:
     (bundle / "many").mkdir()
     for number in range(10_100):
@@ -150,12 +168,12 @@ TREES = [
     ),
     Hostile(
         "pyproject.toml is a FIFO",
-        lambda b: (os.unlink(b / "pyproject.toml"), os.mkfifo(b / "pyproject.toml")),
+        swapped(os.mkfifo),
         REFUSED,
     ),
     Hostile(
         "pyproject.toml is a folder",
-        lambda b: (os.unlink(b / "pyproject.toml"), os.mkdir(b / "pyproject.toml")),
+        swapped(os.mkdir),
         REFUSED,
     ),
     Hostile("pyproject.toml is /dev/zero", replaced_by_link("pyproject.toml", "/dev/zero"), REFUSED),
@@ -164,11 +182,11 @@ TREES = [
     Hostile("names that are bytes, escapes, options", odd_names, ("ran", "bundle/unsafe_file")),
     Hostile("an interpreter, venv and configuration of its own", fake_venv, ("ran",)),
     Hostile(
-        "files with modes 0000 and 4777",
-        lambda b: ((b / "s").write_text(""), (b / "s").chmod(0o4777)),
+        "a set-uid file that all may write",
+        set_uid,
         ("ran",),
     ),
-    Hostile("nothing at all", lambda b: [os.unlink(b / n) for n in ("probe.py", "pyproject.toml")], REFUSED),
+    Hostile("nothing at all", emptied, REFUSED),
 ]
 TEXTS = [
     Hostile("TOML that is not", replace("pyproject.toml", "[[[[["), REFUSED),
@@ -245,14 +263,18 @@ def shadow_lines() -> list[str]:
         return []
 
 
-@runs(("root", "default"), ("user", "strict"), ("user", "container"))
+@runs(("root", "default"))
 @pytest.mark.parametrize("case", TREES, ids=lambda case: case.name)
 def test_tree(case: Hostile, hostile: HostileRunner) -> None:
     check(hostile, case)
 
 
-@cases("small")
-@pytest.mark.parametrize("case", TEXTS, ids=lambda case: case.name)
+@turns("case", TREES, ("user", "strict"), ("user", "container"), ("user", "default"), ("root", "strict"))
+def test_tree_in_turns(case: Hostile, hostile: HostileRunner) -> None:
+    check(hostile, case)
+
+
+@turns("case", TEXTS, ("root", "small"), ("user", "small"))
 def test_text(case: Hostile, hostile: HostileRunner) -> None:
     check(hostile, case)
 
@@ -276,19 +298,16 @@ def test_the_store_works_after_them(hostile: HostileRunner) -> None:
     assert ends(hostile(hostile.bundle(WIRE), name="a good bundle after the hostile ones")) == "ran"
 
 
-@pytest.mark.parametrize("number", range(len(LINES)), ids=LINES)
-def test_dependency_line(number: int, accounts: dict[str, Account]) -> None:
-    """No such line is ever given to a tool; the error names it and tells nothing else. Each line is tried by
-    one of the accounts in one of the three places; the parser, which knows no place, takes them all."""
-    hostile = runner_for(accounts, sorted(accounts)[number % len(accounts)], "default")
+@turns("number", range(len(LINES)), ("root", "default"), ("user", "default"))
+def test_dependency_line(number: int, hostile: HostileRunner) -> None:
+    """No such line is ever given to a tool; the error names it and tells nothing else. Each line is tried in one
+    of the three places; the parser, which knows no place, takes them all."""
     line = LINES[number]
     quoted = line.replace("\\", "\\\\").replace("\n", "\\n")
     places = {
         "requirements.txt": requirements(line + "\n"),
         "project.dependencies": project(f'dependencies = ["{quoted}"]'),
-        "build-system.requires": replace(
-            "pyproject.toml", f'[build-system]\nrequires = ["{quoted}"]\nbuild-backend = "x"\n'
-        ),
+        "build-system.requires": build_system(f'requires = ["{quoted}"]\nbuild-backend = "x"'),
     }
     place = list(places)[number % 3]
     case = Hostile(f"{place}: {line}", places[place], ("bundle/dependency_refused",))

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from security.hostile import CONTROLS_DONE, HostileRunner, cases, runs
+from security.hostile import CONTROLS_DONE, HostileRunner, cases, runs, turns
 
 FAMILY = "envelope"
 # One bundle for all: the code comes with the task, so that nothing is built again.
@@ -279,36 +279,39 @@ def ends(result: Any) -> str:
     return "ran" if result.code == 0 else f"{result.error['phase']}/{result.error['type']}"
 
 
-@runs(("root", "default"), ("user", "strict"), ("user", "container"))
+@turns("case", CASES, ("user", "strict"), ("user", "container"), ("root", "strict"), ("root", "container"))
+def test_task_in_turns(case: Case, hostile: HostileRunner, bundles: dict[int, Any]) -> None:
+    """As below, by another account or under another profile."""
+    result = run_code(hostile, bundles, case.name, case.code)
+    assert ends(result) in case.ends, str(result.body)[:1000]
+
+
+@runs(("root", "default"))
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_task(case: Case, hostile: HostileRunner, bundles: dict[int, Any]) -> None:
     result = run_code(hostile, bundles, case.name, case.code)
     assert ends(result) in case.ends, str(result.body)[:1000]
 
 
-@cases("small", "small-no-proc")
-@pytest.mark.parametrize("case", SMALL, ids=lambda case: case.name)
+@turns("case", SMALL, ("root", "small"), ("user", "small"), ("user", "small-no-proc"))
 def test_task_under_small_limits(case: Case, hostile: HostileRunner, bundles: dict[int, Any]) -> None:
     result = run_code(hostile, bundles, case.name, case.code)
     assert ends(result) in case.ends, str(result.body)[:1000]
 
 
-@cases("default")
-@pytest.mark.parametrize("name", NAMES, ids=repr)
+@turns("name", NAMES, ("root", "default"), ("user", "default"))
 def test_output_name(name: str, hostile: HostileRunner, bundles: dict[int, Any]) -> None:
     result = run_code(hostile, bundles, f"an output named {name!r}", f"result = {{{name!r}: b''}}")
     assert result.error["type"] == "bad_output_name"
 
 
-@cases("default")
-@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+@turns("loss", LOSSES.values(), ("root", "default"), ("user", "default"))
 def test_loss(loss: str, hostile: HostileRunner, bundles: dict[int, Any]) -> None:
     result = run_code(hostile, bundles, f"the loss {loss}", f"result = {{'loss': {loss}}}", target=True)
     assert ends(result) in (*BAD, *RAISED, *GONE)
 
 
-@cases("default", "strict")
-@pytest.mark.parametrize("name", AGGREGATIONS)
+@turns("name", AGGREGATIONS, ("root", "default"), ("user", "strict"))
 def test_aggregation(name: str, hostile: HostileRunner, bundles: dict[int, Any]) -> None:
     result = run_code(hostile, bundles, f"aggregation: {name}", AGGREGATIONS[name], target=True)
     assert ends(result) in BAD, str(result.body)[:1000]

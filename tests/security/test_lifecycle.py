@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import parse_line
 
 from security.hostile import CONTROLS_DONE, NO_CONTROL, HostileRunner, cases, leftovers, runs
 
 FAMILY = "processes"
+WIRE = "def wire(entrypoint, params, seed):\n    return {}\n"
 # A program that can be found from outside by its command line.
 SLEEPER = """
 import os, signal, sys, time
@@ -104,14 +106,12 @@ def test_the_runner_is_killed(number: signal.Signals, hostile: HostileRunner, re
     if number == signal.SIGKILL:
         assert out == b""
     else:
-        from conftest import parse_line
-
         error = parse_line(out)["_fatal_error"]
         assert error["type"] == "killed" and process.returncode != 0
     process.stdout.close()
     if process.stderr:
         process.stderr.close()
-    hostile(hostile.bundle("def wire(*a): return {}\n"), name=f"after {number.name} of the runner")
+    hostile(hostile.bundle(WIRE), name=f"after {number.name} of the runner")
     assert residue(hostile, process.pid) == []
 
 
@@ -158,8 +158,11 @@ def test_daemons_end_with_a_limit(hostile: HostileRunner, request: pytest.Fixtur
 def test_scratch_is_removed(hostile: HostileRunner) -> None:
     """Also after failures, and although the task filled its /tmp and /dev/shm."""
     code = "def wire(*a):\n open('/tmp/x', 'w').write('x'); open('/dev/shm/y', 'w').write('y')\n raise ValueError\n"
+    hostile(hostile.bundle(WIRE), name="makes the store")
+    before = set((hostile.store / "run").iterdir())
     hostile(hostile.bundle(code), name="leaves files in /tmp and /dev/shm")
-    assert [path.name for path in (hostile.store / "run").iterdir() if path.name.startswith(".run-")] == []
+    left = set((hostile.store / "run").iterdir()) - before
+    assert [path.name for path in left if path.name.startswith(".run-")] == []
     assert not Path("/dev/shm/y").exists()
 
 

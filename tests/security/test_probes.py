@@ -46,7 +46,8 @@ def lures(base: Path, runner_module: ModuleType) -> Iterator[dict[str, Any]]:
     abstract.bind(f"\0probe-{os.getpid()}")
     path.bind(str(base / "socket"))
     os.chmod(base / "socket", 0o777)
-    abstract.listen(64), path.listen(64)
+    for listener in (abstract, path):
+        listener.listen(64)
     with listening() as four, listening(socket.AF_INET6) as six:
         yield {
             "secret": SECRET, "secret_file": str(secret), "folder": str(base), "scratch": "/tmp",
@@ -59,7 +60,8 @@ def lures(base: Path, runner_module: ModuleType) -> Iterator[dict[str, Any]]:
         }  # fmt: skip
     libc.shmctl(shared, 0, None)
     libc.mq_unlink(queue.encode())
-    abstract.close(), path.close()
+    for listener in (abstract, path):
+        listener.close()
 
 
 # --- denied calls, as the profile lists them: with arguments that no call takes
@@ -107,9 +109,7 @@ def verdicts(
 
 @cases(*PROFILES)
 @pytest.mark.parametrize("probe", IN_TASK, ids=lambda probe: probe.name)
-def test_a_task_can_not(
-    probe: Probe, hostile: HostileRunner, verdicts: Any, family: Any, runner_module: ModuleType
-) -> None:
+def test_a_task_can_not(probe: Probe, hostile: HostileRunner, verdicts: Any, family: Any) -> None:
     """The name of the probe ends the sentence."""
     profile = hostile.profile
     family(probe.family)
@@ -213,7 +213,8 @@ def in_a_weaker_box(base: Path, lures: dict[str, Any], runner_module: ModuleType
             kept = [word for word in arguments[:at] + arguments[at + 2 :] if word not in options]
             return dict(run_program([module.find_bwrap(), *kept], folder / "request.json", table, lures, ""))
         finally:
-            os.close(status), os.close(held)
+            os.close(status)
+            os.close(held)
 
     return weaker
 

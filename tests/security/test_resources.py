@@ -53,7 +53,8 @@ BOMBS = [
     ),
     Bomb(
         "memory of a child that is gone from its parent",
-        "if os.fork() == 0:\n os.setsid()\n if os.fork() == 0:\n  kept = fill(600 << 20); time.sleep(1); os._exit(0)\n os._exit(0)\n"
+        "if os.fork() == 0:\n os.setsid()\n"
+        " if os.fork() == 0:\n  kept = fill(600 << 20); time.sleep(1); os._exit(0)\n os._exit(0)\n"
         "time.sleep(2)",
         MEMORY,
     ),
@@ -66,7 +67,8 @@ BOMBS = [
     Bomb(
         "memory in System V segments that nobody has attached",
         "libc = ctypes.CDLL(None); libc.shmat.restype = ctypes.c_void_p\nfor n in range(30):\n"
-        " i = libc.shmget(0, ctypes.c_size_t(20 << 20), 0o1600)\n if i < 0: raise MemoryError\n p = libc.shmat(i, None, 0)\n"
+        " i = libc.shmget(0, ctypes.c_size_t(20 << 20), 0o1600)\n"
+        " if i < 0: raise MemoryError\n p = libc.shmat(i, None, 0)\n"
         " ctypes.memset(p, 1, 20 << 20); libc.shmdt(ctypes.c_void_p(p))\ntime.sleep(1)",
         (*MEMORY, "task_exception"),
     ),
@@ -119,7 +121,8 @@ BOMBS = [
     ),
     Bomb(
         "100 processes",
-        "pids = []\nfor n in range(100):\n pid = os.fork()\n if pid == 0: time.sleep(2); os._exit(0)\n pids.append(pid)\n"
+        "pids = []\nfor n in range(100):\n pid = os.fork()\n"
+        " if pid == 0: time.sleep(2); os._exit(0)\n pids.append(pid)\n"
         "for pid in pids: os.waitpid(pid, 0)",
         ("pids_limit", "task_exception", *MEMORY),
     ),

@@ -27,7 +27,8 @@ class DaskSimulationService:
 
     The workers need this package and must see the same storage directory, where outputs over INLINE_CAP
     lie. The embedded cluster has one worker process with as many threads as the machine has processors:
-    tasks run in processes of their own, so threads are enough.
+    tasks run in processes of their own, so threads are enough. A script that makes one does so below
+    `if __name__ == "__main__":`, as every script that starts processes with multiprocessing.
     """
 
     def __init__(
@@ -66,10 +67,14 @@ class DaskSimulationService:
 
     def submit(self, task: SimTask) -> SimulationFuture:
         """Start one task."""
-        return self.submit_batch([task])[0]
+        return self.simulate([task])[0]
 
-    def submit_batch(self, tasks: Sequence[SimTask]) -> list[SimulationFuture]:
+    def submit_batch(self, tasks: Sequence[SimTask]) -> list[Future[SimReturn]]:
         """Start several tasks; one future for each, in order."""
+        return [*self.simulate(tasks)]
+
+    def simulate(self, tasks: Sequence[SimTask]) -> list[SimulationFuture]:
+        """`submit_batch`, with all that its futures can do; `aggregate` takes them."""
         for task in tasks:
             if not isinstance(task, SimTask):
                 raise TypeError(f"a task must be a SimTask, not {type(task).__name__}")
@@ -102,7 +107,7 @@ class DaskSimulationService:
         target_data: dict[str, Any] | None = None,
     ) -> ReplicatesFuture | TaskFuture[AggregationReturn]:
         """Start all replicates; with a target, the result is their aggregation."""
-        simulations = self.submit_batch(replicate_set.tasks())
+        simulations = self.simulate(replicate_set.tasks())
         if target_entrypoint is None:
             return ReplicatesFuture(simulations)
         return self.aggregate(simulations, target_entrypoint, target_data=target_data)
@@ -113,9 +118,9 @@ class DaskSimulationService:
         target_entrypoint: str,
         *,
         target_data: dict[str, Any] | None = None,
-    ) -> list[TaskFuture[AggregationReturn]]:
+    ) -> list[Future[AggregationReturn]]:
         """Start several replicate sets, each with its aggregation; one future for each."""
-        simulations = [self.submit_batch(replicate_set.tasks()) for replicate_set in replicate_sets]
+        simulations = [self.simulate(replicate_set.tasks()) for replicate_set in replicate_sets]
         return [self.aggregate(group, target_entrypoint, target_data=target_data) for group in simulations]
 
     def aggregate(

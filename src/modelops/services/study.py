@@ -129,7 +129,7 @@ def run_study(
     begun = time.monotonic()
     executors = list(service.executors().values())
     tasks = list(study.tasks())
-    flat = service.submit_batch([task for group in tasks for task in group])
+    flat = service.simulate([task for group in tasks for task in group])
     groups = [flat[start : start + len(study.seeds)] for start in range(0, len(flat), len(study.seeds))]
     aggregations: list[TaskFuture[AggregationReturn]] = []
     if study.target_entrypoint is not None:

@@ -1,6 +1,5 @@
 """The old name of the cold environment. See `legacy`."""
 
-import os
 import warnings
 from typing import Any
 
@@ -8,6 +7,7 @@ from modelops_contracts import BundleRepository
 
 from . import legacy
 from .cold_debug import ColdDebugExecEnv
+from .runner_settings import StrPath
 
 OLD = "modelops.adapters.exec_env.cold.ColdExecEnv"
 NEW = "modelops.adapters.exec_env.cold_debug.ColdDebugExecEnv (MODELOPS_COLD_DEBUG=1)"
@@ -19,8 +19,8 @@ class ColdExecEnv(ColdDebugExecEnv):
     def __init__(
         self,
         bundle_repo: BundleRepository,
-        venvs_dir: str | os.PathLike[str] | None = None,
-        storage_dir: str | os.PathLike[str] | None = None,
+        venvs_dir: StrPath | None = None,
+        storage_dir: StrPath | None = None,
         timeout_seconds: float = 600,
         **options: Any,
     ) -> None:

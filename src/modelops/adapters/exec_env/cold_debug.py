@@ -1,6 +1,5 @@
 """The cold environment: a runner, a sandbox and an environment of its own for every task."""
 
-import os
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -15,8 +14,7 @@ from .call import Call
 from .errors import RunnerError
 from .payload import encode
 from .process import Ending, log_stderr, start
-from .runner_location import find_runner
-from .runner_settings import RunnerSettings
+from .runner_settings import RunnerSettings, StrPath
 from .sandboxed import SandboxedExecEnv
 
 
@@ -34,26 +32,26 @@ class ColdDebugExecEnv(SandboxedExecEnv):
     def __init__(
         self,
         bundle_repo: BundleRepository,
-        runner_path: str | os.PathLike[str] | None = None,
+        runner_path: StrPath | None = None,
         timeout_seconds: float = 600,
         env: Mapping[str, str] | None = None,
         *,
         profile: str = "default",
-        storage_dir: str | os.PathLike[str] | None = None,
-        out_dir: str | os.PathLike[str] | None = None,
-        profiles_dir: str | os.PathLike[str] | None = None,
-        runner_store_dir: str | os.PathLike[str] | None = None,
-        venvs_dir: str | os.PathLike[str] | None = None,
+        storage_dir: StrPath | None = None,
+        out_dir: StrPath | None = None,
+        profiles_dir: StrPath | None = None,
+        runner_store_dir: StrPath | None = None,
+        venvs_dir: StrPath | None = None,
         reuse: bool | None = None,
     ) -> None:
-        settings = RunnerSettings(
-            runner=find_runner() if runner_path is None else Path(runner_path).absolute(),
+        settings = RunnerSettings.of(
+            runner_path,
             profile=profile,
-            profiles_dir=None if profiles_dir is None else Path(profiles_dir),
-            store_dir=None if runner_store_dir is None else Path(runner_store_dir),
-            venvs_dir=None if venvs_dir is None else Path(venvs_dir),
+            profiles_dir=profiles_dir,
+            runner_store_dir=runner_store_dir,
+            venvs_dir=venvs_dir,
             reuse=reuse,
-            env=dict(env or {}),
+            env=env,
         )
         super().__init__(
             bundle_repo, settings, timeout_seconds=timeout_seconds, storage_dir=storage_dir, out_dir=out_dir

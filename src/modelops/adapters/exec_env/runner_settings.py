@@ -3,23 +3,49 @@
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from .runner_location import find_runner
+
+StrPath = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
 class RunnerSettings:
     """Options of every call. What is None is left to the runner and to this process's environment."""
 
-    runner: Path = field(default_factory=find_runner)
-    profile: str = "default"
-    profiles_dir: Path | None = None
-    store_dir: Path | None = None  # where the runner keeps wheels
-    venvs_dir: Path | None = None  # where the runner keeps environments, with `reuse`
-    reuse: bool | None = None
-    env: Mapping[str, str] = field(default_factory=dict)  # over this process's environment
+    runner: Path
+    profile: str
+    profiles_dir: Path | None
+    store_dir: Path | None  # where the runner keeps wheels
+    venvs_dir: Path | None  # where the runner keeps environments, with `reuse`
+    reuse: bool | None
+    env: Mapping[str, str]  # over this process's environment
+
+    @classmethod
+    def of(
+        cls,
+        runner_path: StrPath | None,
+        *,
+        profile: str,
+        profiles_dir: StrPath | None,
+        runner_store_dir: StrPath | None,
+        venvs_dir: StrPath | None,
+        reuse: bool | None,
+        env: Mapping[str, str] | None,
+    ) -> Self:
+        """Settings as callers of an environment give them; without a path it is this package's own runner."""
+        return cls(
+            runner=find_runner() if runner_path is None else Path(runner_path).absolute(),
+            profile=profile,
+            profiles_dir=_path(profiles_dir),
+            store_dir=_path(runner_store_dir),
+            venvs_dir=_path(venvs_dir),
+            reuse=reuse,
+            env=dict(env or {}),
+        )
 
     def command(self, *arguments: str) -> list[str]:
         """The command line, of a runner that is stopped when the calling thread or process dies."""
@@ -39,3 +65,7 @@ class RunnerSettings:
         if self.reuse is not None:
             environment["REUSE"] = "1" if self.reuse else "0"
         return environment
+
+
+def _path(path: StrPath | None) -> Path | None:
+    return None if path is None else Path(path).absolute()

@@ -1,7 +1,6 @@
 """What the warm and the cold environment share: everything but how the runner is reached."""
 
 import logging
-import os
 import subprocess
 import threading
 from abc import ABC, abstractmethod
@@ -29,7 +28,7 @@ from .call import Call
 from .errors import RunnerError
 from .payload import aggregation_payload, simulation_payload
 from .process import log_stderr
-from .runner_settings import RunnerSettings
+from .runner_settings import RunnerSettings, StrPath
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +51,8 @@ class SandboxedExecEnv(ABC):
         settings: RunnerSettings,
         *,
         timeout_seconds: float,
-        storage_dir: str | os.PathLike[str] | None,
-        out_dir: str | os.PathLike[str] | None,
+        storage_dir: StrPath | None,
+        out_dir: StrPath | None,
     ) -> None:
         if not settings.runner.is_file():
             raise FileNotFoundError(f"there is no runner at {str(settings.runner)!r}")

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from modelops_contracts import BundleRepository
 
 from .cold_debug import ColdDebugExecEnv
+from .runner_settings import StrPath
 from .sandboxed import SandboxedExecEnv
 from .warm import IsolatedWarmExecEnv
 
@@ -38,9 +39,9 @@ def make_exec_env(
     bundle_repo: BundleRepository,
     *,
     environ: Mapping[str, str] = os.environ,
-    storage_dir: str | os.PathLike[str] | None = None,
-    venvs_dir: str | os.PathLike[str] | None = None,
-    runner_store_dir: str | os.PathLike[str] | None = None,
+    storage_dir: StrPath | None = None,
+    venvs_dir: StrPath | None = None,
+    runner_store_dir: StrPath | None = None,
     profile: str = "default",
     timeout_seconds: float = 600,
     max_servers: int | None = None,

@@ -37,10 +37,9 @@ class Server:
 
     def __init__(self, launcher: Launcher, bundle: Path, out_dir: Path, call: Call) -> None:
         """Start it and wait until its sandbox is ready. RunnerError where it does not come to that."""
-        call.require_time()
         self.out_dir = out_dir
         self.usable = True
-        self._tasks = 0
+        self._tasks, self._closing = 0, False
         options = [
             "--serve",
             "--bundle-path",
@@ -50,7 +49,12 @@ class Server:
             "--inline-max",
             str(INLINE_CAP),
         ]
-        self._process = launcher.start(options)
+        try:
+            call.require_time()
+            self._process = launcher.start(options)
+        except BaseException:
+            shutil.rmtree(out_dir, ignore_errors=True)
+            raise
         self._ending = Ending(self._process)
         self._conversation = _Conversation(self._process)
         self._log: deque[str] = deque(maxlen=_TAIL_LINES)
@@ -76,7 +80,7 @@ class Server:
                 raise call.failure({}) from None
             raise ServerDied(self._describe(error)) from None
         answered = body.pop("id", None)
-        self.usable = answered == name
+        self.usable = answered == name and self._conversation.in_step
         try:
             result = require_result(body)
         except RunnerError as error:
@@ -95,11 +99,13 @@ class Server:
 
     def begin_close(self) -> None:
         """Make the server end, and return at once."""
+        if self._closing:
+            return
         if self.usable:
             self._conversation.close_input()
         else:
             self._ending.begin()  # it may have a task, which it would finish first
-        self.usable = False
+        self.usable, self._closing = False, True
 
     def close(self) -> None:
         """Make the server end, and wait until it has."""
@@ -125,6 +131,9 @@ class Server:
             raise RunnerError.of("host", "runner_protocol", f"the runner does not serve; it said {str(body)[:200]!r}")
 
     def _describe(self, error: Exception) -> str:
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(0.5)  # where it is about to end, its status and last words say why
+            self._log_reader.join(0.5)
         status = self._process.poll()
         state = "is there, but" if status is None else f"ended with status {status} and"
         log = " | ".join(list(self._log))[-2000:]
@@ -155,6 +164,7 @@ class _Conversation:
         os.set_blocking(self._output.fileno(), False)
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._received, self._searched = bytearray(), 0
+        self.in_step = True  # whether the last line was sent as a whole before it was answered
 
     def exchange(self, line: bytes, cancel: bytes | None, call: Call) -> bytes:
         """Send `line` and return the line that comes back.
@@ -177,8 +187,7 @@ class _Conversation:
                 if time.monotonic() >= deadline:
                     raise _Expired(f"it was silent for {GRACE_SECONDS:g} seconds after it was told to cancel")
                 outgoing = self._step(selector, outgoing, deadline)
-            if outgoing:
-                raise _Closed("it answered before it had the whole task")
+            self.in_step = not outgoing
         answer = bytes(memoryview(self._received)[: end + 1])
         del self._received[: end + 1]
         self._searched = 0
@@ -225,4 +234,4 @@ class _Conversation:
         except BlockingIOError:
             return outgoing
         except BrokenPipeError:
-            raise _Closed("it closed its input") from None
+            return outgoing[:0]  # it takes no more; it may have said why

@@ -27,7 +27,7 @@ class ServerPool:
     """Lends servers to calls, one call at a time each; starts, keeps and closes them.
 
     At most `max_servers` are there at once. A server that nobody used for `idle_seconds` is closed by a
-    thread that is there only while servers are idle.
+    thread that is there only while servers are.
     """
 
     def __init__(self, max_servers: int, idle_seconds: float) -> None:
@@ -132,19 +132,19 @@ class ServerPool:
             self._janitor.start()
 
     def _clear_idle(self) -> None:
-        """Close servers whose time is over, until none is idle."""
+        """Close servers whose time is over, until there are none."""
         while True:
             with self._changed:
-                idle = [slot for slot in self._slots if not slot.busy]
-                if self._closed or not idle:
+                if self._closed or not self._slots:
                     self._janitor = None
                     return
                 now = time.monotonic()
-                expired = [slot for slot in idle if now - slot.used_at >= self.idle_seconds]
+                ends = [slot.used_at + self.idle_seconds for slot in self._slots if not slot.busy]
+                expired = [slot for slot in self._slots if not slot.busy and slot.used_at + self.idle_seconds <= now]
                 for slot in expired:
                     self._slots.remove(slot)
                 if not expired:
-                    self._changed.wait(min(slot.used_at for slot in idle) + self.idle_seconds - now)
+                    self._changed.wait(min(ends) - now if ends else None)
             for slot in expired:
                 logger.info("a server of %s was idle for %g seconds and is closed", slot.bundle, self.idle_seconds)
                 assert slot.server is not None

@@ -15,8 +15,7 @@ from .answer import Answer
 from .call import Call
 from .errors import RunnerError
 from .process import Launcher
-from .runner_location import find_runner
-from .runner_settings import RunnerSettings
+from .runner_settings import RunnerSettings, StrPath
 from .sandboxed import SandboxedExecEnv
 from .server import Server, ServerDied
 from .server_pool import ServerPool
@@ -40,27 +39,27 @@ class IsolatedWarmExecEnv(SandboxedExecEnv):
     def __init__(
         self,
         bundle_repo: BundleRepository,
-        venvs_dir: str | os.PathLike[str] | None = None,
-        storage_dir: str | os.PathLike[str] | None = None,
+        venvs_dir: StrPath | None = None,
+        storage_dir: StrPath | None = None,
         *,
-        runner_path: str | os.PathLike[str] | None = None,
+        runner_path: StrPath | None = None,
         timeout_seconds: float = 600,
         env: Mapping[str, str] | None = None,
         profile: str = "default",
-        out_dir: str | os.PathLike[str] | None = None,
-        profiles_dir: str | os.PathLike[str] | None = None,
-        runner_store_dir: str | os.PathLike[str] | None = None,
+        out_dir: StrPath | None = None,
+        profiles_dir: StrPath | None = None,
+        runner_store_dir: StrPath | None = None,
         max_servers: int | None = None,
         idle_seconds: float = 300,
     ) -> None:
-        settings = RunnerSettings(
-            runner=find_runner() if runner_path is None else Path(runner_path).absolute(),
+        settings = RunnerSettings.of(
+            runner_path,
             profile=profile,
-            profiles_dir=None if profiles_dir is None else Path(profiles_dir),
-            store_dir=None if runner_store_dir is None else Path(runner_store_dir),
-            venvs_dir=None if venvs_dir is None else Path(venvs_dir),
+            profiles_dir=profiles_dir,
+            runner_store_dir=runner_store_dir,
+            venvs_dir=venvs_dir,
             reuse=True,
-            env=dict(env or {}),
+            env=env,
         )
         super().__init__(
             bundle_repo, settings, timeout_seconds=timeout_seconds, storage_dir=storage_dir, out_dir=out_dir
@@ -107,9 +106,8 @@ class IsolatedWarmExecEnv(SandboxedExecEnv):
 
     def _start(self, bundle_ref: str, call: Call) -> Server:
         _, bundle = self._bundle(bundle_ref)
-        out_dir = Path(tempfile.mkdtemp(dir=self._incoming_dir()))
         logger.info("starting a server of %s", bundle_ref)
-        return Server(self._launcher, bundle, out_dir, call)
+        return Server(self._launcher, bundle, Path(tempfile.mkdtemp(dir=self._incoming_dir())), call)
 
     def _release(self) -> None:
         self._pool.close()
