@@ -98,6 +98,7 @@ def child_main() -> None:
     os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
     close_others([pipe.fd, *request["descriptors"].values()])
     set_rlimits(request["rlimits"])
+    pipe.send(STARTED)
     try:
         PHASES[request["phase"]](request, pipe)
     except BaseException as error:
@@ -211,7 +212,6 @@ def enter_bundle() -> None:
 
 
 def run_task_code(request: "dict[str, Any]", pipe: ResultPipe) -> None:
-    pipe.send(STARTED)
     if "target_entrypoint" in request["task"]:
         aggregate(request["task"], pipe)
     else:
@@ -455,6 +455,7 @@ def run_forked(body: bytes, request: "dict[str, Any]", pipe: ResultPipe) -> None
     try:
         set_dumpable(True)
         set_rlimits(request["task_rlimits"])
+        pipe.send(STARTED)
         run_task_code({"task": marshal.loads(body), "wire": request["wire"]}, pipe)
     except BaseException as error:
         close_others([pipe.fd])  # the work is over, and may have used up the descriptors
@@ -2943,6 +2944,7 @@ class Supervisor:
         self.cgroup: Cgroup | None = None
         self.monitor = Monitor()
         self.finished_at = 0.0
+        self.inside = False  # whether our child has spoken; before that /proc/<pid>/root is still the host's
 
     def run(self) -> Outcome:
         self.begun = time.monotonic()
@@ -3021,7 +3023,7 @@ class Supervisor:
             self.violation = self.violation or Violation(
                 "timeout", "wall_seconds", self.limits.wall_seconds, now - self.begun
             )
-        if now >= self.monitor.next_sample and self.child_pid:
+        if now >= self.monitor.next_sample:
             self.sample()
         return not (self.violation or self.failure or (self.finished_at and now >= deadline))
 
@@ -3055,6 +3057,7 @@ class Supervisor:
 
     def on_result(self, data: bytes) -> None:
         self.frames.feed(data)
+        self.inside = self.inside or self.frames.started > 0
         if self.frames.total > self.limits.output_bytes + MIB:
             raise OutputLimit(self.frames.total)
         if (self.frames.done is not None or self.frames.error) and not self.finished_at:
@@ -3080,13 +3083,16 @@ class Supervisor:
             self.exit_code = report.get("exit-code", self.exit_code)
 
     def sample(self) -> None:
+        if not self.inside:
+            self.monitor.next_sample = time.monotonic() + Monitor.INTERVAL
+            return
         self.monitor.sample(self.child_pid, self.cgroup, self.limits.memory_bytes)
         self.violation = self.violation or self.monitor.violation(self.limits, self.box.policy, self.cgroup)
 
     def end(self) -> None:
         """Kill whatever is left, members before the namespace's init, and reap it; then nothing can be alive."""
         with Killed.held():
-            if self.cgroup is None and self.frames.done is None and self.child_pid:
+            if self.cgroup is None and self.frames.done is None:
                 self.sample()  # a bomb may have reported its end before the first sample was due
             if self.cgroup:
                 self.monitor.read_cgroup(self.cgroup)
@@ -4691,6 +4697,8 @@ class Inbox:
 
     def next(self) -> "dict[str, Any] | Failure | None":
         """The next line, parsed, or why it can't be; None at the end of the input."""
+        if not self.waiting:
+            self.cancelled.clear()  # they came too late
         while not self.waiting and self.open:
             self.on_input(os.read(0, MIB))
         return self.waiting.pop(0) if self.waiting else None
