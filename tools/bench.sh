@@ -1,8 +1,13 @@
 #!/usr/bin/env bash
-# Set up, then measure the runner against floors made on the spot.
+# Set up, then measure the runner against floors made on the spot, or the execution environments.
 #   tools/bench.sh [--rounds N] [--json]
+#   tools/bench.sh service [--tasks N]
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+if [[ ${1:-} == service ]]; then
+  tools/setup.sh service
+  exec .venv/bin/python tests/bench/bench_service.py "${@:2}"
+fi
 tools/setup.sh runtime
 exec .venv/bin/python tests/bench/bench_runner.py "$@"

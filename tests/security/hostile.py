@@ -28,7 +28,7 @@ max_wheel_bytes = "64MiB"
 [fetch]
 tmp_bytes = "64MiB"
 [fetch.limits]
-wall_seconds = 5
+wall_seconds = 8
 memory_bytes = "1GiB"
 output_bytes = "32MiB"
 [build]
@@ -132,6 +132,7 @@ class HostileRunner(Runner):
             raise AssertionError(f"the runner hangs: no line after {timeout} s") from None
         line = out.decode("utf-8", "replace")[:400].rstrip("\n")
         TRIED.append({"name": name, "as": self.account.name, "profile": self.profile, "line": line})
+        assert out, f"no line at all; exit status {process.returncode}, stderr: {err[-2000:]!r}"
         return Result(process.returncode, parse_line(out), err.decode("utf-8", "replace"))
 
     def watch(self, pid: int) -> None:
