@@ -58,9 +58,7 @@ _ACTIONS = {  # linux/seccomp.h; a lower value, read as a signed number, is more
 _MAX_ERRNO = 4095
 
 
-def simulate(
-    program: bytes, nr: int, args: Sequence[int] = (), arch: int = AUDIT_ARCH_X86_64
-) -> int:
+def simulate(program: bytes, nr: int, args: Sequence[int] = (), arch: int = AUDIT_ARCH_X86_64) -> int:
     """What `program` returns for a call (SECCOMP_RET_*), by the rules of linux/bpf_common.h.
 
     Raises ValueError for an instruction that the kernel would not accept in a seccomp filter.
@@ -101,9 +99,7 @@ def simulate(
     raise ValueError("the program ends without a return")
 
 
-def verdict(
-    programs: Sequence[bytes], nr: int, args: Sequence[int] = (), arch: int = AUDIT_ARCH_X86_64
-) -> str:
+def verdict(programs: Sequence[bytes], nr: int, args: Sequence[int] = (), arch: int = AUDIT_ARCH_X86_64) -> str:
     """What the kernel does with a call under several filters: `allow`, `errno:EPERM`, `kill` ...
 
     Every filter runs, and the most restrictive action holds; of equal ones, that of the filter

@@ -68,9 +68,7 @@ class Runner:
         clean = {name: value for name, value in os.environ.items() if name not in switches}
         return {**clean, **(extra or {})}
 
-    def start(
-        self, bundle: Path, *arguments: str, env: Mapping[str, str] | None = None
-    ) -> "subprocess.Popen[bytes]":
+    def start(self, bundle: Path, *arguments: str, env: Mapping[str, str] | None = None) -> "subprocess.Popen[bytes]":
         """Start a run that the test itself will feed and end."""
         command = self.command("--bundle-path", str(bundle), *arguments)
         streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
