@@ -2488,7 +2488,8 @@ def bwrap_arguments(box: Sandbox, fds: Descriptors) -> list[str]:
     options = ["--unshare-user", "--unshare-ipc", "--unshare-pid", "--unshare-uts", "--unshare-cgroup-try"]
     options += [] if policy.network else ["--unshare-net"]
     options += ["--disable-userns", "--assert-userns-disabled"] if common.nested_userns == "sysctl" else []
-    options += ["--uid", str(common.uid), "--gid", str(common.gid), "--hostname", common.hostname]
+    options += ["--uid", str(common.uid), "--gid", str(common.gid)]
+    options += ["--hostname", common.hostname] if common.hostname else []
     options += ["--cap-drop", "ALL", "--new-session", "--die-with-parent"]
     for mount in box.mounts:
         options += ["--ro-bind", mount.source, mount.target]
@@ -2985,7 +2986,7 @@ class Supervisor:
         try:
             process = subprocess.Popen(
                 [self.host.bwrap, "--args", str(packed), *command],
-                stdin=memory_file(cleanup, "request", marshal.dumps(request, 2)),
+                stdin=memory_file(cleanup, "request", pack(request)),
                 stdout=stderr[1],
                 stderr=stderr[1],
                 cwd="/",
@@ -3166,7 +3167,7 @@ class Session(Supervisor):
         self.stderr, self.stderr_bytes, self.served = bytearray(), 0, self.served + 1
         if self.cgroup:
             self.cgroup.mark()
-        body = marshal.dumps(task, 2)
+        body = pack(task)
         running = self.write(TASK + len(body).to_bytes(8, "big") + body)
         while running and not self.ended:
             running = self.step()
@@ -3387,6 +3388,14 @@ def pipe(cleanup: ExitStack) -> tuple[FileIO, FileIO]:
     """The reading and the writing end; file objects, because they can be closed twice."""
     reading, writing = os.pipe()
     return cleanup.enter_context(FileIO(reading, "r")), cleanup.enter_context(FileIO(writing, "w"))
+
+
+def pack(request: dict[str, Any]) -> bytes:
+    """A request as the child reads it; marshal bounds the depth of the task's data."""
+    try:
+        return marshal.dumps(request, 2)
+    except ValueError as error:
+        raise Failure("input", "input_invalid", f"the task on standard input is not valid: {error}") from None
 
 
 def memory_file(cleanup: ExitStack, name: str, content: bytes) -> int:

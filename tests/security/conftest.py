@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import PROFILES, RUNNER
 
 from security.hostile import (
     CONTROLS_DONE,
@@ -70,6 +71,10 @@ def accounts(base: Path) -> dict[str, Account]:
         (path / "bundles").mkdir(parents=True)
         return path
 
+    # A copy of the runner and its profiles: the checkout may lie where only its owner can go.
+    (base / "tools").mkdir()
+    shutil.copy(RUNNER, base / "tools")
+    shutil.copytree(PROFILES, base / "sandbox-profiles")
     (base / "profiles").mkdir()
     for name, text in TEST_PROFILES.items():
         head = 'description = "for tests"\nextends = "default"\n'
@@ -110,8 +115,9 @@ def user_python(base: Path) -> str:
 
 def real_uv() -> str | None:
     """The uv binary itself: a shim of pyenv works only for who can read pyenv."""
-    beside = os.path.join(os.path.dirname(os.path.realpath(sys.executable)), "uv")
-    return beside if os.path.exists(beside) else shutil.which("uv")
+    folders = [os.path.dirname(path) for path in (sys.executable, os.path.realpath(sys.executable))]
+    beside = [os.path.join(folder, "uv") for folder in folders]
+    return next((path for path in beside if os.path.exists(path)), shutil.which("uv"))
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from conftest import Result, Runner, parse_line, write_bundle
+from conftest import RUNNER, Result, Runner, parse_line, write_bundle
 
 USER = 61999  # an ordinary uid: nobody's, and none of those that the profiles give to sandboxes
 PROFILES = ("default", "strict", "container", "debug")
@@ -82,8 +82,8 @@ class HostileRunner(Runner):
 
     def command(self, *arguments: str) -> list[str]:
         profiles = str(self.account.folder.parent / "profiles")
-        _, *rest = super().command(*arguments, "--profile", self.profile, "--profiles-dir", profiles)
-        return [self.account.python, *rest]
+        _, _, *rest = super().command(*arguments, "--profile", self.profile, "--profiles-dir", profiles)
+        return [self.account.python, str(self.account.folder.parent / "tools" / RUNNER.name), *rest]
 
     def environment(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
         tools = f"{os.path.dirname(self.account.python)}:{os.environ['PATH']}"

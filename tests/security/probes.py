@@ -132,7 +132,7 @@ def probe(family: str, name: str, code: str, control: str = "host", optional: st
 ABSENT = "this host has no such file, or does not let us"
 SECRETS = [
     "/etc/shadow", "/etc/gshadow", "/etc/ssh", "/etc/machine-id", "/root", "/home", "/var", "/var/log",
-    "/run", "/sys", "/boot", "/work", "/srv", "/mnt", "/media", "/dev/mem", "/dev/kmsg", "/dev/vda",
+    "/run", "/sys", "/boot", "/srv", "/mnt", "/media", "/dev/mem", "/dev/kmsg", "/dev/vda",
     "/dev/fuse", "/dev/net/tun", "/dev/kvm", "/dev/loop-control", "/dev/hwrng", "/dev/mapper",
     "/dev/disk", "/etc/pip.conf", "/etc/apt", "/var/run",
 ]  # fmt: skip

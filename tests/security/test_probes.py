@@ -22,7 +22,10 @@ from security.probes import IN_TASK, PROGRAM, WIRE, Probe
 
 SECRET = "s3cret-of-the-caller-f00d"
 # What a profile allows on purpose: debug is for an engineer who looks into a task.
-ALLOWED = {"debug": {"traces a child of its own", "attaches to pid 1", "switches address randomisation off"}}
+ALLOWED = {
+    "debug": {"traces a child of its own", "attaches to pid 1", "switches address randomisation off"},
+    "container": {"sees the host's name"},  # a container may not set one for the sandbox
+}
 
 
 def system_call(module: ModuleType, name: str) -> int:
