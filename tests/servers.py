@@ -67,6 +67,9 @@ def authority() -> Authority:
     return Authority(bundle, context)
 
 
+_ONE_AUTHORITY = threading.Lock()
+
+
 class LocalServer:
     """`/simple/` is an index of what `add` was given, `/files/` its files, `/git/` the repositories.
 
@@ -75,6 +78,8 @@ class LocalServer:
     """
 
     def __init__(self, *, tls: bool = True, json_index: bool = False) -> None:
+        with _ONE_AUTHORITY:  # a cache alone lets two threads make one each
+            authority()
         self.tls, self.json_index = tls, json_index
         self.files: dict[str, dict[str, dict[str, str]]] = {}  # project to file name to url and hash
         self.content: dict[str, bytes] = {}

@@ -270,7 +270,7 @@ def test_indexes_that_take_for_ever(accounts: dict[str, Account]) -> None:
             name = f"an index that {behaviour.__name__}s at {path} ({resolver})"
             options = ("--resolver", resolver, "--no-cache")
             result = hostile(dependent(hostile, "dep"), None, *options, env=server.environment(), name=name)
-            assert server.log, "nobody asked the index"
+            assert server.log, f"nobody asked the index: {name}: {result.body}"
             return result
 
     with ThreadPoolExecutor(len(WAITING)) as pool:
