@@ -2485,7 +2485,7 @@ class Descriptors(NamedTuple):
 def bwrap_arguments(box: Sandbox, fds: Descriptors) -> list[str]:
     """The whole of what bwrap is told, command included. Pure: a test reads what a reviewer reads."""
     common, policy = box.common, box.policy
-    options = ["--unshare-user", "--unshare-ipc", "--unshare-pid", "--unshare-uts", "--unshare-cgroup-try"]
+    options = ["--unshare-user", "--unshare-ipc", "--unshare-pid", "--unshare-uts", "--unshare-cgroup"]
     options += [] if policy.network else ["--unshare-net"]
     options += ["--disable-userns", "--assert-userns-disabled"] if common.nested_userns == "sysctl" else []
     options += ["--uid", str(common.uid), "--gid", str(common.gid)]
