@@ -168,6 +168,16 @@ def test_a_call_can_be_cancelled(environments: Environments, kind: str, short_gr
     assert not exec_env.cancel("mine") and not exec_env.cancel("other")
 
 
+def test_a_call_can_be_cancelled_before_it_comes(environments: Environments, kind: str) -> None:
+    """On a cluster the word that a task is cancelled may overtake the task itself."""
+    exec_env, ref = fake(environments, kind)
+    task = sim_task(ref, {"do": "sleep"})
+    assert not exec_env.cancel("mine", also_later=True) and not exec_env.cancel("other")
+    result = exec_env.run(task, key="mine")
+    assert result.error is not None and result.error.error_type == "cancelled"
+    assert exec_env.run(sim_task(ref), key="other").error is None
+
+
 def test_calls_that_wait_for_a_server(environments: Environments, short_grace: None) -> None:
     """One server, taken by a task that sleeps: another waits, and can be cancelled, and runs into its time-out."""
     exec_env, ref = fake(environments, "warm", timeout_seconds=3, max_servers=1)

@@ -50,10 +50,13 @@ def run_aggregation(
 
 
 def cancel(plugin: str, keys: Sequence[str], dask_worker: Worker) -> None:
-    """Stop those of the tasks that run on this worker. Dask calls it on the worker's event loop."""
+    """Stop those of the tasks that run on this worker. Dask calls it on the worker's event loop.
+
+    It may overtake Dask's own word that the task is not wanted any more, and so come before the task begins.
+    """
     exec_env = _exec_env(dask_worker, plugin)
     for key in keys:
-        exec_env.cancel(key)
+        exec_env.cancel(key, also_later=True)
 
 
 def executor(plugin: str, dask_worker: Worker) -> tuple[str, str]:

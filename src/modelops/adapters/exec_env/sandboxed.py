@@ -4,6 +4,7 @@ import logging
 import subprocess
 import threading
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -33,6 +34,7 @@ from .runner_settings import RunnerSettings, StrPath
 logger = logging.getLogger(__name__)
 
 DOCTOR_SECONDS = 60.0
+CANCELLED_KEYS = 1000  # every worker is told every key, and most never see its call
 
 
 class SandboxedExecEnv(ABC):
@@ -66,6 +68,7 @@ class SandboxedExecEnv(ABC):
         self._lock = threading.Lock()
         self._ended = threading.Condition(self._lock)
         self._calls: dict[str, list[Call]] = {}
+        self._cancelled: deque[str] = deque(maxlen=CANCELLED_KEYS)
         self._is_shut_down = False
 
     def run(self, task: SimTask, *, key: str | None = None) -> SimReturn:
@@ -85,10 +88,15 @@ class SandboxedExecEnv(ABC):
             with self._answer(task.bundle_ref, payload, call) as answer:
                 return aggregation_return(task, answer, self.store)
 
-    def cancel(self, key: str) -> bool:
-        """Stop the calls with this key; whether there were any. They return or raise as `cancelled`."""
+    def cancel(self, key: str, *, also_later: bool = False) -> bool:
+        """Stop the calls with this key; whether there were any. They return or raise as `cancelled`.
+
+        With `also_later`, for keys that are used once, a call that has not come yet is stopped when it does.
+        """
         with self._lock:
             calls = list(self._calls.get(key, ()))
+            if also_later and not calls:
+                self._cancelled.append(key)
         for call in calls:
             call.stop("cancelled")
         return bool(calls)
@@ -172,6 +180,8 @@ class SandboxedExecEnv(ABC):
             self._calls.setdefault(key, []).append(call)
             if self._is_shut_down:
                 call.stop("shut_down")
+            elif key in self._cancelled:
+                call.stop("cancelled")
         try:
             yield call
         finally:
