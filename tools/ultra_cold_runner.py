@@ -951,6 +951,34 @@ class Failure(Exception):
         return {"_fatal_error": {**body, "metrics": dict(metrics)}}
 
 
+# What the machine lacks, by the errno of the call that failed: the caller's affair, and not the bundle's.
+SHORTAGES = {
+    errno.ENOSPC: "no space is left on the device",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EROFS: "the file system is read-only",
+    errno.EIO: "the device fails",
+    errno.EMFILE: "the runner may not open more files (ulimit -n)",
+    errno.ENFILE: "the machine has too many open files (fs.file-max)",
+    errno.ENOMEM: "the machine has no memory left, or the runner may not have more (ulimit -v)",
+    errno.EAGAIN: "no more processes may be started (ulimit -u, or a cgroup's pids.max)",
+}
+
+
+def is_own(error: Exception) -> bool:
+    """Whether it tells of the runner or of the machine, where an attacker's data was being read."""
+    shortage = isinstance(error, OSError) and error.errno in SHORTAGES
+    return isinstance(error, (Failure, MemoryError)) or shortage
+
+
+def shortage(error: BaseException) -> Failure | None:
+    """What the machine lacks, where that is why the runner failed."""
+    number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
+    if not isinstance(error, (OSError, MemoryError)) or number not in SHORTAGES:
+        return None
+    place = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
+    return Failure("host", "host_exhausted", f"{SHORTAGES[number]}{place}; make room and run again", True)
+
+
 class Log:
     """Bounded lines on stderr. Control characters of a bundle's text never reach the terminal."""
 
@@ -2149,12 +2177,10 @@ def unpack_wheel(wheel: str, target: str, library: str, max_bytes: int) -> dict[
                 place = place_of(info.filename, info_folder[: -len(".dist-info")] + ".data/", site, name)
                 with archive.open(info) as source:
                     write_member(source, info, os.path.join(target, place), record, name)
-    except (zipfile.BadZipFile, KeyError, ValueError, NotImplementedError, EOFError, OSError, RuntimeError) as error:
-        raise wheel_error(name, f"it can't be unpacked: {error}") from None
-    except Exception as error:
-        if type(error).__module__ not in ("zlib", "_lzma", "lzma"):
+    except Exception as error:  # zipfile raises whatever comes up, IndexError and zlib.error among it
+        if is_own(error):
             raise
-        raise wheel_error(name, f"it can't be unpacked: {error}") from None
+        raise wheel_error(name, f"it can't be unpacked: {clip(str(error))}") from None
     groups = parse_entry_points(points, name)
     write_scripts(groups.get("console_scripts", {}), os.path.join(target, "bin"))
     return {"groups": groups, "requires": requires_of(metadata)}
@@ -3706,6 +3732,12 @@ class FileReceiver(Receiver):
             self.file.close()
             self.files[self.name] = (self.path, self.digest.hexdigest())
 
+    def sent(self, name: str) -> tuple[str, str]:
+        """The path and sha256 of a file that had to come."""
+        if name not in self.files:
+            raise Failure("result", "bad_result", f"the sandbox ended well and did not send {name!r}")
+        return self.files[name]
+
 
 class WheelFile(NamedTuple):
     """A wheel in the store. `path` ends with its own file name."""
@@ -3929,7 +3961,7 @@ class Resolver:
         receiver = self.run(request, [Mount(links, "/links")])
         known = {f"/links/{os.path.basename(wheel.path)}": wheel for wheel in [*overrides.values(), *local]}
         wheels, sdists = [], []
-        for number, entry in enumerate(self.lock(receiver.notes.get("lock", b""))):
+        for number, entry in enumerate(read_lock(receiver.notes.get("lock", b""), self.policy)):
             here = next((wheel for path, wheel in known.items() if entry["url"].endswith(path)), None)
             if here:
                 wheels.append(here)
@@ -3947,6 +3979,8 @@ class Resolver:
                 sdists.append((canonical_name(entry["name"]), path))
             else:
                 wheels.append(keep_wheel(self.host.store, file_name, sha256, path))
+                if not os.path.isfile(wheels[-1].path):
+                    raise Failure("fetch", "fetch_failed", f"the resolver chose {file_name} and did not download it")
         return wheels, sdists
 
     def run(self, request: dict[str, Any], mounts: list[Mount]) -> FileReceiver:
@@ -3998,28 +4032,6 @@ class Resolver:
         top = self.host.store.path("wheels")
         return [f"{sha256}/{name}" for sha256 in os.listdir(top) for name in os.listdir(os.path.join(top, sha256))]
 
-    def lock(self, note: bytes) -> list[dict[str, Any]]:
-        """The resolved files, as the resolver in the sandbox gave them: data that an index may have shaped."""
-        entries = json.loads(note)
-        if len(entries) > self.policy.max_packages:
-            raise Failure(
-                "fetch",
-                "too_many_packages",
-                f"the dependencies come to {len(entries)} packages (dependencies.max_packages is "
-                f"{self.policy.max_packages})",
-            )
-        for entry in entries:
-            local = entry["url"].startswith(("file:///links/", "/links/", "links/", "../links/"))
-            if not local and not entry["url"].startswith("https://"):
-                raise Failure(
-                    "fetch", "dependency_refused", f"the index gave a file for {entry['name']!r} that is not on https"
-                )
-            if entry["sha256"] and not re.fullmatch(r"[0-9a-f]{64}", entry["sha256"]):
-                raise Failure(
-                    "fetch", "dependency_refused", f"the index gave a sha256 for {entry['name']!r} that is not one"
-                )
-        return list(entries)
-
     def get_urls(self, pending: list[Requirement]) -> dict[Requirement, WheelFile]:
         """Fetch what has a URL as data, build it where it is no wheel, and follow the URLs that it depends on in turn.
 
@@ -4051,7 +4063,7 @@ class Resolver:
         digest = re.search(r"sha256=([0-9a-f]{64})", fragment)
         entry = {"name": requirement.name, "version": "", "url": url, "sha256": digest[1] if digest else "", "size": 0}
         receiver = self.run({**NOTHING_TO_FETCH, "locked": [entry], "public": not self.policy.private_addresses}, [])
-        path, sha256 = receiver.files["0"]
+        path, sha256 = receiver.sent("0")
         if digest and digest[1] != sha256:
             raise Failure("fetch", "hash_mismatch", f"{url} has the sha256 {sha256}, and its URL says {digest[1]}")
         file_name = kept_name(entry).partition("/")[2]
@@ -4072,7 +4084,7 @@ class Resolver:
         credentials = git_credentials(self.environment, f"https://{head}/")
         source = {"url": f"https://{head}{slash}{path}", "ref": ref, "credentials": credentials}
         receiver = self.run({**NOTHING_TO_FETCH, "git": [source]}, [])
-        return self.build_archive(receiver.files["git/0"][0], subdirectory, requirement.name)
+        return self.build_archive(receiver.sent("git/0")[0], subdirectory, requirement.name)
 
     def build_archive(self, archive: str, subdirectory: str, name: str) -> WheelFile:
         """Unpack a source archive as data and build its wheel offline."""
@@ -4093,6 +4105,27 @@ class Resolver:
         return build_wheel(deeper, folder, project)
 
 
+def read_lock(note: bytes, policy: DependencyPolicy) -> list[dict[str, str]]:
+    """The resolved files, as the resolver in the sandbox gave them: data that an index may have shaped."""
+    try:
+        entries = [{key: entry[key] for key in ("name", "url", "sha256")} for entry in json.loads(note)]
+        if not all(isinstance(value, str) for entry in entries for value in entry.values()):
+            raise ValueError("wrong fields")
+        _ = [kept_name(entry) for entry in entries]  # a URL may be none
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise Failure("fetch", "fetch_failed", "the resolver's list of files is not one") from None
+    if len(entries) > policy.max_packages:
+        limit = f"dependencies.max_packages is {policy.max_packages}"
+        raise Failure("fetch", "too_many_packages", f"the dependencies come to {len(entries)} packages ({limit})")
+    for entry in entries:
+        name, url = entry["name"][:200], entry["url"]
+        if not url.startswith(("https://", "file:///links/", "/links/", "links/", "../links/")):
+            raise Failure("fetch", "dependency_refused", f"the index gave a file for {name!r} that is not on https")
+        if entry["sha256"] and not re.fullmatch(r"[0-9a-f]{64}", entry["sha256"]):
+            raise Failure("fetch", "dependency_refused", f"the index gave a sha256 for {name!r} that is not one")
+    return entries
+
+
 def check_hashes(requirements: list[Requirement], files: list[WheelFile]) -> None:
     by_name = {file.name: file for file in files}
     for requirement in requirements:
@@ -4110,6 +4143,7 @@ def wheel_requires(path: str) -> list[str]:
     import zipfile
 
     try:
+        check_directory_size(path)
         with zipfile.ZipFile(path) as archive:
             name = next(
                 info.filename
@@ -4117,8 +4151,10 @@ def wheel_requires(path: str) -> list[str]:
                 if info.filename.endswith(".dist-info/METADATA") and info.file_size < 4 * MIB
             )
             text = archive.read(name).decode("utf-8", "replace")
-    except (zipfile.BadZipFile, StopIteration, OSError, ValueError) as error:
-        raise wheel_error(os.path.basename(path), f"it has no readable METADATA: {error}") from None
+    except Exception as error:  # as for wheels
+        if is_own(error):
+            raise
+        raise wheel_error(os.path.basename(path), f"it has no readable METADATA: {clip(str(error))}") from None
     return requires_of(text)
 
 
@@ -4156,8 +4192,10 @@ def unpack_source(archive: str, target: str, policy: BundlePolicy) -> None:
                     used = write_source(
                         target, member.name, member.size, member.mode, tar.extractfile(member), used, policy
                     )
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
-        raise Failure("fetch", "source_invalid", f"a source archive can't be unpacked: {error}") from None
+    except Exception as error:  # as for wheels
+        if is_own(error):
+            raise
+        raise Failure("fetch", "source_invalid", f"a source archive can't be unpacked: {clip(str(error))}") from None
 
 
 class BoundedReads:
@@ -4488,10 +4526,10 @@ class Outputs(Receiver):
         entry: dict[str, Any] = {"size": self.size, "checksum": self.digest.hexdigest()}
         if self.file >= 0:
             assert self.out_dir is not None
-            os.close(self.file)
             entry["path"] = os.path.join(self.out_dir, entry["checksum"])
             self.writing(lambda: os.rename(self.partial, entry["path"]))
             self.partial = ""
+            os.close(self.file)
         else:
             entry["inline"] = base64.b64encode(self.chunks).decode()
         self.found[self.name] = entry
@@ -4506,9 +4544,12 @@ class Outputs(Receiver):
             ) from None
 
     def remove_partial(self) -> None:
+        """Give up an output whose rest did not come. A server lives on, so its descriptor counts."""
         if self.partial:
+            os.close(self.file)
             with suppress(OSError):
                 os.unlink(self.partial)
+            self.partial = ""
 
 
 def choose_wire(wires: list[list[str]], group: str) -> str:
@@ -5081,7 +5122,7 @@ def main(arguments: list[str]) -> int:
     except Unheard:
         return 1
     except BaseException as error:
-        failure = internal_error(error)
+        failure = shortage(error) or internal_error(error)
     usage = failure.details.pop("usage", Usage())
     if failure.phase not in ("execute", "result"):
         usage = Usage()  # it is that of another sandbox than the task's

@@ -1,5 +1,6 @@
 """Every end of a sandbox has one name, and every failed start its remedy."""
 
+import errno
 import json
 import signal
 from typing import Any
@@ -217,3 +218,23 @@ def test_no_wire_and_many_wires_are_two_errors(runner_module: Any) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signals_that_stop_the_runner(runner_module: Any, number: signal.Signals) -> None:
     assert number in runner_module.Killed.SIGNALS
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/store/x"), "/store/x"),
+        (OSError(errno.EMFILE, "Too many open files"), "ulimit -n"),
+        (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), "ulimit -u"),
+        (MemoryError(), "ulimit -v"),
+    ],
+)
+def test_what_the_machine_lacks_is_no_fault_of_the_runner(runner_module: Any, error: Exception, words: str) -> None:
+    failure = runner_module.shortage(error)
+    assert (failure.phase, failure.type, failure.retryable) == ("host", "host_exhausted", True)
+    assert words in failure.error and runner_module.is_own(error)
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError(errno.ENOENT, "no"), ValueError("no"), KeyError("no")])
+def test_another_error_is_not_a_shortage(runner_module: Any, error: Exception) -> None:
+    assert runner_module.shortage(error) is None and not runner_module.is_own(error)

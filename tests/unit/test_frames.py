@@ -268,3 +268,13 @@ def test_an_aggregation_result_is_checked_again_on_the_host(runner_module: Any, 
 def test_the_loss_of_an_aggregation_is_a_float(runner_module: Any) -> None:
     result = runner_module.parse_aggregation(b'{"loss": 2, "more": [1]}')
     assert result == {"loss": 2.0, "more": [1]} and isinstance(result["loss"], float)
+
+
+def test_an_output_that_breaks_off_keeps_no_descriptor(runner_module: Any, tmp_path: Any) -> None:
+    """A server goes on after such a task: what each one held would add up."""
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(10):
+        outputs = runner_module.Outputs(str(tmp_path), 4)
+        runner_module.Frames(outputs, LIMIT).feed(b"O" + struct.pack(">IQ", 1, 100) + b"abeginning")
+        outputs.remove_partial()
+    assert len(os.listdir("/proc/self/fd")) == before and not os.listdir(tmp_path)
