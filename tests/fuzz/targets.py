@@ -207,7 +207,7 @@ NAMES = (
 
 
 # Found: zipfile raises IndexError for a member without a name.
-NAMELESS_MEMBER = b"\0\1\0\4" + b"C" * 112 + b"\0\0\0\0\0\0\0\x0f*"
+NAMELESS_MEMBER = b"\0\1\0\4" + b"C" * 127 + b"\0\0\0\0\0\0\0\x0f*"
 
 
 def zip_of(draw: Bytes) -> bytes:

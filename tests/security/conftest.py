@@ -1,6 +1,5 @@
-"""Who runs the runner (root, an ordinary user) under which profile, and the report of what was tried."""
+"""Who runs the runner (root, an ordinary user), and under which profile."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -8,49 +7,11 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import PROFILES, RUNNER
 
-from security.hostile import (
-    CONTROLS_DONE,
-    NO_CONTROL,
-    TEST_PROFILES,
-    TRIED,
-    USER,
-    Account,
-    HostileRunner,
-    runner_for,
-)
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--probe-report", metavar="FILE", help="write each hostile bundle's JSON line to FILE")
-
-
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    counts: dict[str, dict[str, int]] = {}
-    for outcome in ("passed", "failed"):
-        for report in terminalreporter.stats.get(outcome, []):
-            if "tests/security/" in report.nodeid and report.when == "call":
-                family = dict(report.user_properties).get("family")
-                if family:
-                    row = counts.setdefault(family, {})
-                    row[outcome] = row.get(outcome, 0) + 1
-    if counts:
-        terminalreporter.section("probes held and failed, by family")
-        for family, row in sorted(counts.items()):
-            terminalreporter.line(f"{family:10} held {row.get('passed', 0):4}   failed {row.get('failed', 0):3}")
-        terminalreporter.line(f"controls that succeeded with the protection off: {len(CONTROLS_DONE)}")
-    if NO_CONTROL:
-        terminalreporter.section("probes whose control can't succeed on this host")
-        for name, why in sorted(NO_CONTROL.items()):
-            terminalreporter.line(f"{name}: {why}")
-    path = config.getoption("--probe-report")
-    if path:
-        with open(path, "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(entry) + "\n" for entry in TRIED)
+from security.hostile import TEST_PROFILES, USER, Account, HostileRunner, runner_for
 
 
 @pytest.fixture(scope="session")
@@ -122,12 +83,13 @@ def real_uv() -> str | None:
 
 @pytest.fixture
 def hostile(request: pytest.FixtureRequest, accounts: dict[str, Account]) -> HostileRunner:
+    request.node.user_properties.extend(zip(("account", "profile"), request.param, strict=True))
     return runner_for(accounts, *request.param)
 
 
 @pytest.fixture
 def family(request: pytest.FixtureRequest) -> Callable[[str], None]:
-    """`family("install")` counts the test in the summary."""
+    """`family("install")` counts the test in the table of probes."""
     return lambda name: request.node.user_properties.append(("family", name))
 
 

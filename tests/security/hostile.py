@@ -1,4 +1,4 @@
-"""Shared by the security tests: who starts the runner, and the records that the summary is made of."""
+"""Shared by the security tests: who starts the runner, under which profile, with what hostile bundle."""
 
 import json
 import os
@@ -11,13 +11,9 @@ from typing import Any, NamedTuple
 
 import pytest
 from conftest import RUNNER, Result, Runner, parse_line, write_bundle
+from evidence import TRIED
 
 USER = 61999  # an ordinary uid: nobody's, and none of those that the profiles give to sandboxes
-PROFILES = ("default", "strict", "container", "debug")
-NO_CONTROL: dict[str, str] = {}  # probe to why it can't be shown to succeed with the protection off
-TRIED: list[dict[str, Any]] = []  # one entry for each hostile bundle
-CONTROLS_DONE: set[str] = set()
-
 
 SMALL = """
 [bundle]
@@ -135,6 +131,21 @@ class HostileRunner(Runner):
         assert out, f"no line at all; exit status {process.returncode}, stderr: {err[-2000:]!r}"
         return Result(process.returncode, parse_line(out), err.decode("utf-8", "replace"))
 
+    def served(
+        self, bundle: Path, task: Any, *arguments: str, env: Mapping[str, str] | None = None, name: str = ""
+    ) -> Result:
+        """The answer to one task of a server."""
+        command = self.command("--bundle-path", str(bundle), "--serve", *arguments)
+        line = json.dumps(task).encode() + b"\n"
+        done = subprocess.run(
+            command, input=line, capture_output=True, env=self.environment(env), timeout=60, **self.privileges()
+        )
+        greeting, answer = done.stdout.splitlines(keepends=True)
+        assert "serving" in parse_line(greeting), greeting
+        said = answer.decode("utf-8", "replace")[:400]
+        TRIED.append({"name": name, "as": self.account.name, "profile": self.profile, "line": said})
+        return Result(done.returncode, parse_line(answer), done.stderr.decode("utf-8", "replace"))
+
     def watch(self, pid: int) -> None:
         """Keep the largest resident set of the runner's own process, while it lives, as `peak`."""
         self.peak = 0
@@ -170,12 +181,12 @@ _RUNNERS: dict[tuple[str, str], HostileRunner] = {}
 
 
 def turns(argument: str, values: Iterable[Any], *pairs: tuple[str, str]) -> pytest.MarkDecorator:
-    """Parametrise over the values, each tried by one of the pairs in turn: the suite stays short. With EVERY_CASE=1
+    """Parametrise over the values, each tried by one of the pairs in turn: the suite stays short. With THOROUGH=1
     in the environment each is tried by all of them."""
     rows = [
         (pair, *value) if "," in argument else (pair, value)
         for number, value in enumerate(values)
-        for pair in (pairs if os.environ.get("EVERY_CASE") else [pairs[number % len(pairs)]])
+        for pair in (pairs if os.environ.get("THOROUGH") else [pairs[number % len(pairs)]])
     ]
     ids = [f"{label_of(tuple(value))}-{who}-{profile}" for (who, profile), *value in rows]
     return pytest.mark.parametrize(f"hostile, {argument}", rows, indirect=["hostile"], ids=ids)

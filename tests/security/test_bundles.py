@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 import pytest
 from conftest import ROOT
+from evidence import CONTROLS_DONE
 from servers import LocalServer, wheel
 
-from security.hostile import CONTROLS_DONE, HostileRunner, cases, runs, turns
+from security.hostile import HostileRunner, cases, runs, turns
 
 FAMILY = "install"
 HOST_FILE = "/etc/shadow"  # what hostile names point at

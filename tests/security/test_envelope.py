@@ -4,8 +4,9 @@ import math
 from typing import Any, NamedTuple
 
 import pytest
+from evidence import CONTROLS_DONE
 
-from security.hostile import CONTROLS_DONE, HostileRunner, cases, runs, turns
+from security.hostile import HostileRunner, cases, runs, turns
 
 FAMILY = "envelope"
 # One bundle for all: the code comes with the task, so that nothing is built again.

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from conftest import TINY_BACKEND
+from evidence import CONTROLS_DONE
 from servers import (
     Listener,
     LocalServer,
@@ -27,7 +28,7 @@ from servers import (
     wheel,
 )  # fmt: skip
 
-from security.hostile import CONTROLS_DONE, HostileRunner, runs, turns
+from security.hostile import HostileRunner, runs, turns
 
 FAMILY = "install"
 BOTH = (("root", "local"), ("user", "local"))

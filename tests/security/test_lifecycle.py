@@ -10,8 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import parse_line
+from evidence import CONTROLS_DONE, NO_CONTROL
 
-from security.hostile import CONTROLS_DONE, NO_CONTROL, HostileRunner, cases, leftovers, runs
+from security.hostile import HostileRunner, cases, leftovers, runs
 
 FAMILY = "processes"
 WIRE = "def wire(entrypoint, params, seed):\n    return {}\n"

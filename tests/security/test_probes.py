@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
+from evidence import CONTROLS_DONE, NO_CONTROL, PROFILES
 from servers import listening
 
-from security.hostile import CONTROLS_DONE, NO_CONTROL, PROFILES, Account, HostileRunner, cases, runner_for
+from security.hostile import Account, HostileRunner, cases, runner_for
 from security.probes import IN_TASK, PROGRAM, WIRE, Probe
 
 SECRET = "s3cret-of-the-caller-f00d"
@@ -94,29 +95,35 @@ def verdicts(
     lures: dict[str, Any],
     runner_module: ModuleType,
 ) -> Any:
-    """`verdicts(who, profile)`: the answers of all probes and all refused calls, from one run."""
+    """`verdicts(who, profile, mode)`: the answers of all probes and all refused calls, from one run, or from a
+    task of a server."""
 
     @cache
-    def answers(who: str, profile: str) -> dict[str, Any]:
+    def answers(who: str, profile: str, mode: str = "cold") -> dict[str, Any]:
         runner: HostileRunner = runner_for(accounts, who, profile)
         table = {probe.name: probe.code for probe in IN_TASK}
         calls = refused_calls(runner_module, profile)
         table.update({f"calls {name}": call_code(number) for name, (number, _) in calls.items()})
         params = {"table": json.dumps(table), "context": json.dumps(lures)}
         task = {"entrypoint": "main", "params": params, "seed": 1}
-        result = runner(runner.bundle(WIRE), task, env={"CALLER_SECRET": SECRET}, name="probes in a task")
+        start = runner if mode == "cold" else runner.served
+        result = start(runner.bundle(WIRE), task, env={"CALLER_SECRET": SECRET}, name=f"probes in a task ({mode})")
         return dict(json.loads(result.outputs["verdicts"]))
 
     return answers
 
 
 @cases(*PROFILES)
+@pytest.mark.parametrize("mode", ["cold", "serve"])
 @pytest.mark.parametrize("probe", IN_TASK, ids=lambda probe: probe.name)
-def test_a_task_can_not(probe: Probe, hostile: HostileRunner, verdicts: Any, family: Any) -> None:
+def test_a_task_can_not(
+    probe: Probe, mode: str, hostile: HostileRunner, verdicts: Any, family: Any, record_property: Any
+) -> None:
     """The name of the probe ends the sentence."""
     profile = hostile.profile
     family(probe.family)
-    verdict = verdicts(hostile.account.name, profile)[probe.name]
+    record_property("mode", mode)
+    verdict = verdicts(hostile.account.name, profile, mode)[probe.name]
     assert isinstance(verdict, str) and not verdict.startswith(("raised", "died")), f"the probe broke: {verdict}"
     if probe.name in ALLOWED.get(profile, ()):
         assert verdict == "ok"

@@ -5,9 +5,10 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import pytest
+from evidence import CONTROLS_DONE, NO_CONTROL
 from servers import LocalServer, drip, hang, huge, sdist, wheel
 
-from security.hostile import CONTROLS_DONE, NO_CONTROL, Account, HostileRunner, leftovers, runner_for, runs
+from security.hostile import Account, HostileRunner, leftovers, runner_for, runs
 
 FAMILY = "resources"
 EVERYONE = (("root", "small"), ("user", "small"), ("user", "small-no-proc"))

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 import pytest
 from conftest import parse_line
+from evidence import CONTROLS_DONE, TRIED
 
-from security.hostile import CONTROLS_DONE, TRIED, HostileRunner, runs, turns
+from security.hostile import HostileRunner, runs, turns
 
 FAMILY = "envelope"
 ACCOUNTS = (("root", "default"), ("user", "default"), ("user", "container"), ("root", "strict"))
