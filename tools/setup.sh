@@ -1,12 +1,18 @@
 #!/usr/bin/env bash
 # Make this checkout ready on a Debian or Ubuntu that has Python 3.11 and nothing else.
-#   tools/setup.sh [runtime|service|dev]
+#   tools/setup.sh [runtime|service|dev|hosts]
+# hosts is dev, and what the tests in real containers need.
 # Asks nothing, and is done at once where there is nothing to do. All output is on stderr.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 exec 1>&2 </dev/null
 group=${1:-runtime}
+containers=()
+if [[ $group == hosts ]]; then
+  group=dev
+  containers=(podman runc debootstrap)
+fi
 venv=.venv
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
 unset PYTHONHOME PYTHONPATH
@@ -25,11 +31,20 @@ find_python() {
   return 1
 }
 
+# Those of the tools for containers that are missing; their packages have the same names.
+missing_tools() {
+  local name
+  for name in "${containers[@]}"; do
+    [[ -n $(PATH=$PATH:/usr/sbin:/sbin type -P "$name") ]] || echo "$name"
+  done
+}
+
 # The apt packages that are missing. Certificates are for the downloads, a compiler is the bundle's own affair.
 missing_packages() {
   command -v bwrap >/dev/null || echo bubblewrap
   "$python" -I -c 'import ctypes; ctypes.CDLL("libseccomp.so.2")' 2>/dev/null || echo libseccomp2
   "$python" -I -c 'import ensurepip, venv' 2>/dev/null || "$python" -I -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])'
+  missing_tools
   [[ -e ${SSL_CERT_FILE:-/etc/ssl/certs/ca-certificates.crt} || -d /etc/pki/tls/certs || -e /etc/ssl/ca-bundle.pem ]] || echo ca-certificates
 }
 
@@ -81,7 +96,8 @@ exec 9<.
 flock 9
 
 wanted="$(sha256sum pyproject.toml) $("$python" -I -c 'import os, sys; print(os.path.realpath(sys.executable), sys.version)')"
-if [[ -x $venv/bin/python && -f $venv/.ready-$group && $(<"$venv/.ready-$group") == "$wanted" ]] && command -v bwrap >/dev/null; then
+if [[ -x $venv/bin/python && -f $venv/.ready-$group && $(<"$venv/.ready-$group") == "$wanted" ]] && command -v bwrap >/dev/null &&
+  [[ -z $(missing_tools) ]]; then
   exit 0
 fi
 
