@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 from hypothesis import settings
 
-pytest_plugins = ["evidence"]
+pytest_plugins = ["accounts", "evidence"]
 settings.register_profile("sandbox", database=None, deadline=None)
 settings.load_profile("sandbox")
 

@@ -105,7 +105,7 @@ class LocalServer:
 
     @property
     def host(self) -> str:
-        return f"127.0.0.1:{self.port}"
+        return f"localhost:{self.port}"
 
     def url(self, path: str = "/simple/", credentials: str = "") -> str:
         """`credentials` is user:password."""

@@ -1848,10 +1848,11 @@ def take_identity(policy: HostPolicy, folder: str, cleanup: ExitStack) -> Identi
     for offset in range(last - first + 1):
         uid = first + (os.getpid() + offset) % (last - first + 1)
         path = os.path.join(folder, f"uid-{uid}")
-        lock = open_lock(path, wait=False)
-        if lock is not None:
-            cleanup.callback(close_lock, path, lock)
-            return Identity(uid, uid)
+        with Killed.held():
+            lock = open_lock(path, wait=False)
+            if lock is not None:
+                cleanup.callback(close_lock, path, lock)
+                return Identity(uid, uid)
     raise Failure(
         "host",
         "no_free_uid",
@@ -1999,7 +2000,8 @@ class Store:
                 f"{base} can't be written ({error.strerror}); name another directory with --store-dir",
             ) from None
         check_owner(base)
-        sweep(os.path.join(base, "run"))
+        for folder in ("run", "venvs", "locks"):
+            sweep(os.path.join(base, folder))
         self.run = transient(os.path.join(base, "run"), cleanup)
         self.kept = base if keep else self.run
         self.venvs = os.path.abspath(venvs) if venvs else os.path.join(self.kept, "venvs")
@@ -2071,23 +2073,27 @@ def check_owner(path: str) -> None:
 def transient(parent: str, cleanup: ExitStack) -> str:
     """Make a directory that goes with this run. Its `lock` tells others that the run is alive."""
     path = os.path.join(parent, f".run-{os.getpid()}-{os.urandom(6).hex()}")
-    lock = open_lock(path + ".lock", wait=True)
-    assert lock is not None
-    os.mkdir(path, 0o711)
+    with Killed.held():
+        lock = open_lock(path + ".lock", wait=True)
+        assert lock is not None
 
-    def remove() -> None:
-        with Killed.held():
-            remove_tree(path)
-            close_lock(path + ".lock", lock)
+        def remove() -> None:
+            with Killed.held():
+                remove_tree(path)
+                close_lock(path + ".lock", lock)
 
-    cleanup.callback(remove)
+        cleanup.callback(remove)
+        os.mkdir(path, 0o711)
     return path
 
 
 def sweep(parent: str) -> None:
     """Remove what dead runs left: a lock that can be taken belongs to nobody alive."""
-    for name in os.listdir(parent):
+    for name in os.listdir(parent) if os.path.isdir(parent) else []:
         path = os.path.join(parent, name)
+        if name.startswith("uid-") or os.path.basename(parent) == "locks":
+            with suppress(OSError):
+                sweep_lock(path)
         if not name.startswith(".run-") or not name.endswith(".lock"):
             continue
         lock = open_lock(path, wait=False)
@@ -2104,6 +2110,13 @@ def sweep(parent: str) -> None:
             except (OSError, RecursionError) as error:  # what one dead run left must not stop the living
                 Log.line(f"{dead} could not be removed: {error}")
             os.close(lock)
+
+
+def sweep_lock(path: str) -> None:
+    """Remove a lock file that stands for no directory, if its holder is dead. It would stop nobody, but add up."""
+    lock = open_lock(path, wait=False)
+    if lock is not None:
+        close_lock(path, lock)
 
 
 def remove_tree(path: str) -> None:
@@ -2751,15 +2764,16 @@ class Cgroup:
     def remove(self) -> None:
         for door in self.doors:
             os.close(door)
-        for path in self.paths.values():
-            for _ in range(200):  # a member that is being reaped keeps the directory for a moment
-                try:
-                    os.rmdir(path)
-                    break
-                except FileNotFoundError:
-                    break
-                except OSError:
-                    time.sleep(0.005)
+        with Killed.held():
+            for path in self.paths.values():
+                for _ in range(200):  # a member that is being reaped keeps the directory for a moment
+                    try:
+                        os.rmdir(path)
+                        break
+                    except FileNotFoundError:
+                        break
+                    except OSError:
+                        time.sleep(0.005)
 
     @classmethod
     def sweep(cls, name: str) -> None:
@@ -2771,6 +2785,20 @@ class Cgroup:
                         left = cls({"pids": os.path.join(parent, entry)})
                         left.kill()
                         left.remove()
+
+    @classmethod
+    def sweep_lost(cls) -> None:
+        """Remove the groups of dead runs whose store is gone: the name has the pid, and one in use is not empty.
+
+        A pid may be of another namespace than ours; its run needs far less than a minute to enter a new group.
+        """
+        with suppress(OSError):
+            for parent in cls.parents().values():
+                for entry in os.listdir(parent):
+                    path, match = os.path.join(parent, entry), re.fullmatch(r"\.run-(\d+)-[0-9a-f]{12}-\w+", entry)
+                    if match and not os.path.exists(f"/proc/{match[1]}") and time.time() - os.stat(path).st_mtime > 60:
+                        with suppress(OSError):
+                            os.rmdir(path)
 
 
 # --- supervision: one sandbox from start to end
@@ -2985,10 +3013,10 @@ class Supervisor:
     def open(self, cleanup: ExitStack) -> None:
         """Start the sandbox; leaving `cleanup` ends it."""
         self.selector = cleanup.enter_context(selectors.PollSelector())
-        self.cgroup = Cgroup.create(f"{self.host.run_name}-{self.box.phase}", self.limits)
-        if self.cgroup:
-            cleanup.callback(self.cgroup.remove)
         with Killed.held():
+            self.cgroup = Cgroup.create(f"{self.host.run_name}-{self.box.phase}", self.limits)
+            if self.cgroup:
+                cleanup.callback(self.cgroup.remove)
             self.process = self.start(cleanup)
             cleanup.callback(self.end)
 
@@ -4390,13 +4418,13 @@ def prepare_environment(resolver: Resolver, bundle: Bundle, reuse: bool) -> Envi
 
     def make() -> None:
         os.makedirs(host.store.venvs, mode=0o711, exist_ok=True)
-        sweep(host.store.venvs)
         with ExitStack() as cleanup:
             aside = transient(host.store.venvs, cleanup)
             keep_environment(
                 host.store, key, aside, build_environment(resolver, bundle, os.path.join(aside, "venv"), key)
             )
 
+    sweep(host.store.venvs)
     return host.store.once(f"environment-{key}", lambda: kept_environment(host.store, key), make)
 
 
@@ -4620,6 +4648,7 @@ def open_host(options: argparse.Namespace, cleanup: ExitStack) -> Host:
     store = Store(
         options.store_dir or default_store(), options.venvs_dir, cleanup, not options.no_cache, options.refresh
     )
+    Cgroup.sweep_lost()
     identity = take_identity(profile.host, os.path.join(store.base, "run"), cleanup)
     if identity.gid is not None:
         os.chown(store.run, -1, identity.gid)

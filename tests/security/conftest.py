@@ -1,84 +1,11 @@
-"""Who runs the runner (root, an ordinary user), and under which profile."""
+"""Who runs the runner (root, an ordinary user), and under which profile: what a security test is given."""
 
-import os
-import shutil
-import subprocess
-import sys
-import tempfile
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
-from conftest import PROFILES, RUNNER
+from accounts import Account
 
-from security.hostile import TEST_PROFILES, USER, Account, HostileRunner, runner_for
-
-
-@pytest.fixture(scope="session")
-def base() -> Iterator[Path]:
-    """A folder that every uid can pass through; with bundles so deep that rmtree can't remove them."""
-    path = Path(tempfile.mkdtemp(prefix="cold-runner-security-"))
-    path.chmod(0o755)
-    yield path
-    subprocess.run(["rm", "-rf", str(path)], check=True)
-
-
-@pytest.fixture(scope="session")
-def accounts(base: Path) -> dict[str, Account]:
-    """`root` where the tests run as root; `user` is an ordinary user, with an interpreter in its reach."""
-
-    def folder(name: str) -> Path:
-        path = base / name
-        (path / "bundles").mkdir(parents=True)
-        return path
-
-    # A copy of the runner and its profiles: the checkout may lie where only its owner can go.
-    (base / "tools").mkdir()
-    shutil.copy(RUNNER, base / "tools")
-    shutil.copytree(PROFILES, base / "sandbox-profiles")
-    (base / "profiles").mkdir()
-    for name, text in TEST_PROFILES.items():
-        head = 'description = "for tests"\nextends = "default"\n'
-        (base / "profiles" / f"{name}.toml").write_text(head + text)
-    if os.geteuid() != 0:
-        return {"user": Account("user", None, sys.executable, folder("user"))}
-    root = Account("root", None, sys.executable, folder("root"))
-    own = folder("user")
-    os.chown(own, USER, USER)
-    return {"root": root, "user": Account("user", USER, user_python(base), own)}
-
-
-def user_python(base: Path) -> str:
-    """A venv in the open with psutil, pip and uv, of an interpreter that an ordinary user can start."""
-    for python in (os.path.realpath(sys.executable), "/usr/bin/python3"):
-        command = [python, "-c", "import sys; sys.exit(sys.version_info < (3, 11))"]
-        try:
-            if subprocess.run(command, user=USER, group=USER, extra_groups=[]).returncode == 0:
-                break
-        except OSError:
-            continue
-    else:
-        pytest.skip("no interpreter that an ordinary user can reach")
-    venv = base / "venv"
-    subprocess.run([python, "-m", "venv", "--without-pip", str(venv)], check=True)
-    site = next((venv / "lib").glob("python3*/site-packages"))
-    for module in ("psutil", "pip"):
-        origin = subprocess.run(
-            [sys.executable, "-c", f"import {module}; print({module}.__file__)"],
-            capture_output=True, text=True, check=True,
-        ).stdout  # fmt: skip
-        shutil.copytree(os.path.dirname(origin.strip()), site / module)
-    uv = real_uv()
-    if uv:
-        shutil.copy2(uv, venv / "bin" / "uv")
-    return str(venv / "bin" / "python")
-
-
-def real_uv() -> str | None:
-    """The uv binary itself: a shim of pyenv works only for who can read pyenv."""
-    folders = [os.path.dirname(path) for path in (sys.executable, os.path.realpath(sys.executable))]
-    beside = [os.path.join(folder, "uv") for folder in folders]
-    return next((path for path in beside if os.path.exists(path)), shutil.which("uv"))
+from security.hostile import HostileRunner, runner_for
 
 
 @pytest.fixture

@@ -7,64 +7,12 @@ import threading
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
+from accounts import Account
 from conftest import RUNNER, Result, Runner, parse_line, write_bundle
 from evidence import TRIED
-
-USER = 61999  # an ordinary uid: nobody's, and none of those that the profiles give to sandboxes
-
-SMALL = """
-[bundle]
-inspect_seconds = 2
-[dependencies]
-private_addresses = true
-max_wheel_bytes = "64MiB"
-[fetch]
-tmp_bytes = "64MiB"
-[fetch.limits]
-wall_seconds = 8
-memory_bytes = "1GiB"
-output_bytes = "32MiB"
-[build]
-tmp_bytes = "64MiB"
-[build.limits]
-wall_seconds = 2
-memory_bytes = "256MiB"
-processes = 40
-output_bytes = "16MiB"
-[compile.limits]
-wall_seconds = 4
-memory_bytes = "256MiB"
-[execute]
-tmp_bytes = "64MiB"
-shm_bytes = "32MiB"
-[execute.limits]
-wall_seconds = 2
-cpu_seconds = 1
-memory_bytes = "256MiB"
-processes = 40
-file_bytes = "32MiB"
-open_files = 64
-output_bytes = "4MiB"
-stderr_bytes = "1MiB"
-"""
-# Profiles of the tests, by name: small limits, and servers of this machine may be named.
-TEST_PROFILES = {
-    "local": "[dependencies]\nprivate_addresses = true\n",
-    "small": SMALL,
-    "small-no-proc": '[sandbox]\nproc = false\nnested_userns = "seccomp"\nmasked = []\n' + SMALL,
-}
-
-
-class Account(NamedTuple):
-    """Someone who starts the runner: the uid (None: as we are), the interpreter and a folder of their own."""
-
-    name: str
-    uid: int | None
-    python: str
-    folder: Path
 
 
 class HostileRunner(Runner):

@@ -564,7 +564,7 @@ def test_credentials_of_the_index(
         env["UV_DEFAULT_INDEX"] = server.url(credentials=f"bob:{PASSWORD}")
     elif means == "netrc":
         netrc = base / "netrc"
-        netrc.write_text(f"machine 127.0.0.1 login bob password {PASSWORD}\n")
+        netrc.write_text(f"machine localhost login bob password {PASSWORD}\n")
         netrc.chmod(0o644)
         env["NETRC"] = str(netrc)
     else:
@@ -638,7 +638,7 @@ def test_credentials_of_git(means: str, hostile: HostileRunner, server: LocalSer
     env = {"GITHUB_TOKEN": PASSWORD}
     if means == "netrc":
         netrc = base / "netrc"
-        netrc.write_text(f"machine 127.0.0.1 login bob password {PASSWORD}\n")
+        netrc.write_text(f"machine localhost login bob password {PASSWORD}\n")
         netrc.chmod(0o644)
         env = {"NETRC": str(netrc)}
         server.behave("/git/", protected(f"bob:{PASSWORD}")(server))

@@ -14,11 +14,12 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from accounts import Account
 from conftest import ROOT
 from evidence import CONTROLS_DONE, NO_CONTROL, PROFILES
 from servers import listening
 
-from security.hostile import Account, HostileRunner, cases, runner_for
+from security.hostile import HostileRunner, cases, runner_for
 from security.probes import IN_TASK, PROGRAM, WIRE, Probe
 
 SECRET = "s3cret-of-the-caller-f00d"

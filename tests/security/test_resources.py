@@ -5,10 +5,11 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import pytest
+from accounts import Account
 from evidence import CONTROLS_DONE, NO_CONTROL
 from servers import LocalServer, drip, hang, huge, sdist, wheel
 
-from security.hostile import Account, HostileRunner, leftovers, runner_for, runs
+from security.hostile import HostileRunner, leftovers, runner_for, runs
 
 FAMILY = "resources"
 EVERYONE = (("root", "small"), ("user", "small"), ("user", "small-no-proc"))

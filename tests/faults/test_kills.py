@@ -1,0 +1,219 @@
+"""The runner is killed at random moments of every phase, two at a time on one store; the next run cleans up.
+
+FAULT_SEED=N repeats a run of these tests: it is in the table at the end and in the output of a failure. THOROUGH=1
+kills four times as often. Half of the kills wait for a phase to begin, so that each phase is hit; the others come
+at any moment of the time that an undisturbed run takes.
+"""
+
+import os
+import random
+import signal
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import pytest
+from conftest import Result
+
+from faults.aftermath import (
+    PATIENCE,
+    THOROUGH,
+    WIRE,
+    FaultRunner,
+    answer,
+    check_aftermath,
+    check_answer,
+    check_success,
+    groups,
+    own_mounts,
+)
+
+SEED = int(os.environ.get("FAULT_SEED") or random.SystemRandom().randrange(1 << 32))
+ROUNDS = 52 if THOROUGH else 13  # of two kills, for each of the four ways to run
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
+# In the order in which they come, each to what it makes first in the scratch of its run. The bundle's own wheel is
+# built and compiled before its dependencies are fetched, and compiled in turn.
+PHASES = {"inspect": "bundle", "build": "etc-build", "compile": "etc-compile", "fetch": "etc-fetch"}
+PHASES["execute"] = "etc-execute"
+TASK = b'{"entrypoint": "main", "params": {"seconds": 0.15}, "seed": 1}'
+
+
+class Kill(NamedTuple):
+    """Send `signal` this long after a phase began, or after the start where `phase` is empty."""
+
+    phase: str
+    delay: float
+    signal: signal.Signals
+
+
+class Victim:
+    """A run that will be killed. Its streams are files: nothing that it writes makes it wait."""
+
+    def __init__(self, runner: FaultRunner, bundle: Path, env: dict[str, str]) -> None:
+        self.runner, self.begun = runner, time.monotonic()
+        self.files = [open(runner.place / f"{name}-{os.urandom(4).hex()}", "w+b") for name in ("out", "log")]  # noqa: SIM115
+        (runner.place / "task").write_bytes(TASK)
+        with open(runner.place / "task", "rb") as task:
+            self.process = subprocess.Popen(
+                runner.command("--bundle-path", str(bundle), "--refresh"),
+                stdin=task,
+                stdout=self.files[0],
+                stderr=self.files[1],
+                env=runner.environment(env),
+                **runner.privileges(),
+            )
+
+    def phase(self) -> str:
+        """How far it has come, by what lies in its scratch."""
+        if self.process.poll() is not None:
+            return "ended"
+        places = [path for path in (self.runner.store / "run").glob(f".run-{self.process.pid}-*") if path.is_dir()]
+        reached = [phase for phase, name in PHASES.items() if places and (places[0] / name).exists()]
+        return reached[-1] if reached else "start"
+
+    def reach(self, phase: str) -> None:
+        order = ["start", *PHASES, "ended"]
+        while order.index(self.phase()) < order.index(phase):
+            assert time.monotonic() < self.begun + PATIENCE, f"{phase} is never reached"
+            time.sleep(0.003)
+
+    def end(self) -> tuple[bytes, bytes]:
+        """Wait for it; what it wrote. A victim that a test forgot is ended for good."""
+        try:
+            self.process.wait(PATIENCE)
+        finally:
+            self.process.kill()
+            self.process.wait()
+        texts = []
+        for file in self.files:
+            with file:
+                file.seek(0)
+                texts.append(file.read())
+            Path(file.name).unlink()
+        return texts[0], texts[1]
+
+
+class Struck(NamedTuple):
+    """What became of one kill."""
+
+    pid: int
+    phase: str
+    outcome: str
+
+
+def strike(victim: Victim, kill: Kill) -> Struck:
+    """Kill it as planned. TERM and INT are answered with one right line, and leave nothing themselves."""
+    if kill.phase:
+        victim.reach(kill.phase)
+    time.sleep(kill.delay)
+    phase, pid = victim.phase(), victim.process.pid
+    begun = any((victim.runner.store / "run").glob(f".run-{pid}-*"))
+    victim.process.send_signal(kill.signal)
+    out, err = victim.end()
+    code = victim.process.returncode
+    if kill.signal == signal.SIGKILL and code == -signal.SIGKILL:
+        assert out == b"", "a killed runner had written, and was not done"
+        return Struck(pid, phase, "killed")
+    places = (victim.runner.store / "run", victim.runner.store / "venvs", victim.runner.venvs)
+    left = [str(path) for place in places for path in place.glob(f".run-{pid}-*")]
+    assert left + groups([pid]) == [], f"{kill} left something"
+    if not out and not begun:
+        assert code in (-kill.signal, 128 + kill.signal), (code, err)
+        return Struck(pid, phase, "before the first line")
+    return Struck(pid, phase, judge(answer(out, code, err), kill))
+
+
+def judge(result: Result, kill: Kill) -> str:
+    kind = check_answer(result)
+    if kind == "success":
+        return "done"
+    error = result.error
+    assert (kind, error["phase"], error["signal"]) == ("killed", "host", kill.signal.name), (kill, error, result.stderr)
+    assert result.code == 128 + kill.signal and error["retryable"]
+    return "answered"
+
+
+def timeline(runner: FaultRunner, bundle: Path, env: dict[str, str]) -> dict[str, float]:
+    """Run once undisturbed: when each phase began, and `ended`."""
+    victim, times = Victim(runner, bundle, env), {}
+    while "ended" not in times:
+        times.setdefault(victim.phase(), time.monotonic() - victim.begun)
+        time.sleep(0.003)
+    out, err = victim.end()
+    check_success(answer(out, victim.process.returncode, err))
+    assert set(times) >= {*PHASES, "ended"}, times
+    return times
+
+
+def plan(dice: random.Random, times: dict[str, float], rounds: int) -> list[tuple[bool, Kill, Kill]]:
+    """For each round whether its two runs share a bundle, and when they are killed. The first kill of each phase
+    comes when it begins."""
+    signals = [SIGNALS[number % 3] for number in range(2 * rounds)]
+    dice.shuffle(signals)
+    order, kills = [*PHASES, "ended"], []
+    events = (rounds + 1) // 2 * 2  # these many wait for a phase; theirs are the rounds of two bundles
+    for number in range(events):
+        phase = order[number % len(PHASES)]
+        length = times[order[order.index(phase) + 1]] - times[phase]
+        kills.append(Kill(phase, dice.uniform(0, length) if number >= len(PHASES) else 0.0, signals[number]))
+    kills += [Kill("", dice.uniform(0, times["ended"]), number) for number in signals[events:]]
+    pairs = [(number >= events, kills[number], kills[number + 1]) for number in range(0, 2 * rounds, 2)]
+    dice.shuffle(pairs)
+    return pairs
+
+
+def run_round(runner: FaultRunner, bundles: list[Path], kills: list[Kill], env: dict[str, str]) -> list[Struck]:
+    """Two runs at once, killed; then as many at once that are left alone."""
+    struck: list[Struck | BaseException] = []
+
+    def one(bundle: Path, kill: Kill) -> None:
+        try:
+            struck.append(strike(Victim(runner, bundle, env), kill))
+        except BaseException as error:
+            struck.append(error)
+
+    threads = [threading.Thread(target=one, args=pair) for pair in zip(bundles, kills, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    after = [Victim(runner, bundle, env) for bundle in sorted(set(bundles))]
+    for victim in after:
+        out, err = victim.end()
+        check_success(answer(out, victim.process.returncode, err))
+    for item in struck:
+        if isinstance(item, BaseException):
+            raise item
+    return [item for item in struck if isinstance(item, Struck)]
+
+
+@pytest.mark.parametrize("reuse", [False, True], ids=["fresh", "reuse"])
+@pytest.mark.parametrize("who", ["root", "user"])
+def test_kills_at_any_moment(
+    who: str,
+    reuse: bool,
+    runner_of: Callable[..., FaultRunner],
+    runner_module: ModuleType,
+    verdict: Callable[[str, str], None],
+) -> None:
+    print(f"FAULT_SEED={SEED}")
+    dice = random.Random(f"{SEED} {who} {reuse}")
+    runner = runner_of(who, "kills")
+    env = {"REUSE": "1", "VENVS_DIR": str(runner.venvs)} if reuse else {}
+    mounts, struck = own_mounts(), []
+    times = timeline(runner, runner.bundle(), env)
+    for shared, *kills in plan(dice, times, ROUNDS):
+        first = runner.bundle(f"{WIRE}# {runner.count}\n")
+        second = first if shared else runner.bundle(f"{WIRE}# {runner.count}\n")
+        found = run_round(runner, [first, second], list(kills), env)
+        check_aftermath(runner, runner_module, [one.pid for one in found], mounts)
+        struck += found
+    phases, outcomes = Counter(one.phase for one in struck), Counter(one.outcome for one in struck)
+    assert set(phases) >= set(PHASES), phases
+    fault = f"TERM, INT, KILL at random, two at once, as {who}" + (", REUSE=1" if reuse else "")
+    verdict(fault, f"survived {len(struck)} of {2 * ROUNDS}; {dict(phases)}; {dict(outcomes)}; FAULT_SEED={SEED}")
