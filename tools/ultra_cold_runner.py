@@ -956,6 +956,7 @@ SHORTAGES = {
     errno.ENOSPC: "no space is left on the device",
     errno.EDQUOT: "the disk quota is used up",
     errno.EROFS: "the file system is read-only",
+    errno.EFBIG: "the runner may not write files of that size (ulimit -f)",
     errno.EIO: "the device fails",
     errno.EMFILE: "the runner may not open more files (ulimit -n)",
     errno.ENFILE: "the machine has too many open files (fs.file-max)",
@@ -2079,8 +2080,7 @@ def transient(parent: str, cleanup: ExitStack) -> str:
 
         def remove() -> None:
             with Killed.held():
-                remove_tree(path)
-                close_lock(path + ".lock", lock)
+                remove_dead(path, lock)
 
         cleanup.callback(remove)
         os.mkdir(path, 0o711)
@@ -2103,13 +2103,21 @@ def sweep(parent: str) -> None:
         if os.path.exists(os.path.join(dead, "preserved")):
             os.close(lock)
         else:
-            try:
-                Cgroup.sweep(os.path.basename(dead))
-                remove_tree(dead)
-                os.unlink(path)
-            except (OSError, RecursionError) as error:  # what one dead run left must not stop the living
-                Log.line(f"{dead} could not be removed: {error}")
-            os.close(lock)
+            Cgroup.sweep(os.path.basename(dead))
+            remove_dead(dead, lock)
+
+
+def remove_dead(path: str, lock: int) -> None:
+    """Remove the directory of a run that is over, then its lock. The lock stays with what can't be removed now: a
+    later sweep looks for locks. What one run left must not stop another."""
+    try:
+        remove_tree(path)
+    except (OSError, RecursionError) as error:
+        Log.line(f"{path} could not be removed: {error}")
+    if os.path.lexists(path):
+        os.close(lock)
+    else:
+        close_lock(path + ".lock", lock)
 
 
 def sweep_lock(path: str) -> None:
@@ -2120,11 +2128,13 @@ def sweep_lock(path: str) -> None:
 
 
 def remove_tree(path: str) -> None:
+    """Remove what can be removed. Modes below `path` are changed for that; its own parent is others' too."""
     import shutil
 
     def retry(function: Any, target: str, _: Any) -> None:
         with suppress(OSError):
-            os.chmod(os.path.dirname(target), 0o700)
+            if target != path:
+                os.chmod(os.path.dirname(target), 0o700)
             os.chmod(target, 0o700, follow_symlinks=False) if not os.path.islink(target) else None
             function(target)
 
