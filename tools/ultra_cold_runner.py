@@ -971,8 +971,12 @@ def is_own(error: Exception) -> bool:
     return isinstance(error, (Failure, MemoryError)) or shortage
 
 
-def shortage(error: BaseException) -> Failure | None:
-    """What the machine lacks, where that is why the runner failed."""
+def host_failure(error: BaseException) -> Failure | None:
+    """What the machine lacks, where that is why the runner failed; or that it lost the folder of the run."""
+    scratch = re.match(r".*/\.run-[^/]+", str(getattr(error, "filename", "")))
+    if isinstance(error, FileNotFoundError) and scratch and not os.path.isdir(scratch[0]):
+        text = f"{scratch[0]} was removed while the run used it; let only the runner change its store, and run again"
+        return Failure("host", "store_unavailable", text, True)
     number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
     if not isinstance(error, (OSError, MemoryError)) or number not in SHORTAGES:
         return None
@@ -1539,7 +1543,9 @@ def snapshot(source: str, target: str, policy: BundlePolicy) -> tuple[str, int]:
             if kind == "d":
                 os.mkdir(copy, 0o755)
             elif kind == "l":
-                link = safe_link(path, os.readlink(name, dir_fd=folder))
+                with reading(path):
+                    link = os.readlink(name, dir_fd=folder)
+                link = safe_link(path, link)
                 digest.update(os.fsencode(link) + b"\0")
                 os.symlink(link, copy)
             else:
@@ -1553,9 +1559,12 @@ def walk(folder: int, prefix: str, exclude: set[str]) -> Iterator[tuple[str, str
     """Entries below an open directory in a fixed order: path, kind (d, l, f), mode, the folder's fd, name."""
     if len(os.fsencode(prefix)) > 1024 or prefix.count("/") > MAX_DEPTH:
         raise Failure("bundle", "bundle_too_deep", f"the bundle's folders are nested too deep at {prefix[:100]!r}...")
-    for name in sorted(os.listdir(folder)):
+    with reading(prefix):
+        names = sorted(os.listdir(folder))
+    for name in names:
         path = prefix + name
-        status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        with reading(path):
+            status = os.stat(name, dir_fd=folder, follow_symlinks=False)
         if stat.S_ISLNK(status.st_mode):
             yield path, "l", 0o777, folder, name
         elif stat.S_ISREG(status.st_mode):
@@ -1576,9 +1585,22 @@ def walk(folder: int, prefix: str, exclude: set[str]) -> Iterator[tuple[str, str
 
 
 def open_inside(name: str, flags: int, folder: int, path: str) -> int:
-    try:
+    with reading(path):
         return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | flags, dir_fd=folder)
+
+
+@contextmanager
+def reading(path: str) -> Iterator[None]:
+    """What can't be read was changed since it was listed, or is out of reach."""
+    try:
+        yield
     except OSError as error:
+        if is_own(error):
+            raise
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EINVAL):
+            raise Failure(
+                "bundle", "bundle_changed", f"{path!r} changed while the bundle was read; run again", True
+            ) from None
         raise Failure("bundle", "unsafe_file", f"{path!r} can't be opened: {error.strerror}") from None
 
 
@@ -1597,7 +1619,7 @@ def copy_file(path: str, name: str, folder: int, copy: str, mode: int, room: int
     try:
         status = os.fstat(source)
         if not stat.S_ISREG(status.st_mode):
-            raise Failure("bundle", "unsafe_file", f"{path!r} is not a regular file any more")
+            raise Failure("bundle", "bundle_changed", f"{path!r} is not a regular file any more", True)
         if status.st_size > room:
             raise Failure("bundle", "bundle_too_large", f"the bundle is too large at {path!r} (bundle.max_bytes)")
         target = os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
@@ -5161,7 +5183,7 @@ def main(arguments: list[str]) -> int:
     except Unheard:
         return 1
     except BaseException as error:
-        failure = shortage(error) or internal_error(error)
+        failure = host_failure(error) or internal_error(error)
     usage = failure.details.pop("usage", Usage())
     if failure.phase not in ("execute", "result"):
         usage = Usage()  # it is that of another sandbox than the task's

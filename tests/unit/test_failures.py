@@ -230,11 +230,11 @@ def test_signals_that_stop_the_runner(runner_module: Any, number: signal.Signals
     ],
 )
 def test_what_the_machine_lacks_is_no_fault_of_the_runner(runner_module: Any, error: Exception, words: str) -> None:
-    failure = runner_module.shortage(error)
+    failure = runner_module.host_failure(error)
     assert (failure.phase, failure.type, failure.retryable) == ("host", "host_exhausted", True)
     assert words in failure.error and runner_module.is_own(error)
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError(errno.ENOENT, "no"), ValueError("no"), KeyError("no")])
 def test_another_error_is_not_a_shortage(runner_module: Any, error: Exception) -> None:
-    assert runner_module.shortage(error) is None and not runner_module.is_own(error)
+    assert runner_module.host_failure(error) is None and not runner_module.is_own(error)
