@@ -5,6 +5,7 @@ or a condition of one; `fault` and `verdict` of a fault. With `--evidence FILE` 
 """
 
 import json
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -12,7 +13,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-PROFILES = ("default", "strict", "container", "debug")
+# Fewer where the machine can't have all: PROBE_PROFILES=container in an ordinary container.
+PROFILES = tuple((os.environ.get("PROBE_PROFILES") or "default,strict,container,debug").split(","))
 # The profiles of the tests are one of those, with small limits or with addresses of this machine allowed.
 EXTENDS = {"local": "default", "small": "default", "small-no-proc": "container"}
 NO_CONTROL: dict[str, str] = {}  # probe to why it can't be shown to succeed with the protection off
@@ -31,6 +33,19 @@ class Row(NamedTuple):
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--evidence", metavar="FILE", help="write the tables of the README's SECURITY section to FILE")
     parser.addoption("--probe-report", metavar="FILE", help="write each hostile bundle's JSON line to FILE")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the tests under a profile that is not one of PROFILES."""
+    left_out = [item for item in items if profile_of(item) not in (None, *PROFILES)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in set(left_out)]
+
+
+def profile_of(item: pytest.Item) -> str | None:
+    hostile = getattr(item, "callspec", None) and item.callspec.params.get("hostile")  # type: ignore[attr-defined]
+    return EXTENDS.get(hostile[1], hostile[1]) if hostile else None
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

@@ -3534,6 +3534,12 @@ START_FAILURES = [
         "unmask=ALL, docker systempaths=unconfined, or kubernetes procMount: Unmasked",
     ),
     (
+        r"Can't set hostname",
+        "hostname_denied",
+        "this container may not name the sandbox: use --profile container, which leaves the name as it is, or another "
+        'profile with sandbox.hostname = ""',
+    ),
+    (
         r"Failed to make / slave|Failed to mount tmpfs",
         "mount_denied",
         "AppArmor or SELinux forbids mounts: --security-opt apparmor=unconfined, or label=disable",
@@ -4683,7 +4689,10 @@ def open_host(options: argparse.Namespace, cleanup: ExitStack) -> Host:
     Cgroup.sweep_lost()
     identity = take_identity(profile.host, os.path.join(store.base, "run"), cleanup)
     if identity.gid is not None:
-        os.chown(store.run, -1, identity.gid)
+        try:
+            os.chown(store.run, -1, identity.gid)
+        except PermissionError as error:  # root in name only: a container without capabilities
+            raise start_failure("execute", str(error)) from None
         os.chmod(store.run, 0o710)
     stage = Stage(os.path.join(store.base, "stage"), store.run, identity)
     programs = seccomp_programs(profile.seccomp)

@@ -1,5 +1,6 @@
 """Every probe of probes.py inside a real task, by root and by a user, under every profile; its control."""
 
+import contextlib
 import ctypes
 import ctypes.util
 import json
@@ -34,6 +35,23 @@ def system_call(module: ModuleType, name: str) -> int:
     return int(module.load_libseccomp().seccomp_syscall_resolve_name(name.encode()))
 
 
+@contextlib.contextmanager
+def process_of_the_host() -> Iterator[int]:
+    """The pid of a process that no task should know. A sandbox counts from 1, and so does a new container: there
+    it is a child with a pid that no sandbox comes to."""
+    if os.getpid() > 3000:
+        yield os.getpid()
+        return
+    pid = 0
+    while pid <= 3000:
+        pid = os.posix_spawn("/bin/true", ["true"], {})
+        os.waitpid(pid, 0)
+    child = subprocess.Popen(["sleep", "1000"], env={"CALLER_SECRET": SECRET})
+    yield child.pid
+    child.kill()
+    child.wait()
+
+
 @pytest.fixture(scope="session")
 def lures(base: Path, runner_module: ModuleType) -> Iterator[dict[str, Any]]:
     """Things of the host that a task must not reach, all of them open to an ordinary process."""
@@ -53,10 +71,10 @@ def lures(base: Path, runner_module: ModuleType) -> Iterator[dict[str, Any]]:
     os.chmod(base / "socket", 0o777)
     for listener in (abstract, path):
         listener.listen(64)
-    with listening() as four, listening(socket.AF_INET6) as six:
+    with listening() as four, listening(socket.AF_INET6) as six, process_of_the_host() as pid:
         yield {
             "secret": SECRET, "secret_file": str(secret), "folder": str(base), "scratch": "/tmp",
-            "pid": os.getpid(), "hostname": socket.gethostname(), "port": four.port, "port6": six.port,
+            "pid": pid, "hostname": socket.gethostname(), "port": four.port, "port6": six.port,
             "shm_key": key, "queue": queue, "abstract": f"probe-{os.getpid()}",
             "socket": str(base / "socket"), "own_scratch": str(scratch),
             "socket_call": system_call(runner_module, "socket"),

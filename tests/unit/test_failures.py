@@ -30,6 +30,7 @@ STARTS = [
         "userns_sysctl_denied",
         "--profile container",
     ),
+    ("bwrap: Can't set hostname to sandbox: Operation not permitted", "hostname_denied", "--profile container"),
     ("bwrap: Failed to make / slave: Permission denied", "mount_denied", "apparmor=unconfined"),
     ("bwrap: Failed to mount tmpfs: Permission denied", "mount_denied", "label=disable"),
     ("bwrap: pivot_root: Invalid argument", "mount_denied", "initramfs"),

@@ -1,0 +1,145 @@
+"""Real containers, made of Debian's packages: a root file system by debootstrap, run by podman and runc.
+
+A container has an overlay over the root file system, so that none changes it and many run at once. Podman keeps its
+state beside it: nothing of a test is anywhere else on the host.
+"""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from conftest import ROOT
+
+TOOLS = ("podman", "runc", "debootstrap")
+PACKAGES = ("python3", "python3-venv", "bubblewrap", "libseccomp2", "ca-certificates")
+CHECKOUT = "/srv/repo"
+UIDS = {"root": 0, "user": 1000}
+# The newest bubblewrap of a Debian that is too old for the sandbox.
+OLD_BWRAP = "http://deb.debian.org/debian/pool/main/b/bubblewrap/bubblewrap_0.4.1-3_amd64.deb"
+
+
+class Container(NamedTuple):
+    """How a container is started: its name in the table, and podman's options."""
+
+    name: str
+    options: tuple[str, ...] = ()
+
+
+PRIVILEGED = Container("privileged", ("--privileged",))
+ORDINARY = Container("ordinary")
+UNMASKED = Container("unmask=ALL", ("--security-opt", "unmask=ALL"))
+DROPPED = Container("cap-drop=ALL", ("--cap-drop", "ALL", "--security-opt", "no-new-privileges"))
+
+
+class Rootfs(NamedTuple):
+    """A Debian below `path`, with this checkout at CHECKOUT, set up. `suite` is its code name."""
+
+    suite: str
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """What is in it, for the table."""
+        release = dict(line.split("=", 1) for line in (self.path / "etc/os-release").read_text().splitlines())
+        bwrap = subprocess.check_output(["chroot", str(self.path), "bwrap", "--version"], text=True).split()[1]
+        return f"Debian {release['VERSION_ID'].strip(chr(34))}, bwrap {bwrap}"
+
+
+class Job(NamedTuple):
+    """One script in one container, by `root` or `user`."""
+
+    suite: str
+    container: Container
+    who: str
+    script: str
+
+
+def run_arguments(
+    rootfs: str, state: Path, container: Container, uid: int, script: str, environment: Mapping[str, str]
+) -> list[str]:
+    """Podman's command line for one shell script in one container. Pure. `rootfs` ends in :O for an overlay.
+
+    Without cgroupfs, without events and with runc it needs no systemd; without the two limits it fails where
+    CAP_SYS_RESOURCE is missing. The network is the host's: dependencies come from an index.
+    """
+    return [
+        "podman", "--root", f"{state}/storage", "--runroot", f"{state}/run", "--tmpdir", f"{state}/tmp",
+        "--cgroup-manager=cgroupfs", "--events-backend=none", "--runtime", "runc",
+        "run", "--rm", "--network=host", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=4096:4096",
+        "--user", f"{uid}:{uid}", "--workdir", CHECKOUT, *container.options,
+        *(f"--env={name}={value}" for name, value in environment.items()),
+        "--rootfs", rootfs, "bash", "-c", f"({script})\nexit $?",  # bash stays, as the init that reaps
+    ]  # fmt: skip
+
+
+def run(job: Job, rootfs: Rootfs, overlay: bool = True) -> "subprocess.CompletedProcess[str]":
+    """Run a job to its end; without `overlay` what it writes stays in the root file system."""
+    top, state = f"{rootfs.path}{':O' if overlay else ''}", rootfs.path.parent / "podman"
+    command = run_arguments(top, state, job.container, UIDS[job.who], job.script, index_settings())
+    return subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=400
+    )
+
+
+def missing() -> str:
+    """Why there can be no containers here; empty where there can."""
+    absent = [name for name in TOOLS if not shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")]
+    if absent:
+        return f"needs {' and '.join(absent)}: tools/setup.sh hosts"
+    if os.geteuid() != 0:
+        return "only root can make a root file system"
+    return ""
+
+
+def make_rootfs(suite: str, place: Path) -> Rootfs:
+    """Bootstrap a Debian with this checkout in it, set up there as a user would."""
+    rootfs = Rootfs(suite, place / suite)
+    if not (rootfs.path / "ready").exists():
+        call("debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", suite, str(rootfs.path))
+        # The host's authorities: it may reach the index through a proxy of its own.
+        authorities = os.environ.get("SSL_CERT_FILE") or "/etc/ssl/certs/ca-certificates.crt"
+        shutil.copy(authorities, rootfs.path / "etc/ssl/certs/ca-certificates.crt")
+        call("chroot", str(rootfs.path), "useradd", "--create-home", "--uid", str(UIDS["user"]), "probe")
+    copy_checkout(rootfs.path / CHECKOUT.lstrip("/"))
+    set_up = "tools/setup.sh probes && tools/setup.sh runtime"
+    done = run(Job(suite, PRIVILEGED, "root", set_up), rootfs, overlay=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (rootfs.path / "ready").touch()
+    return rootfs
+
+
+def index_settings() -> dict[str, str]:
+    """Where packages come from, as the host has it."""
+    names = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "UV_DEFAULT_INDEX", "UV_INDEX_URL", "HTTPS_PROXY", "HTTP_PROXY")
+    return {name: os.environ[name] for name in names if name in os.environ}
+
+
+def copy_checkout(target: Path) -> None:
+    """What is in the repository, without what a set-up or a run made; where there is no git, all but the venv."""
+    listed = subprocess.run(["git", "ls-files", "-z", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True)
+    skip = shutil.ignore_patterns(".venv", ".git", "__pycache__", ".*_cache")
+    for folder in ("tools", "tests", "src", "sandbox-profiles"):
+        shutil.rmtree(target / folder, ignore_errors=True)
+    if listed.returncode != 0:
+        shutil.copytree(ROOT, target, ignore=skip, dirs_exist_ok=True, symlinks=True)
+        return
+    for name in listed.stdout.decode().split("\0"):
+        if name and (ROOT / name).exists():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target / name, follow_symlinks=False)
+
+
+def add_old_bwrap(rootfs: Rootfs, package: bytes) -> None:
+    """Unpack a Debian package of bubblewrap below /srv/old."""
+    file = rootfs.path / "srv/old.deb"
+    file.write_bytes(package)
+    call("dpkg-deb", "--extract", str(file), str(rootfs.path / "srv/old"))
+
+
+def call(*command: str) -> None:
+    environment = {**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, f"{' '.join(command)}: {(done.stdout + done.stderr)[-3000:]}"

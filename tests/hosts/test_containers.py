@@ -1,0 +1,118 @@
+"""The smoke tests and the escape probes inside real containers, by root and by a user.
+
+Where a container forbids a piece of the sandbox, a profile that needs it is refused with the remedy, and the
+`container` profile holds every promise by other means. THOROUGH=1 runs all the security tests in each.
+"""
+
+import json
+import os
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hosts.containers import DROPPED, ORDINARY, PRIVILEGED, UNMASKED, Container, Job, Rootfs, run_arguments
+
+Done = Callable[[Job], "subprocess.CompletedProcess[str]"]
+RootfsOf = Callable[[str], Rootfs]
+Verdict = Callable[[str, str], None]
+
+PROFILES = ("default", "strict", "container", "debug")
+# Who can run what where; everything else must be refused.
+HOLDS = [
+    (PRIVILEGED, "root", PROFILES),
+    (PRIVILEGED, "user", PROFILES),
+    (ORDINARY, "root", ("container",)),
+    (ORDINARY, "user", ("container",)),
+    (UNMASKED, "root", ("container",)),
+    (UNMASKED, "user", ("container",)),
+    (DROPPED, "user", ("container",)),
+]
+NEW = "trixie"
+PLACES = [("bookworm", *row) for row in HOLDS] + [(NEW, *row) for row in HOLDS if row[0] in (PRIVILEGED, ORDINARY)]
+REFUSED = [
+    (container, who, profile)
+    for container in (ORDINARY, UNMASKED, DROPPED)
+    for who in ("root", "user")
+    for profile in PROFILES
+    if (container, who, (profile,)) not in HOLDS
+]
+TESTS = (
+    "tests/security" if os.environ.get("THOROUGH") else "tests/security/test_probes.py tests/security/test_lifecycle.py"
+)
+HELLO = "tests/bundles/hello"
+
+
+def smoke(suite: str, container: Container, who: str, profile: str) -> Job:
+    return Job(suite, container, who, f"PROFILE={profile} tools/test_ultra_cold.sh")
+
+
+def probes(suite: str, container: Container, who: str, profiles: tuple[str, ...]) -> Job:
+    """The controls are left out: they show on the host that a probe can succeed."""
+    pytest_ = ".venv/bin/python -m pytest -q -p no:cacheprovider -k 'not control'"
+    return Job(suite, container, who, f"PROBE_PROFILES={','.join(profiles)} {pytest_} {TESTS}")
+
+
+def hello(suite: str, container: Container, who: str, profile: str) -> Job:
+    runner = f".venv/bin/python tools/ultra_cold_runner.py --profile {profile} --bundle-path {HELLO}"
+    return Job(suite, container, who, f"{runner} < {HELLO}/task.json")
+
+
+def label(value: object) -> str:
+    return value.container.name if isinstance(value, Job) else getattr(value, "name", str(value))
+
+
+def place_of(job: Job, rootfs_of: RootfsOf) -> str:
+    return f"{job.container.name} container, {rootfs_of(job.suite).name}, as {job.who}"
+
+
+def by_place(make: Callable[..., Job], every_profile: bool) -> pytest.MarkDecorator:
+    rows = [
+        make(suite, container, who, profiles if every_profile else profiles[0])
+        for suite, container, who, profiles in PLACES
+        if every_profile or suite != NEW or who == "root"
+    ]
+    return pytest.mark.parametrize("job", rows, ids=[f"{job.suite}-{job.container.name}-{job.who}" for job in rows])
+
+
+@by_place(smoke, False)
+def test_the_smoke_tests_pass(job: Job, done: Done, rootfs_of: RootfsOf, verdict: Verdict) -> None:
+    ended = done(job)
+    found = re.search(r"^# (\d+) passed, 0 failed$", ended.stdout, re.M)
+    assert ended.returncode == 0 and found and int(found[1]) > 30, (ended.stdout + ended.stderr)[-3000:]
+    verdict(place_of(job, rootfs_of), f"{found[1]} smoke tests pass with `{job.script.split()[0]}`")
+
+
+@by_place(probes, True)
+def test_the_probes_hold(job: Job, done: Done, rootfs_of: RootfsOf, verdict: Verdict) -> None:
+    ended = done(job)
+    found = re.search(r"^(\d+) passed(?:, \d+ skipped)?(?:, \d+ deselected)? in", ended.stdout, re.M)
+    assert ended.returncode == 0 and found and int(found[1]) > 200, (ended.stdout + ended.stderr)[-5000:]
+    profiles = job.script.split()[0].partition("=")[2].replace(",", ", ")
+    verdict(place_of(job, rootfs_of), f"{found[1]} probe tests hold with {profiles}")
+
+
+@pytest.mark.parametrize(
+    "job", [hello("bookworm", *row) for row in REFUSED], ids=[f"{c.name}-{w}-{p}" for c, w, p in REFUSED]
+)
+def test_what_can_not_hold_is_refused_with_the_remedy(
+    job: Job, done: Done, rootfs_of: RootfsOf, verdict: Verdict
+) -> None:
+    ended = done(job)
+    error = json.loads(ended.stdout)["_fatal_error"]
+    assert (ended.returncode, error["phase"]) == (3, "host"), error
+    if job.container == DROPPED and job.who == "root":
+        assert error["type"] == "setuid_denied" and "ordinary user" in error["error"]
+    else:
+        assert error["type"] == "hostname_denied" and "--profile container" in error["error"]
+    profile = job.script.split("--profile ")[1].split()[0]
+    verdict(place_of(job, rootfs_of), f"{profile} is refused: `{error['type']}`")
+
+
+def test_the_command_line_of_a_container() -> None:
+    arguments = run_arguments("/root-fs:O", Path("/state"), DROPPED, 1000, "true", {"PIP_INDEX_URL": "x"})
+    assert arguments[-5:] == ["--rootfs", "/root-fs:O", "bash", "-c", "(true)\nexit $?"]
+    assert "--cap-drop" in arguments and "1000:1000" in arguments and "--env=PIP_INDEX_URL=x" in arguments
+    assert all(f"/state/{name}" in arguments for name in ("storage", "run", "tmp"))
