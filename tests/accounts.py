@@ -53,7 +53,7 @@ stderr_bytes = "1MiB"
 TEST_PROFILES = {
     "local": "[dependencies]\nprivate_addresses = true\n",
     "small": SMALL,
-    "small-no-proc": '[sandbox]\nproc = false\nnested_userns = "seccomp"\nmasked = []\n' + SMALL,
+    "small-no-proc": '[sandbox]\nproc = false\nhostname = ""\nnested_userns = "seccomp"\nmasked = []\n' + SMALL,
 }
 
 

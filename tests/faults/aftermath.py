@@ -13,7 +13,7 @@ from typing import Any
 
 from accounts import Account
 from conftest import Result, parse_line, write_bundle
-from security.hostile import HostileRunner
+from security.hostile import HostileRunner, readable
 from servers import LocalServer, wheel
 
 THOROUGH = os.environ.get("THOROUGH") == "1"
@@ -95,13 +95,9 @@ def traces(marker: str) -> list[str]:
     for entry in os.listdir("/proc"):
         if not entry.isdigit() or int(entry) == os.getpid():
             continue
-        try:
-            state = Path(f"/proc/{entry}/stat").read_bytes().rpartition(b")")[2].split()[0]
-            files = [(name, Path(f"/proc/{entry}/{name}").read_bytes()) for name in ("cmdline", "environ", "mountinfo")]
-        except OSError:
-            continue
-        for name, data in files:
-            if marker.encode() in data and state != b"Z":
+        state = readable(f"/proc/{entry}/stat").rpartition(b")")[2].split()[:1]
+        for name in ("cmdline", "environ", "mountinfo"):
+            if marker.encode() in readable(f"/proc/{entry}/{name}") and state != [b"Z"]:
                 found.append(f"{name} of process {entry}")
     return found
 

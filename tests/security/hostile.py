@@ -152,16 +152,22 @@ def runner_for(accounts: dict[str, Account], who: str, profile: str) -> HostileR
     return _RUNNERS.setdefault((who, profile), HostileRunner(accounts[who], profile))
 
 
+def readable(path: str) -> bytes:
+    """A file's content; empty where it is gone, or not ours to read: without CAP_SYS_PTRACE root may see the command
+    line of another uid, and not its environment."""
+    try:
+        return Path(path).read_bytes()
+    except OSError:
+        return b""
+
+
 def leftovers(marker: str) -> list[int]:
     """Host processes whose command line or environment has the marker."""
     found = []
     for entry in os.listdir("/proc"):
         if not entry.isdigit() or int(entry) == os.getpid():
             continue
-        try:
-            words = Path(f"/proc/{entry}/cmdline").read_bytes() + Path(f"/proc/{entry}/environ").read_bytes()
-        except OSError:
-            continue
+        words = b"".join(readable(f"/proc/{entry}/{name}") for name in ("cmdline", "environ"))
         if marker.encode() in words:
             found.append(int(entry))
     return found

@@ -61,12 +61,13 @@ def lures(base: Path, runner_module: ModuleType) -> Iterator[dict[str, Any]]:
     scratch.chmod(0o777)
     secret = base / "secret.txt"
     secret.write_text(SECRET)
-    key, queue = 0x0F00D000 + os.getpid() % 4096, f"/probe-{os.getpid()}"
+    name = f"probe-{os.urandom(6).hex()}"  # containers count pids from 1, and may share a namespace
+    key, queue = 0x0F00D000 + os.getpid() % 4096, f"/{name}"
     shared = libc.shmget(key, 4096, 0o1666)
     libc.mq_open.argtypes = [ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p]
     assert libc.mq_open(queue.encode(), os.O_CREAT | os.O_RDWR, 0o666, None) >= 0
     abstract, path = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
-    abstract.bind(f"\0probe-{os.getpid()}")
+    abstract.bind(f"\0{name}")
     path.bind(str(base / "socket"))
     os.chmod(base / "socket", 0o777)
     for listener in (abstract, path):
@@ -75,7 +76,7 @@ def lures(base: Path, runner_module: ModuleType) -> Iterator[dict[str, Any]]:
         yield {
             "secret": SECRET, "secret_file": str(secret), "folder": str(base), "scratch": "/tmp",
             "pid": pid, "hostname": socket.gethostname(), "port": four.port, "port6": six.port,
-            "shm_key": key, "queue": queue, "abstract": f"probe-{os.getpid()}",
+            "shm_key": key, "queue": queue, "abstract": name,
             "socket": str(base / "socket"), "own_scratch": str(scratch),
             "socket_call": system_call(runner_module, "socket"),
             **{name: system_call(runner_module, name)
