@@ -3505,7 +3505,7 @@ START_FAILURES = [
         "distribution's bwrap-userns-restrict profile, or set that sysctl to 0",
     ),
     (
-        r"setting up uid map: Operation not|No permissions to create|Creating new namespace failed: (Operation|Perm)",
+        r"setting up uid map: Operation not|No permissions to create|Creating new namespace failed: (Oper|Perm|Function)",
         "userns_denied",
         "this host forbids user namespaces: {sysctl}in a container allow them with --security-opt "
         "seccomp=unconfined and do not drop CAP_SETUID",
@@ -4426,6 +4426,15 @@ def make_venv(path: str, interpreter: Interpreter) -> None:
 def assemble(resolver: Resolver, trees: list[Tree], venv: str) -> None:
     """A fresh venv with the trees linked into it. A kept tree that was altered is not used, but removed."""
     make_venv(venv, resolver.interpreter)
+    if os.statvfs(venv).f_flag & os.ST_NOEXEC and any(
+        name.endswith(".so") for tree in trees for name, *_ in tree.files
+    ):
+        raise Failure(
+            "host",
+            "store_unavailable",
+            f"{os.path.dirname(venv)} is mounted noexec, and compiled modules can't be loaded from there; name another "
+            "directory with --store-dir",
+        )
     with timed(resolver.host, "install"):
         for tree in trees:
             try:

@@ -5,36 +5,58 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from hosts.containers import Job, Rootfs, make_rootfs, missing, run
+from hosts.containers import NEW, OLD, Job, Rootfs, make_rootfs, missing, run
 
 Done = Callable[[Job], "subprocess.CompletedProcess[str]"]
 Verdict = Callable[[str, str], None]
 
 
+class Builder:
+    """Makes the root file systems, one after another, while the session runs other tests."""
+
+    def __init__(self) -> None:
+        kept = os.environ.get("HOSTS_ROOTFS")
+        self.place = Path(kept or tempfile.mkdtemp(prefix="cold-runner-hosts-"))
+        self.place.mkdir(exist_ok=True)
+        self.place.chmod(0o755)  # every uid passes through
+        self.remove = self.place / "podman" if kept else self.place
+        self.pool = ThreadPoolExecutor(1)
+        self.made: dict[str, Future[Rootfs]] = {
+            suite: self.pool.submit(make_rootfs, suite, self.place) for suite in (OLD, NEW)
+        }
+
+    def end(self) -> None:
+        self.pool.shutdown(cancel_futures=True)
+        shutil.rmtree(self.remove, ignore_errors=True)
+
+
+BUILDER = pytest.StashKey[Builder]()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Begin early: the tests of other folders come first."""
+    wanted = any(Path(__file__).parent in item.path.parents for item in session.items)
+    if wanted and not missing() and not session.config.option.collectonly:
+        session.config.stash[BUILDER] = Builder()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if BUILDER in session.config.stash:
+        session.config.stash[BUILDER].end()
+
+
 @pytest.fixture(scope="session")
-def place() -> Iterator[Path]:
-    """Where root file systems are made; every uid can pass through."""
+def rootfs_of(pytestconfig: pytest.Config) -> Callable[[str], Rootfs]:
+    """`rootfs_of("bookworm")`, as soon as it is made."""
     why = missing()
     if why:
         pytest.skip(why)
-    kept = os.environ.get("HOSTS_ROOTFS")
-    path = Path(kept or tempfile.mkdtemp(prefix="cold-runner-hosts-"))
-    path.mkdir(exist_ok=True)
-    path.chmod(0o755)
-    yield path
-    shutil.rmtree(path / "podman" if kept else path, ignore_errors=True)
-
-
-@pytest.fixture(scope="session")
-def rootfs_of(place: Path) -> Callable[[str], Rootfs]:
-    """`rootfs_of("bookworm")`: made when it is first asked for."""
-    return cache(lambda suite: make_rootfs(suite, place))
+    return lambda suite: pytestconfig.stash[BUILDER].made[suite].result()
 
 
 @pytest.fixture(scope="session")
@@ -42,8 +64,7 @@ def done(request: pytest.FixtureRequest, rootfs_of: Callable[[str], Rootfs]) -> 
     """`done(job)`: how it ended. All jobs of the session begin with the first, one for each processor at a time."""
     wanted = [item.callspec.params["job"] for item in request.session.items if "job" in params_of(item)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        made = dict(zip(suites := sorted({job.suite for job in wanted}), pool.map(rootfs_of, suites), strict=True))
-        futures = {job: pool.submit(run, job, made[job.suite]) for job in dict.fromkeys(wanted)}
+        futures = {job: pool.submit(lambda job: run(job, rootfs_of(job.suite)), job) for job in dict.fromkeys(wanted)}
         yield lambda job: futures[job].result()
         pool.shutdown(cancel_futures=True)
 

@@ -9,13 +9,14 @@ import shutil
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from conftest import ROOT
 
 TOOLS = ("podman", "runc", "debootstrap")
 PACKAGES = ("python3", "python3-venv", "bubblewrap", "libseccomp2", "ca-certificates")
 CHECKOUT = "/srv/repo"
+OLD, NEW = "bookworm", "trixie"  # the Debians: bwrap 0.8, the oldest that will do, and a current one
 UIDS = {"root": 0, "user": 1000}
 # The newest bubblewrap of a Debian that is too old for the sandbox.
 OLD_BWRAP = "http://deb.debian.org/debian/pool/main/b/bubblewrap/bubblewrap_0.4.1-3_amd64.deb"
@@ -66,6 +67,7 @@ def run_arguments(
     CAP_SYS_RESOURCE is missing. The network is the host's: dependencies come from an index.
     """
     return [
+        "unshare", "--mount",  # what podman mounts goes with it
         "podman", "--root", f"{state}/storage", "--runroot", f"{state}/run", "--tmpdir", f"{state}/tmp",
         "--cgroup-manager=cgroupfs", "--events-backend=none", "--runtime", "runc",
         "run", "--rm", "--network=host", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=4096:4096",
@@ -98,7 +100,15 @@ def make_rootfs(suite: str, place: Path) -> Rootfs:
     """Bootstrap a Debian with this checkout in it, set up there as a user would."""
     rootfs = Rootfs(suite, place / suite)
     if not (rootfs.path / "ready").exists():
-        call("debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", suite, str(rootfs.path))
+        call(
+            "unshare",
+            "--mount",
+            "debootstrap",
+            "--variant=minbase",
+            f"--include={','.join(PACKAGES)}",
+            suite,
+            str(rootfs.path),
+        )
         # The host's authorities: it may reach the index through a proxy of its own.
         authorities = os.environ.get("SSL_CERT_FILE") or "/etc/ssl/certs/ca-certificates.crt"
         shutil.copy(authorities, rootfs.path / "etc/ssl/certs/ca-certificates.crt")
@@ -143,3 +153,18 @@ def call(*command: str) -> None:
     environment = {**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, f"{' '.join(command)}: {(done.stdout + done.stderr)[-3000:]}"
+
+
+def docker_seccomp(policy: dict[str, Any]) -> dict[str, Any]:
+    """Podman's policy with Docker's rules on namespaces: `clone` without a namespace flag, `clone3` unknown, and of
+    `unshare`, `mount` and their like nothing (moby/profiles/seccomp, default.json). Pure."""
+    refused = {"clone", "clone3", "unshare", "setns", "mount", "umount2", "pivot_root"}
+    rules = []
+    for rule in policy["syscalls"]:
+        names = [name for name in rule["names"] if name not in refused]
+        rules.append({**rule, "names": names})
+    masked = {"index": 0, "value": 0x7E020000, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ"}
+    rules.append({"names": ["clone"], "action": "SCMP_ACT_ALLOW", "args": [masked]})
+    rules.append({"names": sorted(refused - {"clone", "clone3"}), "action": "SCMP_ACT_ERRNO", "errnoRet": 1})
+    rules.append({"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38})
+    return {**policy, "syscalls": rules, "defaultErrnoRet": 1}

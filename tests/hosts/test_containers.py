@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from hosts.containers import DROPPED, ORDINARY, PRIVILEGED, UNMASKED, Container, Job, Rootfs, run_arguments
+from hosts.containers import DROPPED, NEW, OLD, ORDINARY, PRIVILEGED, UNMASKED, Container, Job, Rootfs, run_arguments
 
 Done = Callable[[Job], "subprocess.CompletedProcess[str]"]
 RootfsOf = Callable[[str], Rootfs]
@@ -30,10 +30,9 @@ HOLDS = [
     (UNMASKED, "user", ("container",)),
     (DROPPED, "user", ("container",)),
 ]
-NEW = "trixie"
 # The other two run on the host in every suite; here with THOROUGH=1.
 TRIED = PROFILES if os.environ.get("THOROUGH") else ("default", "container")
-PLACES = [("bookworm", *row) for row in HOLDS] + [(NEW, *row) for row in HOLDS if row[0] in (PRIVILEGED, ORDINARY)]
+PLACES = [(OLD, *row) for row in HOLDS] + [(NEW, *row) for row in HOLDS if row[0] in (PRIVILEGED, ORDINARY)]
 REFUSED = [
     (container, who, profile)
     for container in (ORDINARY, UNMASKED, DROPPED)
@@ -96,9 +95,7 @@ def test_the_probes_hold(job: Job, done: Done, rootfs_of: RootfsOf, verdict: Ver
     verdict(place_of(job, rootfs_of), f"{found[1]} probe tests hold with {profiles}")
 
 
-@pytest.mark.parametrize(
-    "job", [hello("bookworm", *row) for row in REFUSED], ids=[f"{c.name}-{w}-{p}" for c, w, p in REFUSED]
-)
+@pytest.mark.parametrize("job", [hello(OLD, *row) for row in REFUSED], ids=[f"{c.name}-{w}-{p}" for c, w, p in REFUSED])
 def test_what_can_not_hold_is_refused_with_the_remedy(
     job: Job, done: Done, rootfs_of: RootfsOf, verdict: Verdict
 ) -> None:

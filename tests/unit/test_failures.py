@@ -20,6 +20,7 @@ STARTS = [
     ("bwrap: loopback: Failed RTM_NEWADDR: Operation not permitted", "userns_denied", "userns-restrict"),
     (NO_PERMISSIONS, "userns_denied", "seccomp="),
     ("bwrap: Creating new namespace failed: Operation not permitted", "userns_denied", "seccomp="),
+    ("bwrap: Creating new namespace failed: Function not implemented", "userns_denied", "seccomp="),
     ("bwrap: setting up uid map: Operation not permitted", "userns_denied", "CAP_SETUID"),
     (f"bwrap: {NESTING}", "userns_denied", "max_user_namespaces"),
     ("bwrap: Creating new namespace failed: No space left on device", "userns_denied", "max_user_namespaces"),

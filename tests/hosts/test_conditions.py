@@ -1,0 +1,166 @@
+"""Hosts that lack a piece: the runner works without it, or refuses and says what to do. Each in a container.
+
+A row is one condition: what is done to a fresh Debian 12 before the runner starts, and what must come of it.
+"""
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from hosts.containers import (
+    OLD,
+    OLD_BWRAP,
+    ORDINARY,
+    PRIVILEGED,
+    Container,
+    Job,
+    Rootfs,
+    add_old_bwrap,
+    docker_seccomp,
+    run,
+)
+
+RootfsOf = Callable[[str], Rootfs]
+Verdict = Callable[[str, str], None]
+TASK = "tests/bundles/hello/task.json"
+WORKS = ""
+
+
+class Condition(NamedTuple):
+    """`prepare` is shell; `kind` is the type of the error, or WORKS; `remedy` must be in what the error says."""
+
+    name: str
+    kind: str
+    remedy: str = ""
+    prepare: str = ""
+    arguments: str = ""
+    container: Container = PRIVILEGED
+    who: str = "root"
+    bundle: str = "tests/bundles/hello"
+
+
+def with_options(*options: str) -> Container:
+    return Container("privileged", (*PRIVILEGED.options, *options))
+
+
+# A user namespace of its own has limits of its own; the runner starts in it as an ordinary user.
+NO_NAMESPACES = (
+    "exec unshare -U --map-user=1000 --map-group=1000 --keep-caps bash -c "
+    "'echo 0 > /proc/sys/user/max_user_namespaces; exec setpriv --inh-caps=-all --ambient-caps=-all \"$@\"' --"
+)
+EXTENSION = """
+mkdir -p /tmp/c && cat > /tmp/c/pyproject.toml <<'END'
+[build-system]
+requires = ["setuptools"]
+build-backend = "setuptools.build_meta"
+[project]
+name = "counter"
+version = "1"
+[project.entry-points."modelops.wire"]
+execute = "counter:wire"
+[tool.setuptools]
+py-modules = ["counter"]
+ext-modules = [{ name = "_counter", sources = ["counter.c"] }]
+END
+echo 'int x;' > /tmp/c/counter.c; echo 'def wire(*a): return {}' > /tmp/c/counter.py
+"""
+SMALL = with_options("--tmpfs", "/small:size=1m,mode=755")
+READ_ONLY = with_options("--read-only", "--read-only-tmpfs=false", "--tmpfs", "/store:mode=755")
+NOEXEC = with_options("--tmpfs", "/tmp:noexec,mode=1777")
+NO_CGROUP = with_options("--volume", "/sys/fs/cgroup:/sys/fs/cgroup:ro")
+
+CONDITIONS = [
+    Condition("bwrap missing", "bwrap_unavailable", "apt-get install bubblewrap", "rm /usr/bin/bwrap"),
+    Condition("bwrap 0.4.1, too old", "bwrap_too_old", "0.8.0", "cp /srv/old/usr/bin/bwrap /usr/bin/"),
+    Condition("bwrap setuid", "bwrap_setuid", "chmod u-s", "chmod u+s /usr/bin/bwrap"),
+    Condition(
+        "libseccomp missing", "seccomp_unavailable", "apt-get install libseccomp2", "rm /usr/lib/*/libseccomp.so*"
+    ),
+    Condition(
+        "psutil missing", "psutil_missing", "pip install psutil", "rm -r .venv/lib/python3*/site-packages/psutil"
+    ),
+    Condition("uv missing", WORKS, "", "rm .venv/bin/uv"),
+    Condition(
+        "uv and pip missing", "no_resolver", "pip install uv", "rm -r .venv/bin/uv .venv/lib/python3*/site-packages/pip"
+    ),
+    Condition("no compiler, a bundle with C", "build_failed", "gcc", EXTENSION, bundle="/tmp/c"),
+    Condition(
+        "max_user_namespaces=0", "userns_denied", "user.max_user_namespaces is 0, change it", NO_NAMESPACES, who="user"
+    ),
+    Condition("masked /proc", "proc_masked", "unmask=ALL", "", "--profile /srv/unnamed.toml", ORDINARY),
+    Condition(
+        "unmasked /proc, no name",
+        WORKS,
+        "",
+        "",
+        "--profile /srv/unnamed.toml",
+        Container("", ("--security-opt", "unmask=ALL")),
+    ),
+    Condition("no control group can be written", WORKS, "", "", "", NO_CGROUP),
+    Condition("/tmp and the root file system read-only", WORKS, "", "", "--store-dir /store/s", READ_ONLY),
+    Condition("the store read-only", "store_unavailable", "--store-dir", "", "", READ_ONLY),
+    Condition("TMPDIR tiny", WORKS, "", "export TMPDIR=/small; head -c 1M /dev/zero > /small/full", "", SMALL),
+    Condition("the store tiny", "host_exhausted", "make room", "", "--store-dir /small/s", SMALL),
+    Condition("/tmp noexec", WORKS, "", "", "", NOEXEC),
+    Condition("the store noexec, no C in the bundle", WORKS, "", "", "--store-dir /tmp/s", NOEXEC),
+    Condition(
+        "the store noexec, compiled dependencies",
+        "store_unavailable",
+        "noexec",
+        "",
+        "--store-dir /tmp/s",
+        NOEXEC,
+        bundle="tests/bundles/sir",
+    ),
+]
+UNNAMED = 'description = "no name for the sandbox"\nextends = "default"\n[sandbox]\nhostname = ""\n'
+
+
+def job(condition: Condition) -> Job:
+    runner = f".venv/bin/python tools/ultra_cold_runner.py {condition.arguments} --bundle-path {condition.bundle}"
+    joined = " " if condition.prepare.endswith("--") else "\n"
+    return Job(OLD, condition.container, condition.who, f"{condition.prepare}{joined}{runner} < {TASK}")
+
+
+@pytest.fixture(scope="module")
+def debian(rootfs_of: RootfsOf) -> Rootfs:
+    rootfs = rootfs_of(OLD)
+    (rootfs.path / "srv/unnamed.toml").write_text(UNNAMED)
+    return rootfs
+
+
+@pytest.mark.parametrize("condition", CONDITIONS, ids=[condition.name for condition in CONDITIONS])
+def test_a_host_that_lacks(condition: Condition, debian: Rootfs, verdict: Verdict) -> None:
+    if "/srv/old" in condition.prepare:
+        add_old_bwrap(debian, download(OLD_BWRAP))
+    ended = run(job(condition), debian)
+    assert ended.stdout.count("\n") == 1, (ended.stdout, ended.stderr)
+    error = json.loads(ended.stdout).get("_fatal_error", {})
+    assert error.get("type", WORKS) == condition.kind, (error, ended.stderr)
+    assert condition.remedy in error.get("error", "") + error.get("stderr", ""), error
+    verdict(condition.name, f"refused: `{condition.kind}`" if condition.kind else "works")
+
+
+def download(url: str) -> bytes:
+    try:
+        with urllib.request.urlopen(url, timeout=60) as answer:
+            return bytes(answer.read())
+    except (urllib.error.URLError, TimeoutError) as error:
+        pytest.skip(f"{url} can't be had: {error}")
+
+
+def test_a_container_whose_filter_refuses_namespaces(debian: Rootfs, tmp_path: Path, verdict: Verdict) -> None:
+    """As Docker's default profile does: no clone with a namespace flag, no unshare, no mount."""
+    policy = tmp_path / "seccomp.json"
+    policy.write_text(json.dumps(docker_seccomp(json.loads(Path("/usr/share/containers/seccomp.json").read_text()))))
+    container = Container("docker", ("--security-opt", f"seccomp={policy}"))
+    for profile in ("default", "container"):
+        ended = run(job(Condition("", "", "", "", f"--profile {profile}", container, "user")), debian)
+        error = json.loads(ended.stdout)["_fatal_error"]
+        assert (error["type"], "seccomp=" in error["error"]) == ("userns_denied", True), error
+    verdict("user namespaces refused by seccomp, as Docker's default does", "refused: `userns_denied`")
