@@ -119,9 +119,18 @@ def probe_name(row: Row) -> str:
 
 
 def verdict_table(rows: list[Row], kind: str) -> str:
-    found = [row for row in rows if kind in row.said]
-    lines = [[row.said[kind], row.said.get("verdict", "") if row.held else "FAILED"] for row in found]
+    """One line for each host or fault: what came of it, and for whom."""
+    found: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        if kind in row.said:
+            name, _, who = row.said[kind].partition(" as ")
+            found[name][row.said.get("verdict", "") if row.held else "FAILED"].append(who)
+    lines = [[name, "; ".join(outcome(*entry) for entry in outcomes.items())] for name, outcomes in found.items()]
     return table([[kind, "outcome"], *lines], 2) if lines else ""
+
+
+def outcome(text: str, accounts: list[str]) -> str:
+    return f"{text} ({', '.join(accounts)})" if any(accounts) else text
 
 
 def table(lines: list[list[str]], text_columns: int) -> str:

@@ -3505,7 +3505,7 @@ START_FAILURES = [
         "distribution's bwrap-userns-restrict profile, or set that sysctl to 0",
     ),
     (
-        r"setting up uid map: Operation not|No permissions to create|Creating new namespace failed: (Oper|Perm|Function)",
+        r"setting up uid map: Operation not|No permissions to create|new namespace failed: (Operation|Perm|Function)",
         "userns_denied",
         "this host forbids user namespaces: {sysctl}in a container allow them with --security-opt "
         "seccomp=unconfined and do not drop CAP_SETUID",

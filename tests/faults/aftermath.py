@@ -5,6 +5,7 @@ import csv
 import hashlib
 import json
 import os
+import random
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from security.hostile import HostileRunner, readable
 from servers import LocalServer, wheel
 
 THOROUGH = os.environ.get("THOROUGH") == "1"
+SEED = int(os.environ.get("FAULT_SEED") or random.SystemRandom().randrange(1 << 32))  # printed, to repeat a run
 PATIENCE = 60  # seconds: no claim, only an end
 TASK = b'{"entrypoint": "main", "params": {}, "seed": 1}'
 PROJECT = """
@@ -189,6 +191,11 @@ def check_aftermath(runner: FaultRunner, module: ModuleType, pids: Iterable[int]
 
 
 # --- what a run may say
+
+
+def counted(outcomes: Mapping[str, int]) -> str:
+    """For the table: `12 success, 3 timeout`."""
+    return ", ".join(f"{count} {name}" for name, count in sorted(outcomes.items(), key=lambda item: -item[1]))
 
 
 def answer(stdout: bytes, code: int, stderr: bytes) -> Result:

@@ -6,7 +6,12 @@ import pytest
 from accounts import Account
 from servers import LocalServer
 
-from faults.aftermath import FaultRunner, add_dependencies
+from faults.aftermath import SEED, FaultRunner, add_dependencies
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    print(f"FAULT_SEED={SEED}")
 
 
 @pytest.fixture(scope="session")

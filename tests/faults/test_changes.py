@@ -16,17 +16,18 @@ import pytest
 
 from faults.aftermath import (
     PATIENCE,
+    SEED,
     THOROUGH,
     FaultRunner,
     answer,
     check_aftermath,
     check_answer,
     check_success,
+    counted,
     own_mounts,
     wait_for,
 )
 
-SEED = int(os.environ.get("FAULT_SEED") or random.SystemRandom().randrange(1 << 32))
 RunnerOf = Callable[..., FaultRunner]
 Verdict = Callable[[str, str], None]
 SLOW = b'{"entrypoint": "main", "params": {"seconds": 0.5}, "seed": 1}'
@@ -127,7 +128,7 @@ def test_the_bundle_changes_while_it_is_read(
         stop.set()
         hand.join()
     check_aftermath(runner, runner_module, [], mounts)
-    verdict(f"the bundle changes while it is read, as {who}", f"{dict(outcomes)}; FAULT_SEED={SEED}")
+    verdict(f"the bundle changes while it is read as {who}", counted(outcomes))
 
 
 def test_the_profile_changes_while_the_task_runs(
@@ -166,7 +167,7 @@ def test_the_store_is_removed_while_the_task_runs(
         outcomes[kind] += 1
         check_success(runner(bundle))
         check_aftermath(runner, runner_module, [process.pid], mounts)
-    verdict(f"the store or a part of it is removed during a task as {who}", f"survived 5: {dict(outcomes)}")
+    verdict(f"the store or a part of it is removed during a task as {who}", counted(outcomes))
 
 
 # --- the clock

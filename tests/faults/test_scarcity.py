@@ -23,6 +23,7 @@ from conftest import Result
 
 from faults.aftermath import (
     PATIENCE,
+    SEED,
     TASK,
     THOROUGH,
     FaultRunner,
@@ -30,13 +31,13 @@ from faults.aftermath import (
     check_aftermath,
     check_answer,
     check_success,
+    counted,
     groups,
     own_mounts,
     scratch,
     wrong_entries,
 )
 
-SEED = int(os.environ.get("FAULT_SEED") or random.SystemRandom().randrange(1 << 32))
 Verdict = Callable[[str, str], None]
 RunnerOf = Callable[..., FaultRunner]
 
@@ -121,7 +122,7 @@ def test_descriptors_run_out(who: str, runner_of: RunnerOf, runner_module: Modul
     fresh = sorted(dice.sample(range(6, 40), 34 if THOROUGH else 5))
     outcomes += sweep_limit(runner_of(who, "files"), runner_module, resource.RLIMIT_NOFILE, fresh, "--no-cache")
     assert outcomes["success"]
-    verdict(f"EMFILE at 3 to 64 descriptors as {who}", f"survived {outcomes.total()}: {dict(outcomes)}")
+    verdict(f"EMFILE at 3 to 64 descriptors as {who}", counted(outcomes))
 
 
 @pytest.mark.parametrize("who", ["root", "user"])
@@ -132,7 +133,7 @@ def test_memory_runs_out(who: str, runner_of: RunnerOf, runner_module: ModuleTyp
     outcomes = sweep_limit(runner_of(who, "memory"), runner_module, resource.RLIMIT_AS, values)
     outcomes += sweep_limit(runner_of(who, "memory"), runner_module, resource.RLIMIT_AS, values[-6:], "--no-cache")
     assert outcomes["success"]
-    verdict(f"ENOMEM at 4 to 400 MiB as {who}", f"survived {outcomes.total()}: {dict(outcomes)}; FAULT_SEED={SEED}")
+    verdict(f"ENOMEM at 4 to 400 MiB as {who}", counted(outcomes))
 
 
 @pytest.mark.parametrize("who", ["root", "user"])
@@ -140,7 +141,7 @@ def test_processes_run_out(who: str, runner_of: RunnerOf, runner_module: ModuleT
     values = list(range(1, 33)) if THOROUGH else [1, 2, 3, 4, 5, 6, 8, 12, 30]
     outcomes = sweep_limit(runner_of(who, "processes"), runner_module, resource.RLIMIT_NPROC, values)
     outcomes += sweep_limit(runner_of(who, "processes"), runner_module, resource.RLIMIT_NPROC, values[:4], "--no-cache")
-    verdict(f"EAGAIN at 1 to 32 processes as {who}", f"survived {outcomes.total()}: {dict(outcomes)}")
+    verdict(f"EAGAIN at 1 to 32 processes as {who}", counted(outcomes))
 
 
 @pytest.mark.parametrize("who", ["root", "user"])
@@ -149,7 +150,7 @@ def test_files_may_not_grow(who: str, runner_of: RunnerOf, runner_module: Module
     outcomes = sweep_limit(runner_of(who, "sizes"), runner_module, resource.RLIMIT_FSIZE, values)
     outcomes += sweep_limit(runner_of(who, "sizes"), runner_module, resource.RLIMIT_FSIZE, values[2:8], "--no-cache")
     assert outcomes["success"]
-    verdict(f"EFBIG at 0 to 64 MiB as {who}", f"survived {outcomes.total()}: {dict(outcomes)}")
+    verdict(f"EFBIG at 0 to 64 MiB as {who}", counted(outcomes))
 
 
 # --- a full disk
@@ -264,7 +265,7 @@ def test_the_disk_is_full(
     runner.holder.kill()
     runner.holder.wait()
     check_aftermath(runner, runner_module, [], mounts)
-    verdict(f"ENOSPC ({what}) as {who}", f"survived {count}: {dict(outcomes)}; FAULT_SEED={SEED}")
+    verdict(f"ENOSPC ({what}) as {who}", counted(outcomes))
 
 
 def test_the_disk_of_the_outputs_is_full(small_disk: Callable[[str], SmallDisk], verdict: Verdict) -> None:
