@@ -1,0 +1,38 @@
+"""A signal stops the runner, even one whose exception Python drops."""
+
+import subprocess
+import sys
+
+import pytest
+from conftest import RUNNER
+
+LOST = """
+import importlib.util, os, signal, sys
+spec = importlib.util.spec_from_file_location("runner", sys.argv[1])
+runner = sys.modules["runner"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(runner)
+runner.Killed.arm()
+runner.Killed.check()
+
+class Finalized:
+    def __del__(self):
+        os.kill(os.getpid(), int(sys.argv[2]))
+        for _ in range(1000):
+            pass
+
+finalized = Finalized()
+del finalized
+print("lost")
+try:
+    runner.Killed.check()
+except runner.Killed as killed:
+    print(killed.number)
+"""
+
+
+@pytest.mark.parametrize("number", [1, 2, 15])
+def test_a_signal_in_a_finalizer_is_not_lost(number: int) -> None:
+    command = [sys.executable, "-I", "-c", LOST, str(RUNNER), str(number)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["lost", str(number)], done.stderr
+    assert "Exception ignored" in done.stderr
