@@ -4,8 +4,8 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,18 +17,20 @@ Verdict = Callable[[str, str], None]
 
 
 class Builder:
-    """Makes the root file systems, one after another, while the session runs other tests."""
+    """Makes the root file systems and runs the jobs of the session's tests, while the session runs other tests."""
 
-    def __init__(self) -> None:
+    def __init__(self, jobs: Iterable[Job]) -> None:
         kept = os.environ.get("HOSTS_ROOTFS")
         self.place = Path(kept or tempfile.mkdtemp(prefix="cold-runner-hosts-"))
         self.place.mkdir(exist_ok=True)
         self.place.chmod(0o755)  # every uid passes through
         self.remove = self.place / "podman" if kept else self.place
-        self.pool = ThreadPoolExecutor(1)
-        self.made: dict[str, Future[Rootfs]] = {
-            suite: self.pool.submit(make_rootfs, suite, self.place) for suite in (OLD, NEW)
-        }
+        self.pool = ThreadPoolExecutor(os.cpu_count())
+        self.made = {suite: self.pool.submit(make_rootfs, suite, self.place) for suite in (OLD, NEW)}
+        self.done = {job: self.pool.submit(self.run, job) for job in dict.fromkeys(jobs)}
+
+    def run(self, job: Job) -> "subprocess.CompletedProcess[str]":
+        return run(job, self.made[job.suite].result())
 
     def end(self) -> None:
         self.pool.shutdown(cancel_futures=True)
@@ -42,7 +44,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """Begin early: the tests of other folders come first."""
     wanted = any(Path(__file__).parent in item.path.parents for item in session.items)
     if wanted and not missing() and not session.config.option.collectonly:
-        session.config.stash[BUILDER] = Builder()
+        session.config.stash[BUILDER] = Builder(
+            item.callspec.params["job"] for item in session.items if "job" in params_of(item)
+        )
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -60,13 +64,9 @@ def rootfs_of(pytestconfig: pytest.Config) -> Callable[[str], Rootfs]:
 
 
 @pytest.fixture(scope="session")
-def done(request: pytest.FixtureRequest, rootfs_of: Callable[[str], Rootfs]) -> Iterator[Done]:
-    """`done(job)`: how it ended. All jobs of the session begin with the first, one for each processor at a time."""
-    wanted = [item.callspec.params["job"] for item in request.session.items if "job" in params_of(item)]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        futures = {job: pool.submit(lambda job: run(job, rootfs_of(job.suite)), job) for job in dict.fromkeys(wanted)}
-        yield lambda job: futures[job].result()
-        pool.shutdown(cancel_futures=True)
+def done(pytestconfig: pytest.Config, rootfs_of: Callable[[str], Rootfs]) -> Done:
+    """`done(job)`: how it ended."""
+    return lambda job: pytestconfig.stash[BUILDER].done[job].result()
 
 
 def params_of(item: pytest.Item) -> dict[str, object]:

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -20,19 +20,20 @@ RootfsOf = Callable[[str], Rootfs]
 Verdict = Callable[[str, str], None]
 
 PROFILES = ("default", "strict", "container", "debug")
-# Who can run what where; everything else must be refused.
+# All of them run on the host in every suite.
+ANY = PROFILES if os.environ.get("THOROUGH") else ("default", "container")
+# Who can run what where.
 HOLDS = [
-    (PRIVILEGED, "root", PROFILES),
-    (PRIVILEGED, "user", PROFILES),
+    (PRIVILEGED, "root", ANY),
+    (PRIVILEGED, "user", ANY),
     (ORDINARY, "root", ("container",)),
     (ORDINARY, "user", ("container",)),
     (UNMASKED, "root", ("container",)),
     (UNMASKED, "user", ("container",)),
     (DROPPED, "user", ("container",)),
 ]
-# The other two run on the host in every suite; here with THOROUGH=1.
-TRIED = PROFILES if os.environ.get("THOROUGH") else ("default", "container")
-PLACES = [(OLD, *row) for row in HOLDS] + [(NEW, *row) for row in HOLDS if row[0] in (PRIVILEGED, ORDINARY)]
+PLACES = [(OLD, *row) for row in HOLDS]
+PLACES += [(NEW, PRIVILEGED, "root", ("default",)), (NEW, ORDINARY, "root", ("container",))]
 REFUSED = [
     (ORDINARY, "root", ("default", "strict", "debug")),
     (ORDINARY, "user", ("default", "strict", "debug")),
@@ -71,16 +72,12 @@ def place_of(job: Job, rootfs_of: RootfsOf) -> str:
     return f"{job.container.name} container, {rootfs_of(job.suite).name} as {job.who}"
 
 
-def by_place(make: Callable[..., Job], every_profile: bool) -> pytest.MarkDecorator:
-    rows = []
-    for suite, container, who, profiles in PLACES:
-        tried = tuple(profile for profile in TRIED if profile in profiles)
-        if suite != NEW or who == "root":
-            rows.append(make(suite, container, who, tried if every_profile else tried[0]))
+def places(jobs: Iterable[Job]) -> pytest.MarkDecorator:
+    rows = list(jobs)
     return pytest.mark.parametrize("job", rows, ids=[f"{job.suite}-{job.container.name}-{job.who}" for job in rows])
 
 
-@by_place(smoke, False)
+@places(smoke(suite, container, who, profiles[0]) for suite, container, who, profiles in PLACES if suite == OLD)
 def test_the_smoke_tests_pass(job: Job, done: Done, rootfs_of: RootfsOf, verdict: Verdict) -> None:
     ended = done(job)
     found = re.search(r"^# (\d+) passed, 0 failed$", ended.stdout, re.M)
@@ -88,7 +85,7 @@ def test_the_smoke_tests_pass(job: Job, done: Done, rootfs_of: RootfsOf, verdict
     verdict(place_of(job, rootfs_of), f"{profile_of(job)}: {found[1]} smoke tests pass")
 
 
-@by_place(probes, True)
+@places(probes(*place) for place in PLACES)
 def test_the_probes_hold(job: Job, done: Done, rootfs_of: RootfsOf, verdict: Verdict) -> None:
     ended = done(job)
     found = re.search(r"^(\d+) passed(?:, \d+ skipped)?(?:, \d+ deselected)? in", ended.stdout, re.M)
