@@ -977,8 +977,9 @@ def host_failure(error: BaseException) -> Failure | None:
     if isinstance(error, FileNotFoundError) and scratch and not os.path.isdir(scratch[0]):
         text = f"{scratch[0]} was removed while the run used it; let only the runner change its store, and run again"
         return Failure("host", "store_unavailable", text, True)
-    number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
-    if not isinstance(error, (OSError, MemoryError)) or number not in SHORTAGES:
+    unmapped = isinstance(error, ImportError) and re.search("failed to map|allocate memory", str(error))
+    number = errno.ENOMEM if unmapped or isinstance(error, MemoryError) else getattr(error, "errno", None)
+    if not isinstance(error, (OSError, MemoryError, ImportError)) or number not in SHORTAGES:
         return None
     place = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
     return Failure("host", "host_exhausted", f"{SHORTAGES[number]}{place}; make room and run again", True)

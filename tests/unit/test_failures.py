@@ -237,6 +237,11 @@ def test_what_the_machine_lacks_is_no_fault_of_the_runner(runner_module: Any, er
     assert words in failure.error and runner_module.is_own(error)
 
 
+def test_a_library_that_memory_is_too_short_for(runner_module: Any) -> None:
+    failure = runner_module.host_failure(ImportError("_ctypes.so: failed to map segment from shared object"))
+    assert failure.type == "host_exhausted" and runner_module.host_failure(ImportError("no module")) is None
+
+
 @pytest.mark.parametrize("error", [FileNotFoundError(errno.ENOENT, "no"), ValueError("no"), KeyError("no")])
 def test_another_error_is_not_a_shortage(runner_module: Any, error: Exception) -> None:
     assert runner_module.host_failure(error) is None and not runner_module.is_own(error)
