@@ -17,8 +17,8 @@ from conftest import parse_line
 from faults.aftermath import OUT, PATIENCE, TASK, THOROUGH, FaultRunner, answer, groups, own_mounts, traces
 
 Sample = dict[str, float]
-COLD = 10_000 if THOROUGH else 45
-SERVED = 10_000 if THOROUGH else 1_200
+COLD = 10_000 if THOROUGH else 30
+SERVED = 10_000 if THOROUGH else 800
 SLACK = {  # what may differ between the first tenth and the last without being growth
     "memory": 0.10,  # shares: pages that the allocator keeps, and where the machine shares pages between processes
     "seconds": float("inf"),  # recorded only

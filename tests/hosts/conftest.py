@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hosts.containers import NEW, OLD, Job, Rootfs, make_rootfs, missing, run
+from hosts.containers import OLD, Job, Rootfs, make_rootfs, missing, run
 
 Done = Callable[[Job], "subprocess.CompletedProcess[str]"]
 Verdict = Callable[[str, str], None]
@@ -26,8 +26,10 @@ class Builder:
         self.place.chmod(0o755)  # every uid passes through
         self.remove = self.place / "podman" if kept else self.place
         self.pool = ThreadPoolExecutor(os.cpu_count())
-        self.made = {suite: self.pool.submit(make_rootfs, suite, self.place) for suite in (OLD, NEW)}
-        self.done = {job: self.pool.submit(self.run, job) for job in dict.fromkeys(jobs)}
+        wanted = list(dict.fromkeys(jobs))
+        suites = {OLD, *(job.suite for job in wanted)}
+        self.made = {suite: self.pool.submit(make_rootfs, suite, self.place) for suite in sorted(suites)}
+        self.done = {job: self.pool.submit(self.run, job) for job in wanted}
 
     def run(self, job: Job) -> "subprocess.CompletedProcess[str]":
         return run(job, self.made[job.suite].result())
