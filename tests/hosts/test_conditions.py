@@ -163,4 +163,4 @@ def test_a_container_whose_filter_refuses_namespaces(debian: Rootfs, tmp_path: P
         ended = run(job(Condition("", "", "", "", f"--profile {profile}", container, "user")), debian)
         error = json.loads(ended.stdout)["_fatal_error"]
         assert (error["type"], "seccomp=" in error["error"]) == ("userns_denied", True), error
-    verdict("user namespaces refused by seccomp, as Docker's default does", "refused: `userns_denied`")
+    verdict("user namespaces refused by seccomp (Docker's rules)", "refused: `userns_denied`")
