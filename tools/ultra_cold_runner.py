@@ -2379,23 +2379,26 @@ def link_tree(tree: Tree, venv: str) -> None:
     for name, size, mtime, mode in tree.files:
         source, target = os.path.join(tree.path, name), os.path.join(venv, name)
         folder = os.path.dirname(target)
-        if folder not in made:
-            try:
-                os.makedirs(folder, mode=0o755, exist_ok=True)
-            except OSError as error:
-                raise wheel_error(name, f"two wheels of the environment disagree about it: {error.strerror}") from None
-            made.add(folder)
         status = os.lstat(source)
         if (status.st_size, status.st_mtime_ns, status.st_mode) != (size, mtime, mode):
             raise KeptDamage(tree.path, name)
         try:
-            os.link(source, target, follow_symlinks=False)
-        except FileExistsError:
-            continue
-        except OSError as error:
-            if error.errno not in (errno.EXDEV, errno.EMLINK, errno.EPERM):
-                raise wheel_error(name, f"two wheels of the environment disagree about it: {error.strerror}") from None
-            copy_plain(source, target, mode)
+            if folder not in made:
+                os.makedirs(folder, mode=0o755, exist_ok=True)
+                made.add(folder)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise wheel_error(name, f"two wheels of the environment disagree about it: {error.strerror}") from None
+        with suppress(FileExistsError):
+            link_or_copy(source, target, mode)
+
+
+def link_or_copy(source: str, target: str, mode: int) -> None:
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EMLINK, errno.EPERM):
+            raise
+        copy_plain(source, target, mode)
 
 
 def copy_plain(source: str, target: str, mode: int) -> None:

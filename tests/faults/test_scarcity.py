@@ -86,7 +86,7 @@ def python_starts(runner: FaultRunner, limits: Mapping[int, int]) -> bool:
 
 def judge(result: Result) -> str:
     kind = check_answer(result)
-    assert kind != "internal_error", result.error
+    assert kind not in ("internal_error", "wheel_invalid"), result.error  # what the host lacks is no bundle's fault
     return kind
 
 

@@ -1,6 +1,7 @@
 """Wheels are unpacked as data: a good one is laid out as a venv, a hostile one is refused."""
 
 import base64
+import errno
 import hashlib
 import os
 import stat
@@ -307,3 +308,44 @@ def test_a_wheels_file_name_is_taken(runner_module: Any, name: str) -> None:
 @pytest.mark.parametrize("name", BAD_FILES)
 def test_another_file_name_is_not(runner_module: Any, name: str) -> None:
     assert not runner_module.WHEEL_NAME.fullmatch(name)
+
+
+# --- linking trees into a venv
+
+
+def tree_of(module: Any, path: Path, files: Mapping[str, str]) -> Any:
+    for name, text in files.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_text(text)
+    return module.Tree(str(path), module.list_files(str(path)), {}, [])
+
+
+def test_the_first_of_two_wheels_with_the_same_file_wins(runner_module: Any, tmp_path: Path, venv: Path) -> None:
+    for number in (1, 2):
+        tree = tree_of(runner_module, tmp_path / str(number), {"a/same": str(number), f"a/own{number}": ""})
+        runner_module.link_tree(tree, str(venv))
+    assert (venv / "a/same").read_text() == "1"
+    assert sorted(os.listdir(venv / "a")) == ["own1", "own2", "same"]
+
+
+@pytest.mark.parametrize("second", ["a/b", "a/b/c"])
+def test_a_file_and_a_folder_of_one_name_are_refused(
+    runner_module: Any, tmp_path: Path, venv: Path, second: str
+) -> None:
+    runner_module.link_tree(tree_of(runner_module, tmp_path / "1", {"a": ""}), str(venv))
+    with pytest.raises(runner_module.Failure) as raised:
+        runner_module.link_tree(tree_of(runner_module, tmp_path / "2", {second: ""}), str(venv))
+    assert (raised.value.type, "disagree" in raised.value.error) == ("wheel_invalid", True)
+
+
+def test_a_full_disk_is_not_blamed_on_a_wheel(
+    runner_module: Any, tmp_path: Path, venv: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    tree = tree_of(runner_module, tmp_path / "1", {"a": ""})
+    monkeypatch.setattr(os, "link", full)
+    with pytest.raises(OSError, match="No space") as raised:
+        runner_module.link_tree(tree, str(venv))
+    assert runner_module.host_failure(raised.value).type == "host_exhausted"
