@@ -14,34 +14,35 @@ from conftest import PROFILES, RUNNER
 
 USER = 61999  # an ordinary uid: nobody's, and none of those that the profiles give to sandboxes
 
-SMALL = """
+SLOW = int(os.environ.get("SLOW_MACHINE", "1"))  # an emulated processor: limits of time are that many times longer
+SMALL = f"""
 [bundle]
-inspect_seconds = 2
+inspect_seconds = {2 * SLOW}
 [dependencies]
 private_addresses = true
 max_wheel_bytes = "64MiB"
 [fetch]
 tmp_bytes = "64MiB"
 [fetch.limits]
-wall_seconds = 8
+wall_seconds = {8 * SLOW}
 memory_bytes = "1GiB"
 output_bytes = "32MiB"
 [build]
 tmp_bytes = "64MiB"
 [build.limits]
-wall_seconds = 2
+wall_seconds = {2 * SLOW}
 memory_bytes = "256MiB"
 processes = 40
 output_bytes = "16MiB"
 [compile.limits]
-wall_seconds = 4
+wall_seconds = {4 * SLOW}
 memory_bytes = "256MiB"
 [execute]
 tmp_bytes = "64MiB"
 shm_bytes = "32MiB"
 [execute.limits]
-wall_seconds = 2
-cpu_seconds = 1
+wall_seconds = {2 * SLOW}
+cpu_seconds = {1 * SLOW}
 memory_bytes = "256MiB"
 processes = 40
 file_bytes = "32MiB"
@@ -49,9 +50,12 @@ open_files = 64
 output_bytes = "4MiB"
 stderr_bytes = "1MiB"
 """
-# Profiles of the tests, by name: small limits, and servers of this machine may be named.
+# Profiles of the tests, by name: small limits, servers of this machine may be named, or a protection is off.
 TEST_PROFILES = {
     "local": "[dependencies]\nprivate_addresses = true\n",
+    "init-in-reach": "[sandbox]\nmasked = []\n",
+    "init-may-stay": "[seccomp]\ndeny_if = []\n",
+    "init-open": "[sandbox]\nmasked = []\n[seccomp]\ndeny_if = []\n",
     "small": SMALL,
     "small-no-proc": '[sandbox]\nproc = false\nhostname = ""\nnested_userns = "seccomp"\nmasked = []\n' + SMALL,
 }

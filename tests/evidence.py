@@ -15,8 +15,9 @@ import pytest
 
 # Fewer where the machine can't have all: PROBE_PROFILES=container in an ordinary container.
 PROFILES = tuple((os.environ.get("PROBE_PROFILES") or "default,strict,container,debug").split(","))
-# The profiles of the tests are one of those, with small limits or with addresses of this machine allowed.
-EXTENDS = {"local": "default", "small": "default", "small-no-proc": "container"}
+# The profiles of the tests are one of those, with a change.
+EXTENDS = {"small-no-proc": "container"}
+EXTENDS |= dict.fromkeys(("local", "small", "init-in-reach", "init-may-stay", "init-open"), "default")
 NO_CONTROL: dict[str, str] = {}  # probe to why it can't be shown to succeed with the protection off
 CONTROLS_DONE: set[str] = set()
 TRIED: list[dict[str, Any]] = []  # one entry for each hostile bundle

@@ -124,7 +124,9 @@ def strike(victim: Victim, kill: Kill) -> Struck:
     left = [str(path) for place in places for path in place.glob(f".run-{pid}-*")]
     assert left + groups([pid]) == [], f"{kill} left something"
     if not out and not begun:
-        starting = code == 1 and err.startswith(b"Fatal Python error: init_import_site")  # SIGINT, in Python's own start
+        starting = code == 1 and err.startswith(
+            b"Fatal Python error: init_import_site"
+        )  # SIGINT, in Python's own start
         assert code in (-kill.signal, 128 + kill.signal) or starting, (code, err)
         return Struck(pid, phase, "before the first line")
     return Struck(pid, phase, judge(answer(out, code, err), kill))

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from hosts.containers import OLD, Job, Rootfs, make_rootfs, missing, run
+from hosts import docker, machine
+from hosts.containers import OLD, Container, Job, Rootfs, make_rootfs, missing, run
 
 Done = Callable[[Job], "subprocess.CompletedProcess[str]"]
 Verdict = Callable[[str, str], None]
@@ -26,17 +27,26 @@ class Builder:
         self.place.chmod(0o755)  # every uid passes through
         self.remove = self.place / "podman" if kept else self.place
         self.pool = ThreadPoolExecutor(os.cpu_count())
-        wanted = list(dict.fromkeys(jobs))
+        wanted = [job for job in dict.fromkeys(jobs) if not missing_engine(job.container)]
         suites = {OLD, *(job.suite for job in wanted)}
         self.made = {suite: self.pool.submit(make_rootfs, suite, self.place) for suite in sorted(suites)}
+        self.docker, self.machine = docker.Docker(self.place), machine.Machine(self.place)
+        self.engines = {"podman": run, "docker": self.docker.run, "machine": self.machine.run}
         self.done = {job: self.pool.submit(self.run, job) for job in wanted}
 
     def run(self, job: Job) -> "subprocess.CompletedProcess[str]":
-        return run(job, self.made[job.suite].result())
+        return self.engines[job.container.engine](job, self.made[job.suite].result())
 
     def end(self) -> None:
         self.pool.shutdown(cancel_futures=True)
+        self.docker.end()
+        self.machine.end()
         shutil.rmtree(self.remove, ignore_errors=True)
+
+
+def missing_engine(container: Container) -> str:
+    """Why this container can't be started here; empty where it can."""
+    return {"podman": missing, "docker": docker.missing, "machine": machine.missing}[container.engine]()
 
 
 BUILDER = pytest.StashKey[Builder]()
@@ -68,7 +78,14 @@ def rootfs_of(pytestconfig: pytest.Config) -> Callable[[str], Rootfs]:
 @pytest.fixture(scope="session")
 def done(pytestconfig: pytest.Config, rootfs_of: Callable[[str], Rootfs]) -> Done:
     """`done(job)`: how it ended."""
-    return lambda job: pytestconfig.stash[BUILDER].done[job].result()
+
+    def ended(job: Job) -> "subprocess.CompletedProcess[str]":
+        why = missing_engine(job.container)
+        if why:
+            pytest.skip(why)
+        return pytestconfig.stash[BUILDER].done[job].result()
+
+    return ended
 
 
 def params_of(item: pytest.Item) -> dict[str, object]:

@@ -1,4 +1,5 @@
-"""Real containers, made of Debian's packages: a root file system by debootstrap, run by podman and runc.
+"""Real containers, made of Debian's packages: a root file system by debootstrap, run by podman and runc. Other
+engines are in docker.py and machine.py.
 
 A container has an overlay over the root file system, so that none changes it and many run at once. Podman keeps its
 state beside it: nothing of a test is anywhere else on the host.
@@ -23,16 +24,17 @@ OLD_BWRAP = "http://deb.debian.org/debian/pool/main/b/bubblewrap/bubblewrap_0.4.
 
 
 class Container(NamedTuple):
-    """How a container is started: its name in the table, and podman's options."""
+    """How a container is started: its name in the table, the options, and what starts it."""
 
     name: str
     options: tuple[str, ...] = ()
+    engine: str = "podman"
 
 
-PRIVILEGED = Container("privileged", ("--privileged",))
-ORDINARY = Container("ordinary")
-UNMASKED = Container("unmask=ALL", ("--security-opt", "unmask=ALL"))
-DROPPED = Container("cap-drop=ALL", ("--cap-drop", "ALL", "--security-opt", "no-new-privileges"))
+PRIVILEGED = Container("privileged container", ("--privileged",))
+ORDINARY = Container("ordinary container")
+UNMASKED = Container("unmask=ALL container", ("--security-opt", "unmask=ALL"))
+DROPPED = Container("cap-drop=ALL container", ("--cap-drop", "ALL", "--security-opt", "no-new-privileges"))
 
 
 class Rootfs(NamedTuple):
@@ -57,10 +59,16 @@ class Job(NamedTuple):
     who: str
     script: str
 
+    @property
+    def uid(self) -> str:
+        return f"{UIDS[self.who]}:{UIDS[self.who]}"
 
-def run_arguments(
-    rootfs: str, state: Path, container: Container, uid: int, script: str, environment: Mapping[str, str]
-) -> list[str]:
+    @property
+    def command(self) -> list[str]:
+        return ["bash", "-c", f"({self.script})\nexit $?"]  # bash stays, as the init that reaps
+
+
+def run_arguments(rootfs: str, state: Path, job: Job, environment: Mapping[str, str]) -> list[str]:
     """Podman's command line for one shell script in one container. Pure. `rootfs` ends in :O for an overlay.
 
     Without cgroupfs, without events and with runc it needs no systemd; without the two limits it fails where
@@ -71,24 +79,29 @@ def run_arguments(
         "podman", "--root", f"{state}/storage", "--runroot", f"{state}/run", "--tmpdir", f"{state}/tmp",
         "--cgroup-manager=cgroupfs", "--events-backend=none", "--runtime", "runc",
         "run", "--rm", "--network=host", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=4096:4096",
-        "--user", f"{uid}:{uid}", "--workdir", CHECKOUT, *container.options,
+        "--user", job.uid, "--workdir", CHECKOUT, *job.container.options,
         *(f"--env={name}={value}" for name, value in environment.items()),
-        "--rootfs", rootfs, "bash", "-c", f"({script})\nexit $?",  # bash stays, as the init that reaps
+        "--rootfs", rootfs, *job.command,
     ]  # fmt: skip
 
 
 def run(job: Job, rootfs: Rootfs, overlay: bool = True) -> "subprocess.CompletedProcess[str]":
     """Run a job to its end; without `overlay` what it writes stays in the root file system."""
     top, state = f"{rootfs.path}{':O' if overlay else ''}", rootfs.path.parent / "podman"
-    command = run_arguments(top, state, job.container, UIDS[job.who], job.script, index_settings())
+    return captured(run_arguments(top, state, job, index_settings()))
+
+
+def captured(command: list[str]) -> "subprocess.CompletedProcess[str]":
+    """Run a container's command line to its end."""
+    limit = 3000 if os.environ.get("THOROUGH") else 400
     return subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=400
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=limit
     )
 
 
 def missing() -> str:
     """Why there can be no containers here; empty where there can."""
-    absent = [name for name in TOOLS if not shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")]
+    absent = [name for name in TOOLS if not shutil.which(name, path=path_with_sbin())]
     if absent:
         return f"needs {' and '.join(absent)}: tools/setup.sh hosts"
     if os.geteuid() != 0:
@@ -149,8 +162,12 @@ def add_old_bwrap(rootfs: Rootfs, package: bytes) -> None:
     call("dpkg-deb", "--extract", str(file), str(rootfs.path / "srv/old"))
 
 
+def path_with_sbin() -> str:
+    return f"{os.environ['PATH']}:/usr/sbin:/sbin"
+
+
 def call(*command: str) -> None:
-    environment = {**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
+    environment = {**os.environ, "PATH": path_with_sbin()}
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, f"{' '.join(command)}: {(done.stdout + done.stderr)[-3000:]}"
 

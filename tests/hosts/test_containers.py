@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from hosts import docker
 from hosts.containers import DROPPED, NEW, OLD, ORDINARY, PRIVILEGED, UNMASKED, Container, Job, Rootfs, run_arguments
+from hosts.machine import MACHINE, SLOWER
 
 Done = Callable[[Job], "subprocess.CompletedProcess[str]"]
 RootfsOf = Callable[[str], Rootfs]
@@ -34,21 +36,39 @@ HOLDS = [
 ]
 PLACES = [(OLD, *row) for row in HOLDS]
 PLACES += [(NEW, PRIVILEGED, "root", ("default",)), (NEW, ORDINARY, "root", ("container",))]
+for who in ("root", "user"):
+    PLACES += [(OLD, docker.UNFILTERED, who, ("container",)), (OLD, docker.UNMASKED, who, ("default",))]
+    PLACES += [(OLD, MACHINE, who, ("default",))]
+PLACES += [(OLD, docker.DROPPED, "user", ("container",))]
 # Each suite tries these; THOROUGH=1 all of them.
 SHORT = [(OLD, PRIVILEGED, "root"), (OLD, ORDINARY, "root"), (OLD, DROPPED, "user")]
 if not os.environ.get("THOROUGH"):
     PLACES = [place for place in PLACES if place[:3] in SHORT]
+UNNAMED = ("hostname_denied", "--profile container")  # the container may not name the sandbox
+ROOTLESS = ("setuid_denied", "ordinary user")
+MASKED = ("proc_masked", "systempaths=unconfined")
+FILTERED = ("userns_denied", "seccomp=unconfined")
+NEEDY = ("default", "strict", "debug")  # the profiles that need more of a host than `container`
+# Who can't run what where: the error's type, and what its remedy names.
 REFUSED = [
-    (ORDINARY, "root", ("default", "strict", "debug")),
-    (ORDINARY, "user", ("default", "strict", "debug")),
-    (UNMASKED, "root", ("default", "strict", "debug")),
-    (UNMASKED, "user", ("default", "strict", "debug")),
-    (DROPPED, "root", PROFILES),
-    (DROPPED, "user", ("default", "strict", "debug")),
+    (ORDINARY, "root", NEEDY, UNNAMED),
+    (ORDINARY, "user", NEEDY, UNNAMED),
+    (UNMASKED, "root", NEEDY, UNNAMED),
+    (UNMASKED, "user", NEEDY, UNNAMED),
+    (DROPPED, "root", PROFILES, ROOTLESS),
+    (DROPPED, "user", NEEDY, UNNAMED),
 ]
-TESTS = (
-    "tests/security" if os.environ.get("THOROUGH") else "tests/security/test_probes.py tests/security/test_lifecycle.py"
-)
+if os.environ.get("THOROUGH"):
+    REFUSED += [
+        (docker.PLAIN, "root", PROFILES, FILTERED),
+        (docker.PLAIN, "user", PROFILES, FILTERED),
+        (docker.UNFILTERED, "root", NEEDY, MASKED),
+        (docker.UNFILTERED, "user", NEEDY, MASKED),
+        (docker.DROPPED, "root", PROFILES, ROOTLESS),
+        (docker.DROPPED, "user", NEEDY, MASKED),
+    ]
+SHORT_TESTS = "tests/security/test_probes.py tests/security/test_lifecycle.py"
+TESTS = "tests/security" if os.environ.get("THOROUGH") else SHORT_TESTS
 HELLO = "tests/bundles/hello"
 
 
@@ -59,7 +79,9 @@ def smoke(suite: str, container: Container, who: str, profile: str) -> Job:
 def probes(suite: str, container: Container, who: str, profiles: tuple[str, ...]) -> Job:
     """The controls are left out: they show on the host that a probe can succeed."""
     pytest_ = ".venv/bin/python -m pytest -q -p no:cacheprovider -k 'not control'"
-    return Job(suite, container, who, f"PROBE_PROFILES={','.join(profiles)} {pytest_} {TESTS}")
+    slow = f"SLOW_MACHINE={SLOWER} " if container == MACHINE else ""
+    tests = TESTS if container.engine == "podman" else SHORT_TESTS
+    return Job(suite, container, who, f"PROBE_PROFILES={','.join(profiles)} {slow}{pytest_} {tests}")
 
 
 def hello(suite: str, container: Container, who: str, profiles: tuple[str, ...]) -> Job:
@@ -68,12 +90,21 @@ def hello(suite: str, container: Container, who: str, profiles: tuple[str, ...])
     return Job(suite, container, who, loop)
 
 
+def limits(who: str) -> Job:
+    """The tests of limits; of the bombs those that are no matter of time, which runs slower there."""
+    pytest_ = ".venv/bin/python -m pytest -q -p no:cacheprovider"
+    chosen = "test_limits or test_accounts or (test_bomb and not CPU and not sleep and not waits)"
+    files = "tests/integration/test_limits.py tests/integration/test_accounts.py tests/security/test_resources.py"
+    doctor = ".venv/bin/python tools/ultra_cold_runner.py --doctor"
+    return Job(OLD, MACHINE, who, f"{doctor}\nSLOW_MACHINE={SLOWER} {pytest_} -k '{chosen}' {files}")
+
+
 def profile_of(job: Job) -> str:
     return job.script.split()[0].partition("=")[2].replace(",", ", ")
 
 
 def place_of(job: Job, rootfs_of: RootfsOf) -> str:
-    return f"{job.container.name} container, {rootfs_of(job.suite).name} as {job.who}"
+    return f"{job.container.name}, {rootfs_of(job.suite).name} as {job.who}"
 
 
 def places(jobs: Iterable[Job]) -> pytest.MarkDecorator:
@@ -97,21 +128,36 @@ def test_the_probes_hold(job: Job, done: Done, rootfs_of: RootfsOf, verdict: Ver
     verdict(place_of(job, rootfs_of), f"{profile_of(job)}: {int(found[1]):,} probe tests hold")
 
 
-@pytest.mark.parametrize("job", [hello(OLD, *row) for row in REFUSED], ids=[f"{c.name}-{w}" for c, w, _ in REFUSED])
+@pytest.mark.parametrize(
+    "job, expected",
+    [(hello(OLD, *row), expected) for *row, expected in REFUSED],
+    ids=[f"{container.name}-{who}" for container, who, _, _ in REFUSED],
+)
 def test_what_can_not_hold_is_refused_with_the_remedy(
-    job: Job, done: Done, rootfs_of: RootfsOf, verdict: Verdict
+    job: Job, expected: tuple[str, str], done: Done, rootfs_of: RootfsOf, verdict: Verdict
 ) -> None:
     (profiles,) = [row[2] for row in REFUSED if row[:2] == (job.container, job.who)]
-    rootless = job.container == DROPPED and job.who == "root"
-    kind, remedy = ("setuid_denied", "ordinary user") if rootless else ("hostname_denied", "--profile container")
+    kind, remedy = expected
     errors = [json.loads(line)["_fatal_error"] for line in done(job).stdout.splitlines()]
     assert [(error["phase"], error["type"]) for error in errors] == [("host", kind)] * len(profiles), errors
     assert all(remedy in error["error"] for error in errors), errors
     verdict(place_of(job, rootfs_of), f"{', '.join(profiles)}: refused, `{kind}`")
 
 
+@pytest.mark.skipif("not os.environ.get('THOROUGH')", reason="THOROUGH=1 boots a virtual machine")
+@pytest.mark.parametrize("job", [limits("root"), limits("user")], ids=["root", "user"])
+def test_control_groups_of_version_2(job: Job, done: Done, verdict: Verdict) -> None:
+    """By root, and by a user whose systemd gave them a group: the limits hold, and the figures are the kernel's."""
+    ended = done(job)
+    (report,) = re.findall(r'^{"doctor".*', ended.stdout, re.M)
+    assert json.loads(report)["doctor"]["cgroup"] == 2
+    found = re.search(r"^(\d+) passed(?:, \d+ skipped)?(?:, \d+ deselected)? in", ended.stdout, re.M)
+    assert ended.returncode == 0 and found and int(found[1]) > 40, ended.stdout[-5000:]
+    verdict(f"control groups of version 2 as {job.who}", f"{found[1]} tests of limits pass")
+
+
 def test_the_command_line_of_a_container() -> None:
-    arguments = run_arguments("/root-fs:O", Path("/state"), DROPPED, 1000, "true", {"PIP_INDEX_URL": "x"})
+    arguments = run_arguments("/root-fs:O", Path("/state"), Job(OLD, DROPPED, "user", "true"), {"PIP_INDEX_URL": "x"})
     assert arguments[-5:] == ["--rootfs", "/root-fs:O", "bash", "-c", "(true)\nexit $?"]
     assert "--cap-drop" in arguments and "1000:1000" in arguments and "--env=PIP_INDEX_URL=x" in arguments
     assert all(f"/state/{name}" in arguments for name in ("storage", "run", "tmp"))

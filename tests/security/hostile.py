@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from accounts import Account
+from accounts import SLOW, Account
 from conftest import RUNNER, Result, Runner, parse_line, write_bundle
 from evidence import TRIED
 
@@ -57,7 +57,7 @@ class HostileRunner(Runner):
         *arguments: str,
         env: Mapping[str, str] | None = None,
         stdin: bytes | None = None,
-        timeout: float = 60,
+        timeout: float = 60 * SLOW,
         name: str = "",
     ) -> Result:
         task = {"entrypoint": "main", "params": {}, "seed": 1} if task is None else task
@@ -86,7 +86,7 @@ class HostileRunner(Runner):
         command = self.command("--bundle-path", str(bundle), "--serve", *arguments)
         line = json.dumps(task).encode() + b"\n"
         done = subprocess.run(
-            command, input=line, capture_output=True, env=self.environment(env), timeout=60, **self.privileges()
+            command, input=line, capture_output=True, env=self.environment(env), timeout=60 * SLOW, **self.privileges()
         )
         greeting, answer = done.stdout.splitlines(keepends=True)
         assert "serving" in parse_line(greeting), greeting

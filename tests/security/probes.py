@@ -115,8 +115,8 @@ print(json.dumps(attempt_all(request["table"], request["context"])))
 
 class Probe(NamedTuple):
     """`control`: "host" (an ordinary process outside), or bwrap with the runner's own arguments but without
-    the named options and the filter ("box --unshare-pid"). `optional`: a control that does not succeed
-    on this host is listed with this reason instead of failing the test."""
+    the named options and the filter ("box --unshare-pid"); "box masked" covers nothing of /proc.
+    `optional`: a control that does not succeed on this host is listed with this reason instead of failing."""
 
     family: str
     name: str
@@ -546,6 +546,37 @@ PROCESSES = [
         'verdict = call(context["ptrace"], 16, 1, 0, 0)',
         control="none",
         optional="tracing the init of this machine is no experiment to make",
+    ),
+    probe(
+        "processes",
+        "opens the memory of the sandbox's init",
+        'verdict = tried(lambda: os.close(os.open("/proc/1/mem", os.O_RDWR)))',
+        control="box masked",
+        optional="Yama keeps processes from it (kernel.yama.ptrace_scope)",
+    ),
+    probe(
+        "processes",
+        "reads where the sandbox's init waits",
+        'verdict = reads("/proc/1/syscall")',
+        control="box masked",
+        optional="Yama keeps processes from it (kernel.yama.ptrace_scope)",
+    ),
+    probe(
+        "processes",
+        "opens a descriptor of the sandbox's init",
+        'verdict = tried(lambda: os.close(os.open("/proc/1/fd/1", os.O_WRONLY)))',
+        control="box masked",
+        optional="Yama keeps processes from it (kernel.yama.ptrace_scope)",
+    ),
+    probe(
+        "processes",
+        "takes its death signal away",
+        'verdict = call(context["prctl"], 1, 0, 0, 0, 0)',
+    ),
+    probe(
+        "processes",
+        "chooses a death signal that can be ignored, with a high bit set",
+        'verdict = call(context["prctl"], (1 << 32) + 1, 17, 0, 0, 0)',
     ),
     probe(
         "processes",

@@ -1,6 +1,7 @@
 """Nothing of a sandbox outlives its run, whatever the task does and however the runner ends."""
 
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -114,6 +115,65 @@ def test_the_runner_is_killed(number: signal.Signals, hostile: HostileRunner, re
         process.stderr.close()
     hostile(hostile.bundle(WIRE), name=f"after {number.name} of the runner")
     assert residue(hostile, process.pid) == []
+
+
+# It takes its parent's death signal away (prctl 1, 0) and waits for ever (pause), in x86-64.
+INIT_CODE = "b89d000000 bf01000000 31f6 0f05 b822000000 0f05 ebf7"
+TAKES_INIT_OVER = (
+    SLEEPER
+    + f"""
+def take_over():
+    at = int(open("/proc/1/syscall").read().split()[-1], 16)
+    os.pwrite(os.open("/proc/1/mem", os.O_RDWR), bytes.fromhex({INIT_CODE!r}), at)
+    if os.fork() == 0:
+        if os.fork() == 0:
+            time.sleep(0.1)
+        os._exit(0)  # the orphan's end is what init waits for
+    os.wait()
+    time.sleep(0.5)
+
+def wire(entrypoint, params, seed):
+    try:
+        take_over()
+    except OSError:
+        pass
+    sleeper(params["marker"])
+"""
+)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the machine code is of x86-64")
+@runs(
+    ("root", "default"),
+    ("user", "default"),
+    ("user", "container"),
+    ("user", "debug"),
+    ("user", "init-in-reach"),
+    ("user", "init-may-stay"),
+    ("user", "init-open"),
+)
+def test_a_task_that_takes_the_init_over(hostile: HostileRunner, request: pytest.FixtureRequest) -> None:
+    """The sandbox's init dies with the runner, though the task writes its own code into it: no task reaches init, and
+    the filter lets nobody change the death signal. Either is enough; without both, the task lives on."""
+    marker = mark(request)
+    process = hostile.start(hostile.bundle(TAKES_INIT_OVER))
+    assert process.stdin is not None
+    process.stdin.write(b'{"entrypoint": "m", "params": {"marker": "%s"}, "seed": 1}' % marker.encode())
+    process.stdin.close()
+    assert seen(marker, 1), "the task did not start"
+    process.kill()
+    process.wait(30)
+    if hostile.profile != "init-open":
+        assert gone(marker), "the sandbox outlives the runner"
+        return
+    name = "takes the init of its sandbox over"
+    if gone(marker, 2):
+        NO_CONTROL[name] = "Yama keeps processes from it (kernel.yama.ptrace_scope)"
+        return
+    CONTROLS_DONE.add(name)
+    (sleeper,) = (psutil.Process(pid) for pid in leftovers(marker))
+    sleeper.parent().kill()
+    assert gone(marker)
 
 
 def residue(hostile: HostileRunner, pid: int) -> list[str]:

@@ -80,7 +80,7 @@ def lures(base: Path, runner_module: ModuleType) -> Iterator[dict[str, Any]]:
             "socket": str(base / "socket"), "own_scratch": str(scratch),
             "socket_call": system_call(runner_module, "socket"),
             **{name: system_call(runner_module, name)
-               for name in ("clone", "unshare", "ioctl", "ptrace", "personality", "shmget", "keyctl")},
+               for name in ("clone", "unshare", "ioctl", "ptrace", "personality", "shmget", "keyctl", "prctl")},
         }  # fmt: skip
     libc.shmctl(shared, 0, None)
     libc.mq_unlink(queue.encode())
@@ -231,11 +231,12 @@ def in_a_weaker_box(base: Path, lures: dict[str, Any], runner_module: ModuleType
         interpreter = module.Interpreter(**module.describe_interpreter())
         paths, links = module.system_mounts(profile.execute, [interpreter])
         folder = base / f"weaker-{'-'.join(options).strip('-')}"
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         (folder / "program.py").write_text(PROGRAM)
         mounts = [module.Mount(path, path) for path in paths] + [module.Mount(str(folder), "/bundle")]
         command = [interpreter.executable, "-I", "/bundle/program.py", "/bundle/request.json"]
-        box = module.Sandbox("execute", profile.execute, profile.sandbox, mounts, links, {}, "/bundle", command)
+        common = profile.sandbox._replace(masked=[]) if "masked" in options else profile.sandbox
+        box = module.Sandbox("execute", profile.execute, common, mounts, links, {}, "/bundle", command)
         status, held = os.pipe()
         try:
             arguments = module.bwrap_arguments(box, module.Descriptors(seccomp=[], status=held))
