@@ -21,6 +21,8 @@ inspect_seconds = {2 * SLOW}
 [dependencies]
 private_addresses = true
 max_wheel_bytes = "64MiB"
+max_environment_bytes = "96MiB"
+unpack_seconds = {2 * SLOW}
 [fetch]
 tmp_bytes = "64MiB"
 [fetch.limits]

@@ -921,6 +921,7 @@ from typing import Any, ClassVar, NamedTuple, NoReturn, TypeVar, get_args, get_o
 
 FORMAT = 1  # part of every key under which something is kept: raise it when what is kept changes
 MIB = 1 << 20
+BLOCK = 4096  # bytes that a file takes at least on a disk
 MAX_DEPTH = 64  # folders in folders, in anything that is unpacked or copied
 LOG_CAP = 256 * 1024  # bytes of log that one run may write to stderr
 TAIL_CAP = 64 * 1024  # bytes of the child's stderr that an error carries
@@ -1047,6 +1048,8 @@ class DependencyPolicy(NamedTuple):
     private_addresses: bool
     max_packages: int
     max_wheel_bytes: int
+    max_environment_bytes: int  # all wheels of one environment, unpacked; each file counts a block more
+    unpack_seconds: float  # for one wheel or source archive
 
 
 class HostPolicy(NamedTuple):
@@ -1514,6 +1517,26 @@ class Project(NamedTuple):
     build_requires: list[Requirement]
     requires: list[Requirement]
     requires_python: str
+
+
+@contextmanager
+def deadline(seconds: float, phase: str, name: str) -> Iterator[None]:
+    """A wall limit for what the host itself does with the attacker's data, such as parsing a slow TOML file.
+
+    `name` is the limit's key in the profile. It asks again each second: see Killed.check.
+    """
+
+    def stop(_: int, __: Any) -> NoReturn:
+        limit = {"name": name.partition(".")[2], "value": seconds, "seen": seconds}
+        text = f"what the {phase} phase gave could not be read in {seconds:g} s ({name} of the profile)"
+        raise Failure(phase, "timeout", text, limit=limit)
+
+    signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def snapshot(source: str, target: str, policy: BundlePolicy) -> tuple[str, int]:
@@ -4164,14 +4187,15 @@ class Resolver:
                 "build", "build_failed", f"{name} needs sources to build sources, more than {self.DEPTH} deep"
             )
         source = self.host.store.scratch(f"source-{os.urandom(4).hex()}")
-        unpack_source(archive, source, self.host.profile.bundle)
-        top = os.listdir(source)
-        if not subdirectory and len(top) == 1 and os.path.isdir(os.path.join(source, top[0])):
-            subdirectory = top[0]  # an sdist has one folder (PEP 625)
-        folder = os.path.join(source, subdirectory)
-        project = read_project(folder, self.policy)
-        if not project.backend and os.path.isfile(os.path.join(folder, "setup.py")):
-            project = read_pyproject({}, self.policy)
+        with deadline(self.policy.unpack_seconds, "fetch", "dependencies.unpack_seconds"):
+            unpack_source(archive, source, self.host.profile.bundle)
+            top = os.listdir(source)
+            if not subdirectory and len(top) == 1 and os.path.isdir(os.path.join(source, top[0])):
+                subdirectory = top[0]  # an sdist has one folder (PEP 625)
+            folder = os.path.join(source, subdirectory)
+            project = read_project(folder, self.policy)
+            if not project.backend and os.path.isfile(os.path.join(folder, "setup.py")):
+                project = read_pyproject({}, self.policy)
         deeper = Resolver(self.host, self.interpreter, self.environment, self.depth + 1)
         return build_wheel(deeper, folder, project)
 
@@ -4246,19 +4270,15 @@ def unpack_source(archive: str, target: str, policy: BundlePolicy) -> None:
         if zipfile.is_zipfile(archive):
             check_directory_size(archive)
             with zipfile.ZipFile(archive) as bundle:
-                for info in bundle.infolist():
+                for info in bounded(bundle.infolist(), policy):
                     if not info.is_dir():
                         used = write_source(
                             target, info.filename, info.file_size, 0o644, bundle.open(info), used, policy
                         )
             return
-        bounded: Any = BoundedReads(archive)
-        with tarfile.TarFile(fileobj=bounded) as tar:
-            for count, member in enumerate(tar):
-                if count > policy.max_files:
-                    raise Failure(
-                        "fetch", "source_invalid", f"a source archive has more than {policy.max_files} entries"
-                    )
+        reads: Any = BoundedReads(archive, policy.max_bytes + policy.max_files * BLOCK)
+        with tarfile.TarFile(fileobj=reads) as tar:
+            for member in bounded(tar, policy):
                 if member.isreg():
                     used = write_source(
                         target, member.name, member.size, member.mode, tar.extractfile(member), used, policy
@@ -4269,10 +4289,18 @@ def unpack_source(archive: str, target: str, policy: BundlePolicy) -> None:
         raise Failure("fetch", "source_invalid", f"a source archive can't be unpacked: {clip(str(error))}") from None
 
 
-class BoundedReads:
-    """A source archive, decompressed, that refuses to give much at once: tarfile reads names and pax headers whole."""
+def bounded(entries: Iterable[Any], policy: BundlePolicy) -> Iterator[Any]:
+    for count, entry in enumerate(entries):
+        if count > policy.max_files:
+            raise ValueError(f"it has more than {policy.max_files} entries")
+        yield entry
 
-    def __init__(self, path: str) -> None:
+
+class BoundedReads:
+    """A source archive, decompressed, that refuses to give much at once, or to be skipped through for ever: tarfile
+    reads names and pax headers whole, and skips what it does not know."""
+
+    def __init__(self, path: str, limit: int) -> None:
         import bz2
         import gzip
         import lzma
@@ -4281,13 +4309,18 @@ class BoundedReads:
             magic = file.read(6)
         openers: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
         opener = next((opener for start, opener in openers.items() if magic.startswith(start)), open)
-        self.stream = opener(path, "rb")
-        self.seek, self.tell = self.stream.seek, self.stream.tell
+        self.stream, self.limit = opener(path, "rb"), limit
+        self.tell = self.stream.tell
 
     def read(self, size: int) -> bytes:
         if not 0 <= size <= MIB:
             raise ValueError("a header is too large")
         return bytes(self.stream.read(size))
+
+    def seek(self, position: int) -> int:
+        if position > self.limit:
+            raise ValueError(f"it is over {self.limit} bytes")
+        return int(self.stream.seek(position))
 
 
 def write_source(target: str, name: str, size: int, mode: int, reader: Any, used: int, policy: BundlePolicy) -> int:
@@ -4318,7 +4351,7 @@ def build_wheel(resolver: Resolver, source: str, project: Project) -> WheelFile:
         )
     for _ in range(2):
         venv = host.store.scratch(f"build-{os.urandom(4).hex()}")
-        assemble(resolver, [install_wheel(resolver, wheel) for wheel in resolver.wheels(requires)], venv)
+        assemble(resolver, install_wheels(resolver, resolver.wheels(requires)), venv)
         mounts = [Mount(source, SOURCE), Mount(venv, VENV)]
         box = make_sandbox(host, "build", [resolver.interpreter], f"{VENV}/bin/python", mounts, "/tmp")
         request = {"backend": project.backend, "backend_path": project.backend_path, "requires_met": met}
@@ -4360,13 +4393,26 @@ def install_wheel(resolver: Resolver, wheel: WheelFile) -> Tree:
         os.makedirs(files, mode=0o755)
         with timed(host, "install"):
             check_file_hash(wheel)
-            metadata = unpack_wheel(wheel.path, files, interpreter.library, host.profile.dependencies.max_wheel_bytes)
+            with deadline(resolver.policy.unpack_seconds, "install", "dependencies.unpack_seconds"):
+                metadata = unpack_wheel(wheel.path, files, interpreter.library, resolver.policy.max_wheel_bytes)
             compile_wheel(host, interpreter, files)
             with open(os.path.join(aside, "manifest.json"), "w", encoding="utf-8") as file:
                 json.dump({"files": list_files(files), **metadata}, file)
             os.rename(aside, place)
 
     return host.store.once(key, lambda: read_tree(place), make)
+
+
+def install_wheels(resolver: Resolver, wheels: Iterable[WheelFile]) -> list[Tree]:
+    """The trees of wheels, as long as they do not come to more than an environment may."""
+    limit, used, trees = resolver.policy.max_environment_bytes, 0, []
+    for wheel in wheels:
+        trees.append(install_wheel(resolver, wheel))
+        used += sum(size + BLOCK for _, size, *_ in trees[-1].files)
+        if used > limit:
+            text = f"with {wheel.name} the environment is over {limit} bytes (dependencies.max_environment_bytes)"
+            raise Failure("install", "environment_too_large", text)
+    return trees
 
 
 def check_file_hash(wheel: WheelFile) -> None:
@@ -4486,7 +4532,7 @@ def build_environment(resolver: Resolver, bundle: Bundle, venv: str, key: str) -
         own = install_wheel(resolver, built_wheel(resolver, bundle, key))
         parsed = [parse_requirement(line, resolver.policy, "the bundle's metadata") for line in own.requires]
         requires = [requirement for requirement in parsed if "extra" not in requirement.marker]
-    trees = [install_wheel(resolver, wheel) for wheel in resolver.wheels(requires)]
+    trees = install_wheels(resolver, resolver.wheels(requires))
     assemble(resolver, [own, *trees] if own else trees, venv)
     group = resolver.host.profile.bundle.entry_point_group
     wires = [
@@ -4771,30 +4817,9 @@ def run_task(options: argparse.Namespace, host: Host, cleanup: ExitStack) -> dic
 
 def open_bundle(path: str, host: Host) -> Bundle:
     target = host.store.scratch("bundle")
-    with deadline(host.profile.bundle.inspect_seconds, "bundle", "inspect_seconds"):
+    with deadline(host.profile.bundle.inspect_seconds, "bundle", "bundle.inspect_seconds"):
         digest, size = snapshot(path, target, host.profile.bundle)
         return Bundle(target, digest, size, read_project(target, host.profile.dependencies))
-
-
-@contextmanager
-def deadline(seconds: float, phase: str, name: str) -> Iterator[None]:
-    """A wall limit for what the host itself does with the attacker's data, such as parsing a slow TOML file."""
-
-    def stop(_: int, __: Any) -> NoReturn:
-        limit = {"name": name, "value": seconds, "seen": seconds}
-        raise Failure(
-            phase,
-            "timeout",
-            f"the bundle could not be inspected in {seconds:g} s (bundle.{name} of the profile)",
-            limit=limit,
-        )
-
-    signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def metrics(times: Mapping[str, float], usage: Usage, total: float) -> dict[str, float]:

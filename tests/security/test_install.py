@@ -1,6 +1,7 @@
 """Dependencies as the attack: what an index, a wheel, an sdist, a repository or a build backend may say."""
 
 import base64
+import bz2
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 from conftest import TINY_BACKEND
-from evidence import CONTROLS_DONE
+from evidence import CONTROLS_DONE, NO_CONTROL
 from servers import (
     Listener,
     LocalServer,
@@ -31,6 +32,7 @@ from servers import (
 from security.hostile import HostileRunner, runs, turns
 
 FAMILY = "install"
+MIB = 1 << 20
 BOTH = (("root", "local"), ("user", "local"))
 RESOLVERS = pytest.mark.parametrize("resolver", ["uv", "pip"])
 REFUSED = (
@@ -407,6 +409,59 @@ def test_hostile_sdist(name: str, hostile: HostileRunner, server: LocalServer) -
         result.body
     )
     assert not Path("/tmp/probe-evil").exists()
+
+
+# --- time of the host: what no limit of a sandbox holds
+
+
+def endless_tar() -> bytes:
+    """A kilobyte or so for each gigabyte of a member of a kind that tarfile does not know, and skips: hours."""
+    head = tarfile.TarInfo("dep-1.0/skipped")
+    head.type, head.size = b"Z", 10 << 40
+    gigabyte = bz2.BZ2Compressor()
+    stream = b"".join(gigabyte.compress(bytes(MIB)) for _ in range(1024)) + gigabyte.flush()
+    return bz2.compress(head.tobuf()) + stream * (10 << 10)
+
+
+def slow_entry_points() -> bytes:
+    """A line for which the INI parser of the standard library takes the square of its length: hours."""
+    return wheel("dep", "1.0", {"dep-1.0.dist-info/entry_points.txt": f"[group]\na{' ' * 500_000}b\n"})[1]
+
+
+def slow_pyproject() -> bytes:
+    """A key of so many parts that tomllib, too, takes the square of their number."""
+    return sdist("dep", "1.0", {"pyproject.toml": f"{'a.' * 200_000}a = 1\n"})[1]
+
+
+SLOW_FILES = {
+    "a tar without end": ("dep-1.0.tar.gz", endless_tar, "fetch/source_invalid"),
+    "a slow pyproject.toml": ("dep-1.0.tar.gz", slow_pyproject, "fetch/timeout"),
+    "slow entry points": ("dep-1.0-py3-none-any.whl", slow_entry_points, "install/timeout"),
+}
+
+
+@runs(("root", "small"), ("user", "small"))
+@pytest.mark.parametrize("name", SLOW_FILES)
+def test_the_host_is_not_kept_busy(name: str, hostile: HostileRunner, server: LocalServer) -> None:
+    """What the runner itself unpacks and reads has a limit of time too."""
+    file, make, end = SLOW_FILES[name]
+    server.add(file, make())
+    result = go(hostile, bundle_with(hostile, "dep"), server, name)
+    assert ends(result) == end, result.body
+    if end.endswith("timeout"):
+        assert result.error["limit"]["name"] == "unpack_seconds"
+    NO_CONTROL[name] = "without a limit it would not end, or not soon"
+
+
+@runs(("root", "small"), ("user", "small"))
+def test_bombs_that_are_each_small_enough(hostile: HostileRunner, server: LocalServer) -> None:
+    """Each wheel may come to 64 MiB, and both together to no more than 96."""
+    for name in ("one", "two"):
+        server.add(*wheel(name, "1.0", {f"{name}.py": "", f"{name}.bin": bytes(60 * MIB)}))
+    assert ends(go(hostile, bundle_with(hostile, "one"), server, "one bomb")) == "ran"
+    result = go(hostile, bundle_with(hostile, "one", "two"), server, "two bombs")
+    assert ends(result) == "install/environment_too_large", result.body
+    CONTROLS_DONE.add("two bombs")
 
 
 # --- build backends
