@@ -389,7 +389,7 @@ def serve(request: "dict[str, Any]", pipe: ResultPipe) -> None:
         except BaseException as error:  # each task will meet it again, and report it
             print("preload:", type_name(error), file=sys.stderr)
     set_dumpable(False)
-    state = process_state()
+    state = sandbox_state()
     os.write(control, READY + count_threads().to_bytes(4, "big"))
     while True:
         kind = os.read(tasks, 1)
@@ -403,8 +403,8 @@ def serve(request: "dict[str, Any]", pipe: ResultPipe) -> None:
             del body
             status = wait_for_task(pid, tasks)
             clear_sandbox()
-            if process_state() != state:
-                os._exit(1)  # the task reached for this process; the host makes a new sandbox
+            if sandbox_state() != state:
+                os._exit(1)  # the task changed what the next one would notice; the host makes a new sandbox
             os.write(control, ENDED + status.to_bytes(4, "big"))
         elif not kind:
             os._exit(0)
@@ -427,13 +427,16 @@ def set_dumpable(value: bool) -> None:
     ctypes.CDLL(None).prctl(4, int(value), 0, 0, 0)  # PR_SET_DUMPABLE
 
 
-def process_state() -> "tuple[Any, ...]":
-    """What another process of the same uid can change in this one without a trace."""
+LASTING = ("/tmp", "/dev/shm", "/dev/pts", "/dev/pts/ptmx")  # what a task may change and can't take away
+
+
+def sandbox_state() -> "tuple[Any, ...]":
+    """What a task can change without a trace among files or processes: in this process, or of what outlives it."""
     import resource
 
     limits = [resource.getrlimit(value) for name, value in sorted(vars(resource).items()) if name.startswith("RLIMIT_")]
     scheduling = (os.sched_getaffinity(0), os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, 0))
-    return (limits, scheduling, os.getcwd())
+    return (limits, scheduling, os.getcwd(), [(os.stat(path).st_mode, os.listxattr(path)) for path in LASTING])
 
 
 def count_threads() -> int:
@@ -507,6 +510,8 @@ def clear_sandbox() -> None:
             else:
                 os.unlink(entry.path)
     os.mkdir("/tmp/home")
+    for path in LASTING:
+        os.utime(path)
 
 
 def shell(request: "dict[str, Any]", pipe: ResultPipe) -> None:

@@ -31,6 +31,9 @@ def look():
     libc.syscall.restype = ctypes.c_long
     return {
         "files": sorted(os.listdir("/tmp") + os.listdir("/tmp/home") + os.listdir("/dev/shm")),
+        "modes": [os.stat(p).st_mode for p in ("/tmp", "/tmp/home", "/dev/shm", "/dev/pts", "/dev/pts/ptmx")],
+        "old": [p for p in ("/tmp", "/dev/shm", "/dev/pts", "/dev/pts/ptmx") if os.stat(p).st_mtime < 10 ** 9],
+        "attributes": [os.listxattr(p) for p in ("/tmp", "/tmp/home", "/dev/shm")],
         "limits": [resource.getrlimit(n) for n in range(10)],
         "nice": os.getpriority(0, 0), "cpus": sorted(os.sched_getaffinity(0)), "policy": os.sched_getscheduler(0),
         "io": libc.syscall(ctypes.c_long(252), 1, 0),
@@ -74,6 +77,14 @@ class Attack(NamedTuple):
 ATTACKS = [
     Attack("files", "for p in ('/tmp/a', '/tmp/home/b', '/dev/shm/c'): open(p, 'w').close()"),
     Attack("folders 1500 deep", "os.chdir('/tmp')\nfor n in range(1500): os.mkdir('d'); os.chdir('d')"),
+    Attack("the mode of /tmp", "os.chmod('/tmp', 0o1755); os.chmod('/dev/shm', 0o1770)"),
+    Attack("the mode of terminals", "os.chmod('/dev/pts/ptmx', 0); os.chmod('/dev/pts', 0)"),
+    Attack("times", "for p in ('/tmp', '/dev/shm', '/dev/pts', '/dev/pts/ptmx'): os.utime(p, (1, 1))"),
+    Attack("a /tmp that nobody may enter", "os.chmod('/tmp', 0)"),
+    Attack(
+        "attributes of /tmp",
+        "for p in ('/tmp', '/dev/shm'):\n try: os.setxattr(p, 'user.left', b'1')\n except OSError: pass",
+    ),
     Attack("folders that nobody may enter", "os.makedirs('/tmp/x/y'); os.chmod('/tmp/x', 0)"),
     Attack(
         "a link to /proc", "os.symlink('/proc/1', '/tmp/l'); os.rmdir('/tmp/home')\nos.symlink('/bundle', '/tmp/home')"
