@@ -291,6 +291,16 @@ def hang(handler: _Handler) -> None:
     handler.server.owner.stopping.wait()
 
 
+def late(seconds: float, body: bytes) -> Behaviour:
+    """A file that begins to come after a while."""
+
+    def behaviour(handler: _Handler) -> None:
+        handler.server.owner.stopping.wait(seconds)
+        handler.answer(200, "application/octet-stream", body)
+
+    return behaviour
+
+
 def redirect(url: str, code: int = 302) -> Behaviour:
     return lambda handler: handler.answer(code, "text/plain", b"", Location=url)
 

@@ -1,17 +1,20 @@
 #!/usr/bin/env bash
 # Make this checkout ready on a Debian or Ubuntu that has Python 3.11 and nothing else.
 #   tools/setup.sh [runtime|service|dev|hosts]
-# hosts is dev, and what the tests in real containers need.
+# hosts is dev, and what the tests in real containers need; with THOROUGH=1 Docker's engine and QEMU besides.
 # Asks nothing, and is done at once where there is nothing to do. All output is on stderr.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 exec 1>&2 </dev/null
 group=${1:-runtime}
-containers=()
+tools=() # each the program and its package
 if [[ $group == hosts ]]; then
   group=dev
-  containers=(podman runc debootstrap)
+  tools=(podman=podman runc=runc debootstrap=debootstrap)
+  if [[ -n ${THOROUGH:-} ]]; then
+    tools+=(dockerd=docker.io qemu-system-x86_64=qemu-system-x86)
+  fi
 fi
 venv=.venv
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
@@ -31,11 +34,10 @@ find_python() {
   return 1
 }
 
-# Those of the tools for containers that are missing; their packages have the same names.
 missing_tools() {
-  local name
-  for name in "${containers[@]}"; do
-    [[ -n $(PATH=$PATH:/usr/sbin:/sbin type -P "$name") ]] || echo "$name"
+  local tool
+  for tool in "${tools[@]}"; do
+    [[ -n $(PATH=$PATH:/usr/sbin:/sbin type -P "${tool%=*}") ]] || echo "${tool#*=}"
   done
 }
 

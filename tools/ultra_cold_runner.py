@@ -1016,7 +1016,7 @@ def printable(text: str) -> str:
 class Limits(NamedTuple):
     """Limits of one phase. Seconds and bytes; `processes` counts threads too; output is the result pipe."""
 
-    wall_seconds: float
+    wall_seconds: float  # of all sandboxes of the phase in one run; the other limits are of each
     cpu_seconds: float
     memory_bytes: int
     processes: int
@@ -3061,6 +3061,7 @@ class Supervisor:
         self.violation: Violation | None = None
         self.failure: Failure | None = None
         self.cgroup: Cgroup | None = None
+        self.spent = host.spent.get(box.phase, 0.0)
         self.monitor = Monitor()
         self.finished_at = 0.0
         self.inside = False  # whether our child has spoken; before that /proc/<pid>/root is still the host's
@@ -3129,7 +3130,7 @@ class Supervisor:
         """Wait for the next thing to happen and handle it; false when the sandbox is to end."""
         Killed.check()
         now = time.monotonic()
-        deadline = self.begun + self.limits.wall_seconds
+        deadline = self.begun + self.limits.wall_seconds - self.spent
         if self.finished_at:
             deadline = min(deadline, self.finished_at + 1)  # a child that reported has a second to leave
         wait = max(0.0, min(deadline, self.monitor.next_sample) - now)
@@ -3141,7 +3142,7 @@ class Supervisor:
         now = time.monotonic()
         if now >= deadline and not self.finished_at:
             self.violation = self.violation or Violation(
-                "timeout", "wall_seconds", self.limits.wall_seconds, now - self.begun
+                "timeout", "wall_seconds", self.limits.wall_seconds, now - self.begun + self.spent
             )
         if now >= self.monitor.next_sample:
             self.sample()
@@ -3694,6 +3695,7 @@ class Host(NamedTuple):
     uv: str | None
     seccomp: list[bytes]
     times: dict[str, float]
+    spent: dict[str, float]  # seconds that the sandboxes of each phase before the task have taken
     secrets: list[str]
 
     @property
@@ -3704,6 +3706,7 @@ class Host(NamedTuple):
 def run_phase(host: Host, box: Sandbox, request: dict[str, Any], receiver: Receiver) -> Outcome:
     """Run one sandbox to its end and raise the Failure it ended in, if it did."""
     outcome = Supervisor(host, box, request, receiver).run()
+    host.spent[box.phase] = host.spent.get(box.phase, 0.0) + outcome.usage.wall
     raise_failure(host, outcome, box.phase)
     return outcome
 
@@ -4764,7 +4767,7 @@ def open_host(options: argparse.Namespace, cleanup: ExitStack) -> Host:
     uv = find_tool("uv") if options.resolver in ("auto", "uv") else None
     if options.resolver == "uv" and uv is None:
         raise Failure("host", "no_resolver", "--resolver uv was asked for, and uv is not installed; `pip install uv`")
-    return Host(profile, store, identity, stage, bwrap, uv, programs, {}, [])
+    return Host(profile, store, identity, stage, bwrap, uv, programs, {}, {}, [])
 
 
 def check_psutil() -> None:

@@ -14,7 +14,7 @@ from hosts.containers import CHECKOUT, PRIVILEGED, Container, Job, Rootfs, call,
 
 EMULATOR = "qemu-system-x86_64"
 MACHINE = Container("virtual machine, control groups of version 2", (), "machine")
-SLOWER = 10  # times
+SLOWER = 30  # times, at the most
 PACKAGES = "systemd-sysv dbus dbus-user-session libpam-systemd udev apparmor linux-image-cloud-amd64"
 # A job comes in on the second disk; what it prints goes out on the second serial line, its exit status last.
 UNIT = f"""

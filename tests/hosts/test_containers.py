@@ -78,7 +78,7 @@ def smoke(suite: str, container: Container, who: str, profile: str) -> Job:
 
 def probes(suite: str, container: Container, who: str, profiles: tuple[str, ...]) -> Job:
     """The controls are left out: they show on the host that a probe can succeed."""
-    pytest_ = ".venv/bin/python -m pytest -q -p no:cacheprovider -k 'not control'"
+    pytest_ = ".venv/bin/python -m pytest -q --color=no -p no:cacheprovider -k 'not control'"
     slow = f"SLOW_MACHINE={SLOWER} " if container == MACHINE else ""
     tests = TESTS if container.engine == "podman" else SHORT_TESTS
     return Job(suite, container, who, f"PROBE_PROFILES={','.join(profiles)} {slow}{pytest_} {tests}")
@@ -91,11 +91,11 @@ def hello(suite: str, container: Container, who: str, profiles: tuple[str, ...])
 
 
 def limits(who: str) -> Job:
-    """The tests of limits; of the bombs those that are no matter of time, which runs slower there."""
-    pytest_ = ".venv/bin/python -m pytest -q -p no:cacheprovider"
-    chosen = "test_limits or test_accounts or (test_bomb and not CPU and not sleep and not waits)"
+    """The tests of limits; of the bombs those that are no matter of time, which passes slower there."""
+    chosen = f"test_limits or test_accounts or ({who}-small and test_bomb and not CPU and not sleep and not waits)"
     files = "tests/integration/test_limits.py tests/integration/test_accounts.py tests/security/test_resources.py"
     doctor = ".venv/bin/python tools/ultra_cold_runner.py --doctor"
+    pytest_ = ".venv/bin/python -m pytest -q --color=no -p no:cacheprovider"
     return Job(OLD, MACHINE, who, f"{doctor}\nSLOW_MACHINE={SLOWER} {pytest_} -k '{chosen}' {files}")
 
 

@@ -5,9 +5,10 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import pytest
+from accounts import SLOW as SLOW_MACHINE
 from accounts import Account
 from evidence import CONTROLS_DONE, NO_CONTROL
-from servers import LocalServer, drip, hang, huge, sdist, wheel
+from servers import LocalServer, drip, hang, huge, late, sdist, wheel
 
 from security.hostile import HostileRunner, leftovers, runner_for, runs
 
@@ -308,6 +309,23 @@ def test_a_file_that_is_huge(resolver: str, hostile: HostileRunner) -> None:
         result = hostile(dependent(hostile, "dep"), None, "--resolver", resolver, "--no-cache",
                          env=server.environment(), name=f"an index with a file of 1 GiB ({resolver})")  # fmt: skip
         assert result.error["phase"] == "fetch", result.error
+
+
+@runs(("root", "small"), ("user", "small"))
+def test_servers_that_are_each_in_time(hostile: HostileRunner) -> None:
+    """Four files that come after 3 s each: fetch may take 8 s in all, however many sandboxes it takes."""
+    names = ["one", "two", "three", "four"]
+    with LocalServer() as server:
+        urls = []
+        for name in names:
+            file, data = wheel(name, "1.0", {f"{name}.py": ""})
+            server.behave(f"/files/{file}", late(3 * SLOW_MACHINE, data))
+            urls.append(f"{name} @ {server.url('/files/' + file)}")
+        settings = server.environment()
+        assert hostile(dependent(hostile, urls[0]), None, "--no-cache", env=settings, name="one late file").code == 0
+        result = hostile(dependent(hostile, *urls), None, "--no-cache", env=settings, name="four late files")
+        assert (result.error["phase"], result.error["type"]) == ("fetch", "timeout"), result.error
+        CONTROLS_DONE.add("four late files")
 
 
 @runs(("root", "small"), ("user", "small"))
