@@ -2260,7 +2260,7 @@ def unpack_wheel(wheel: str, target: str, library: str, max_bytes: int) -> dict[
     return {"groups": groups, "requires": requires_of(metadata)}
 
 
-def check_directory_size(path: str, limit: int = 32 * MIB) -> None:
+def check_directory_size(path: str, limit: int = 16 * MIB) -> None:
     """Refuse a zip whose directory of names is huge: zipfile reads it whole (PKWARE APPNOTE 4.3.16)."""
     with open(path, "rb") as file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - 65_557))

@@ -1,5 +1,8 @@
 """Bombs: each ends at its limit, with the limit's name, and nothing of it is left. Small limits: short bombs."""
 
+import struct
+import tempfile
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any, NamedTuple
@@ -8,7 +11,7 @@ import pytest
 from accounts import SLOW as SLOW_MACHINE
 from accounts import Account
 from evidence import CONTROLS_DONE, NO_CONTROL
-from servers import LocalServer, drip, hang, huge, late, sdist, wheel
+from servers import LocalServer, drip, hang, huge, late, plain, sdist, wheel
 
 from security.hostile import HostileRunner, leftovers, runner_for, runs
 
@@ -337,6 +340,27 @@ def test_source_that_is_hard_to_compile(hostile: HostileRunner) -> None:
         result = hostile(dependent(hostile, "dep"), env=server.environment(), name="a module that is hard to compile")
         if result.code:
             assert result.error["phase"] == "install" and result.error["type"] != "internal_error", result.error
+
+
+@runs(("root", "small"), ("user", "small"))
+def test_a_wheel_with_a_huge_directory(hostile: HostileRunner) -> None:
+    """400,000 names: the zip module would hold half a gigabyte of them."""
+    name, data = wheel("dep", "1.0", {"dep.py": ""})
+    start = data.index(b"PK\x01\x02")
+    entry = data[start : data.index(b"PK\x01\x02", start + 4)]
+    directory = entry * 400_000
+    end = b"PK\x05\x06" + struct.pack("<4H2LH", 0, 0, 0xFFFF, 0xFFFF, len(directory), start, 0)
+    with LocalServer() as server:
+        server.behave(f"/files/{name}", plain(data[:start] + directory + end))
+        bundle = dependent(hostile, f"dep @ {server.url('/files/' + name)}")
+        settings = server.environment()
+        result = hostile(bundle, None, "--no-cache", env=settings, name="400,000 names in a wheel")
+    assert (result.error["phase"], result.error["type"]) == ("install", "wheel_invalid"), result.error
+    assert hostile.peak < 150 << 20
+    with tempfile.TemporaryFile() as file:
+        file.write(data[:start] + directory + end)
+        assert len(zipfile.ZipFile(file).infolist()) == 400_000  # the control: it is a zip
+    CONTROLS_DONE.add("400,000 names in a wheel")
 
 
 @runs(("root", "small"), ("user", "small"))
