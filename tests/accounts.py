@@ -22,7 +22,7 @@ inspect_seconds = {2 * SLOW}
 private_addresses = true
 max_wheel_bytes = "64MiB"
 max_environment_bytes = "96MiB"
-unpack_seconds = {2 * SLOW}
+unpack_seconds = {4 * SLOW}
 [fetch]
 tmp_bytes = "64MiB"
 [fetch.limits]
@@ -32,12 +32,12 @@ output_bytes = "32MiB"
 [build]
 tmp_bytes = "64MiB"
 [build.limits]
-wall_seconds = {2 * SLOW}
+wall_seconds = {3 * SLOW}
 memory_bytes = "256MiB"
 processes = 40
 output_bytes = "16MiB"
 [compile.limits]
-wall_seconds = {4 * SLOW}
+wall_seconds = {6 * SLOW}
 memory_bytes = "256MiB"
 [execute]
 tmp_bytes = "64MiB"

@@ -316,13 +316,13 @@ def test_a_file_that_is_huge(resolver: str, hostile: HostileRunner) -> None:
 
 @runs(("root", "small"), ("user", "small"))
 def test_servers_that_are_each_in_time(hostile: HostileRunner) -> None:
-    """Four files that come after 3 s each: fetch may take 8 s in all, however many sandboxes it takes."""
+    """Four files that come after 2.5 s each: fetch may take 8 s in all, however many sandboxes it takes."""
     names = ["one", "two", "three", "four"]
     with LocalServer() as server:
         urls = []
         for name in names:
             file, data = wheel(name, "1.0", {f"{name}.py": ""})
-            server.behave(f"/files/{file}", late(3 * SLOW_MACHINE, data))
+            server.behave(f"/files/{file}", late(2.5 * SLOW_MACHINE, data))
             urls.append(f"{name} @ {server.url('/files/' + file)}")
         settings = server.environment()
         assert hostile(dependent(hostile, urls[0]), None, "--no-cache", env=settings, name="one late file").code == 0
