@@ -92,7 +92,8 @@ def hello(suite: str, container: Container, who: str, profiles: tuple[str, ...])
 
 def limits(who: str) -> Job:
     """The tests of limits; of the bombs those that are no matter of time, which passes slower there."""
-    chosen = f"test_limits or test_accounts or ({who}-small and test_bomb and not CPU and not sleep and not waits)"
+    timed = " and not ".join(("CPU", "sleep", "waits", "gone", "threads"))
+    chosen = f"test_limits or test_accounts or ({who}-small and test_bomb and not {timed})"
     files = "tests/integration/test_limits.py tests/integration/test_accounts.py tests/security/test_resources.py"
     doctor = ".venv/bin/python tools/ultra_cold_runner.py --doctor"
     pytest_ = ".venv/bin/python -m pytest -q --color=no -p no:cacheprovider"
