@@ -3235,7 +3235,8 @@ class Supervisor:
         usage = self.monitor.usage(ended - self.begun, start)
         if self.cgroup is None and usage.memory > self.limits.memory_bytes:
             seen = Violation("memory_limit", "memory_bytes", self.limits.memory_bytes, usage.memory)
-            self.violation = self.violation or seen
+            timeout = self.violation is not None and self.violation.type == "timeout"
+            self.violation = seen if timeout else self.violation or seen
         return Outcome(
             self.frames.done, self.frames.name, self.frames.error, self.exit_code, self.violation, stderr, usage
         )
@@ -3338,7 +3339,11 @@ class Monitor:
     Short tasks end before the first sample; their figures are those of wait4 and of the cgroup.
     """
 
-    FIRST, INTERVAL, SHARE = 0.05, 0.05, 20  # seconds; a sample takes at most 1/SHARE of the time
+    FIRST, INTERVAL, SHARE = (
+        0.05,
+        0.05,
+        20,
+    )  # seconds; a sample takes at most 1/SHARE of the time, or half of it near a limit
 
     def __init__(self) -> None:
         self.next_sample = time.monotonic() + self.FIRST
@@ -3359,12 +3364,15 @@ class Monitor:
             members = parent.children(recursive=True)
         self._add_up(psutil, members)
         self.tmp_full = self.tmp_full or tmpfs_free(init, "/tmp") == 0
+        share = self.SHARE
         if cgroup is None:
-            self.memory = max(self.memory, sum_memory(psutil, members, limit) + tmpfs_used(init) + memfd_used(members))
+            memory, exact = sum_memory(psutil, members, limit)
+            self.memory = max(self.memory, memory + tmpfs_used(init) + memfd_used(members))
+            share = 1 if exact else share  # dear, and no reason to look away from what may be a bomb
         else:
             self.read_cgroup(cgroup)
         now = time.monotonic()
-        self.next_sample = now + max(self.INTERVAL, self.SHARE * (now - begun))
+        self.next_sample = now + max(self.INTERVAL, share * (now - begun))
 
     def _add_up(self, psutil: Any, members: list[Any]) -> None:
         user = system = 0.0
@@ -3436,19 +3444,20 @@ def own_children() -> list[int]:
         return [int(pid) for pid in file.read().split()]
 
 
-def sum_memory(psutil: Any, members: list[Any], limit: float) -> float:
-    """Bytes of a process tree: RSS where that acquits it, which counts shared pages each time, else the exact PSS."""
+def sum_memory(psutil: Any, members: list[Any], limit: float) -> tuple[float, bool]:
+    """Bytes of a process tree, and whether they are exact: RSS, which counts shared pages each time, where that
+    acquits it, else PSS."""
     total = 0.0
     for member in members:
         with suppress(psutil.Error):
             total += member.memory_info().rss
     if total <= limit:
-        return total
+        return total, False
     total = 0.0
     for member in members:
         with suppress(psutil.Error):
             total += member.memory_full_info().pss
-    return total
+    return total, True
 
 
 def tmpfs_free(pid: int, path: str) -> int:
