@@ -3406,8 +3406,8 @@ class Monitor:
 
     def reap(self, process: "subprocess.Popen[bytes]") -> None:
         """Wait for bwrap and for all that its end leaves to this process, the subreaper."""
-        with suppress(ProcessLookupError):
-            signal.pidfd_send_signal(os.pidfd_open(process.pid), signal.SIGKILL)
+        if process.returncode is None:  # else its pid may be another's by now
+            os.kill(process.pid, signal.SIGKILL)  # not yet waited for, so still its own
         while True:
             for orphan in own_children():
                 with suppress(ProcessLookupError):

@@ -175,3 +175,24 @@ def test_served_tasks(who: str, runner_of: Callable[..., FaultRunner], verdict: 
     figures = check_no_growth(samples)
     assert traces(runner.marker) == [] and groups([serving.process.pid]) == []
     verdict(f"{count} tasks of one --serve as {who}", f"no growth: {figures}")
+
+
+@pytest.mark.parametrize("who", ["root", "user"])
+def test_renewed_sandboxes(
+    who: str, runner_of: Callable[..., FaultRunner], verdict: Callable[[str, str], None]
+) -> None:
+    """A server whose tasks kill their sandbox each time makes another, and keeps nothing of the old one."""
+    runner = runner_of(who, "soak-renew", server=False)
+    wire = "import os, signal\ndef wire(*a):\n    os.kill(os.getppid(), signal.SIGKILL)\n"
+    serving = Serving(runner, runner.bundle(wire))
+    samples: list[Sample] = []
+    try:
+        for seed in range(100 if THOROUGH else 12):
+            assert "_fatal_error" in serving.ask(seed)
+            pid = serving.process.pid
+            descriptors = float(len(os.listdir(f"/proc/{pid}/fd")))
+            samples.append({"descriptors": descriptors, **host_sample(runner, [pid])})
+    finally:
+        code = serving.close()
+    assert code == 0
+    verdict(f"{len(samples)} sandboxes of one --serve as {who}", f"no growth: {check_no_growth(samples)}")
