@@ -1533,7 +1533,7 @@ def deadline(seconds: float, phase: str, name: str) -> Iterator[None]:
 
     def stop(_: int, __: Any) -> NoReturn:
         limit = {"name": name.partition(".")[2], "value": seconds, "seen": seconds}
-        text = f"what the {phase} phase gave could not be read in {seconds:g} s ({name} of the profile)"
+        text = f"unpacking and reading what the bundle brings took over {seconds:g} s ({name} of the profile)"
         raise Failure(phase, "timeout", text, limit=limit)
 
     signal.signal(signal.SIGALRM, stop)
@@ -3339,11 +3339,8 @@ class Monitor:
     Short tasks end before the first sample; their figures are those of wait4 and of the cgroup.
     """
 
-    FIRST, INTERVAL, SHARE = (
-        0.05,
-        0.05,
-        20,
-    )  # seconds; a sample takes at most 1/SHARE of the time, or half of it near a limit
+    FIRST, INTERVAL = 0.05, 0.05  # seconds
+    SHARE = 20  # a sample takes at most 1/SHARE of the time, or half of it where memory may be over its limit
 
     def __init__(self) -> None:
         self.next_sample = time.monotonic() + self.FIRST
@@ -4544,17 +4541,16 @@ def prepare_environment(resolver: Resolver, bundle: Bundle, reuse: bool) -> Envi
 
 
 def build_environment(resolver: Resolver, bundle: Bundle, venv: str, key: str) -> Environment:
-    requires, own = bundle.project.requires, None
+    requires, own, wheels = bundle.project.requires, None, []
     if bundle.project.backend:
-        own = install_wheel(resolver, built_wheel(resolver, bundle, key))
+        wheels = [built_wheel(resolver, bundle, key)]
+        own = install_wheel(resolver, wheels[0])
         parsed = [parse_requirement(line, resolver.policy, "the bundle's metadata") for line in own.requires]
         requires = [requirement for requirement in parsed if "extra" not in requirement.marker]
-    trees = install_wheels(resolver, resolver.wheels(requires))
-    assemble(resolver, [own, *trees] if own else trees, venv)
+    trees = install_wheels(resolver, [*wheels, *resolver.wheels(requires)])
+    assemble(resolver, trees, venv)
     group = resolver.host.profile.bundle.entry_point_group
-    wires = [
-        [name, value] for tree in ([own] if own else []) + trees for name, value in tree.groups.get(group, {}).items()
-    ]
+    wires = [[name, value] for tree in trees for name, value in tree.groups.get(group, {}).items()]
     return Environment(venv, wires, built_in_place(own, bundle.path, resolver.interpreter) if own else [])
 
 
