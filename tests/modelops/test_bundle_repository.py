@@ -10,8 +10,8 @@ from conftest import write_bundle
 from typer.testing import CliRunner
 
 from modelops.adapters.bundle import BundleError, LocalBundleRepository, parse_reference
-from modelops.adapters.bundle.command import app
 from modelops.adapters.bundle.content import digest_of
+from modelops.commands.bundle import app
 
 UNKNOWN = "0" * 64
 

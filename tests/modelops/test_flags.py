@@ -14,7 +14,7 @@ from environments import ECHO, Environments, sim_task
 from modelops.adapters.bundle import LocalBundleRepository
 from modelops.adapters.exec_env.cold import ColdExecEnv
 from modelops.adapters.exec_env.cold_debug import ColdDebugExecEnv
-from modelops.adapters.exec_env.runner_location import find_runner
+from modelops.adapters.exec_env.runner_settings import find_runner
 from modelops.adapters.exec_env.select import choose, make_exec_env
 from modelops.adapters.exec_env.warm import IsolatedWarmExecEnv
 from modelops.worker.settings import WorkerSettings

@@ -190,7 +190,7 @@ def bundle(tmp_path: Path) -> Path:
 def study(
     bundle: Path | str, out: Path, store: Path, *arguments: str, env: Mapping[str, str] | None = None
 ) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "modelops.services.dask_simulation", "--bundle", str(bundle)]
+    command = [sys.executable, "-m", "modelops", "study", "--bundle", str(bundle)]
     command += ["--entrypoint", "probe.model/baseline", "--out", str(out), *arguments]
     path = os.pathsep.join(sys.path)
     environment = {**os.environ, "PYTHONPATH": path, "MODELOPS_RUNNER_STORE_DIR": str(store), **(env or {})}
@@ -282,7 +282,7 @@ def test_the_other_commands(bundle: Path, store: Path) -> None:
     def command(*arguments: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run([sys.executable, "-m", *arguments], capture_output=True, text=True, env=environment)
 
-    added = command("modelops.adapters.bundle", "add", str(bundle))
+    added = command("modelops", "bundle", "add", str(bundle))
     assert added.returncode == 0 and added.stdout.startswith("probe@sha256:")
     assert command("modelops", "bundle", "list").stdout == added.stdout
     doctor = command("modelops", "doctor")

@@ -17,7 +17,7 @@ PROGRAM = """
 import json, sys
 import modelops, modelops_contracts
 from modelops.adapters.bundle import LocalBundleRepository
-from modelops.adapters.exec_env.runner_location import find_runner
+from modelops.adapters.exec_env.runner_settings import find_runner
 from modelops.adapters.exec_env.select import make_exec_env
 from modelops_contracts import SimTask, UniqueParameterSet
 

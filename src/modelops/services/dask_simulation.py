@@ -1,4 +1,4 @@
-"""The `SimulationService` port on Dask; run as a module, a parameter study (see `study_command`)."""
+"""The `SimulationService` port on Dask."""
 
 import logging
 import os
@@ -197,9 +197,3 @@ def _value(future: Future[Any]) -> SimReturn | AggregationReturn | Sequence[SimR
     except Exception as error:
         return error
     return value
-
-
-if __name__ == "__main__":
-    from modelops.services.study_command import app
-
-    app(prog_name="python -m modelops.services.dask_simulation")

@@ -1,4 +1,8 @@
-"""How the runner is called."""
+"""Where the runner is, and how it is called.
+
+In a checkout it is `tools/ultra_cold_runner.py`, with its profiles in `sandbox-profiles/`; a wheel has the same two
+folders below `modelops/_runner/`, so that the runner finds its profiles beside itself in both.
+"""
 
 import os
 import sys
@@ -7,9 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from .runner_location import find_runner
+import modelops
 
 StrPath = str | os.PathLike[str]
+RUNNER = Path("tools") / "ultra_cold_runner.py"
+
+
+def find_runner() -> Path:
+    """The runner that came with this package."""
+    package = Path(modelops.__file__).resolve().parent
+    for base in (package / "_runner", package.parent.parent):
+        if (base / RUNNER).is_file():
+            return base / RUNNER
+    raise FileNotFoundError(f"the runner is neither in {package / '_runner'} nor in a checkout around {package}")
 
 
 @dataclass(frozen=True)

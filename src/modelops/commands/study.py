@@ -1,4 +1,4 @@
-"""`python -m modelops.services.dask_simulation`: a parameter study, on this machine or on a cluster.
+"""`modelops study`: a parameter study, on this machine or on a cluster.
 
 The summary goes to standard output as JSON; progress, log and failures go to standard error. The exit
 status is 1 if any task failed, and 2 if the study could not begin.
@@ -20,20 +20,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from modelops.adapters.bundle import BundleError, LocalBundleRepository, parse_reference
 from modelops.places import default_storage_dir
+from modelops.services.dask_simulation import DaskSimulationService
+from modelops.services.study import Study, run_study
+from modelops.services.study_files import write_study
+from modelops.services.study_inputs import parameter_sets, parse_grid, parse_params, parse_seeds, read_json, read_table
 from modelops.worker.settings import WorkerSettings
 
-from .dask_simulation import DaskSimulationService
-from .study import Study, run_study
-from .study_files import write_study
-from .study_inputs import parameter_sets, parse_grid, parse_params, parse_seeds, read_json, read_table
-
-app = typer.Typer(help="Run a parameter study of a bundle, every task in a sandbox.", add_completion=False)
 logger = logging.getLogger(__name__)
 
 SHOWN_FAILURES = 10
 
 
-@app.command()
 def study(
     bundle: Annotated[str, typer.Option(help="A bundle's directory, or its reference in the repository.")],
     entrypoint: Annotated[str, typer.Option(help="What to simulate, such as sir.model/baseline.")],
@@ -57,7 +54,7 @@ def study(
     timeout: Annotated[float | None, typer.Option(help="Seconds that one task may take in all.")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
 ) -> None:
-    """Run every parameter set with every seed, and write the results."""
+    """Run a parameter study of a bundle, every task in a sandbox, and write the results."""
     console = Console(stderr=True)
     handler = RichHandler(console=console, show_path=False) if console.is_terminal else logging.StreamHandler()
     logging.basicConfig(level="WARNING", format="%(message)s", handlers=[handler])

@@ -1,14 +1,12 @@
-"""The command line of a bundle repository. References go to standard output, all else to standard error."""
+"""`modelops bundle`: a bundle repository. References go to standard output, all else to standard error."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from modelops.adapters.bundle import BundleError, LocalBundleRepository
 from modelops.places import default_storage_dir
-
-from .errors import BundleError
-from .local import LocalBundleRepository
 
 app = typer.Typer(help="Bundles: the code of tasks, addressed by the digest of its content.", no_args_is_help=True)
 
