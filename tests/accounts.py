@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
 import pytest
 from conftest import PROFILES, RUNNER
 
@@ -107,7 +108,7 @@ def accounts(base: Path) -> dict[str, Account]:
 
 
 def user_python(base: Path) -> str:
-    """A venv in the open with psutil, pip and uv, of an interpreter that an ordinary user can start."""
+    """A venv in the open with psutil and uv, of an interpreter that an ordinary user can start."""
     for python in (os.path.realpath(sys.executable), "/usr/bin/python3"):
         command = [python, "-c", "import sys; sys.exit(sys.version_info < (3, 11))"]
         try:
@@ -120,12 +121,7 @@ def user_python(base: Path) -> str:
     venv = base / "venv"
     subprocess.run([python, "-m", "venv", "--without-pip", str(venv)], check=True)
     site = next((venv / "lib").glob("python3*/site-packages"))
-    for module in ("psutil", "pip"):
-        origin = subprocess.run(
-            [sys.executable, "-c", f"import {module}; print({module}.__file__)"],
-            capture_output=True, text=True, check=True,
-        ).stdout  # fmt: skip
-        shutil.copytree(os.path.dirname(origin.strip()), site / module)
+    shutil.copytree(os.path.dirname(psutil.__file__), site / "psutil")
     uv = real_uv()
     if uv:
         shutil.copy2(uv, venv / "bin" / "uv")

@@ -589,7 +589,7 @@ def compile_share(modules: "list[Any]", prefix: str) -> None:
 
 
 def fetch(request: "dict[str, Any]", pipe: ResultPipe) -> None:
-    """Resolve (uv, else pip; wheels only), then download what the host does not have yet.
+    """Resolve (wheels only), then download what the host does not have yet.
 
     Sends a NOTE `lock` (the resolved files), an OUTPUT for each downloaded file, named by its number in
     the lock, and for each git source an OUTPUT `git/<n>` (a tar).
@@ -601,7 +601,7 @@ def fetch(request: "dict[str, Any]", pipe: ResultPipe) -> None:
         pipe.send_file("git/" + str(number), clone(source, number))
     files = request["locked"]
     if files is None:
-        files = resolve_with_uv(request) if request["uv"] else resolve_with_pip(request)
+        files = resolve(request)
     pipe.send(NOTE, "lock", json.dumps(files).encode())
     have = set(request["have"])
     missing = [n for n, file in enumerate(files) if file["url"].startswith("https://") and kept_name(file) not in have]
@@ -628,7 +628,7 @@ def run_tool(command: "list[Any]", environment: "dict[str, Any]", cwd: str = "/t
     return done.stdout.decode("utf-8", "replace")
 
 
-def resolve_with_uv(request: "dict[str, Any]") -> "list[Any]":
+def resolve(request: "dict[str, Any]") -> "list[Any]":
     """One `uv pip compile`, which builds nothing; where a package has no wheel at all and sdists are
     allowed, the answer names its sdist instead, and the host builds it offline and asks again."""
     try:
@@ -710,56 +710,6 @@ def wheel_preference(url: str) -> "tuple[Any, ...]":
     stem = url.rsplit("/", 1)[-1][: -len(".whl")]
     _, python, abi, platform = stem.rsplit("-", 3) if stem.count("-") >= 3 else ("", "", "", "")
     return (platform != "any", abi not in ("none", "abi3"), abi == "abi3", platform, python, stem)
-
-
-def resolve_with_pip(request: "dict[str, Any]") -> "list[Any]":
-    """`pip install --dry-run`, in this process and under a filter that denies execve: whatever an index
-    or a dependency says, pip can't begin to build."""
-    import json
-    import runpy
-
-    write_lines("/tmp/requirements.in", request["requirements"])
-    command = ["pip", "install", "--isolated", "--dry-run", "--ignore-installed", "--only-binary", ":all:"]
-    command += ["--no-input", "--disable-pip-version-check", "--no-cache-dir", "--quiet", "--cert", CA_FILE]
-    command += request["pip_options"] + ["--report", "/tmp/report.json", "-r", "/tmp/requirements.in"]
-    sys.path.insert(0, TOOLS)
-    sys.argv = command
-    deny_execve(request["no_exec_filter"])
-    try:
-        runpy.run_module("pip", run_name="__main__", alter_sys=True)
-    except SystemExit as exit:
-        if exit.code:
-            raise ChildError(
-                "dependency_unavailable",
-                "pip found no wheels that satisfy the dependencies (its words are in 'stderr')",
-            ) from None
-    with open("/tmp/report.json", encoding="utf-8") as file:
-        report = json.load(file)
-    return [
-        {
-            "name": item["metadata"]["name"],
-            "version": item["metadata"]["version"],
-            "url": item["download_info"]["url"],
-            "sha256": item["download_info"].get("archive_info", {}).get("hashes", {}).get("sha256", ""),
-            "size": 0,
-        }
-        for item in report["install"]
-    ]
-
-
-def deny_execve(program: bytes) -> None:
-    """Add a seccomp filter to this process and all its threads to come; it can't be taken off again."""
-    import ctypes
-
-    class Program(ctypes.Structure):  # struct sock_fprog
-        _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_char_p)]
-
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(22, 2, ctypes.byref(Program(len(program) // 8, program)), 0, 0) != 0:  # PR_SET_SECCOMP
-        raise ChildError(
-            "seccomp_unavailable",
-            "the filter that keeps pip from building could not be set: " + os.strerror(ctypes.get_errno()),
-        )
 
 
 def download(url: str, name: str, request: "dict[str, Any]", pipe: ResultPipe) -> None:
@@ -3897,7 +3847,6 @@ class IndexSettings(NamedTuple):
     """Where packages come from, as the caller's environment says; for the fetch phase alone."""
 
     credentials: dict[str, str]  # environment of uv, credentials included
-    pip_options: list[str]
     authorization: dict[str, str]  # host (and port) to the header's value
     public: list[str]  # what may go into a key: no credentials
     secrets: list[str]
@@ -3934,13 +3883,8 @@ def index_settings(environment: Mapping[str, str]) -> IndexSettings:
         login = f"{quote(user, safe='')}:{quote(password, safe='')}@" if user or password else ""
         urls.append(parts._replace(netloc=login + host).geturl())
     main, others = (urls[:1], urls[1:]) if default else ([], urls)
-    options = [word for url in main for word in ("--index-url", url)] + [
-        word for url in others for word in ("--extra-index-url", url)
-    ]
     variables = {"UV_DEFAULT_INDEX": "".join(main), "UV_INDEX": " ".join(others)}
-    return IndexSettings(
-        {name: value for name, value in variables.items() if value}, options, authorization, public, secrets
-    )
+    return IndexSettings({name: value for name, value in variables.items() if value}, authorization, public, secrets)
 
 
 def index_login(environment: Mapping[str, str], name: str, user: str, password: str, host: str) -> tuple[str, str]:
@@ -4011,7 +3955,7 @@ class Resolver:
         if not requirements:
             return []
         lines = sorted((requirement.line(), sorted(requirement.hashes)) for requirement in requirements)
-        key = digest_of("resolved", lines, self.interpreter.key(), self.index.public, self.policy, bool(self.host.uv))
+        key = digest_of("resolved", lines, self.interpreter.key(), self.index.public, self.policy)
         store = self.host.store
 
         def load() -> list[WheelFile] | None:
@@ -4093,48 +4037,26 @@ class Resolver:
 
     def run(self, request: dict[str, Any], mounts: list[Mount]) -> FileReceiver:
         """Run a fetch sandbox. The resolver and its settings go in, files and notes come out."""
-        if self.host.uv is None and len(self.index.public) > 1:
-            raise Failure(
-                "host",
-                "one_index_only",
-                "pip takes the highest version of all indexes, so a public package could replace a private one "
-                "of that name; install uv, which asks the indexes in order",
-            )
-        own = Interpreter(**describe_interpreter())
-        tool, extra = self.tool(own)
-        python = self.interpreter.executable if self.host.uv is None else own.executable
+        if self.host.uv is None:
+            problem = "the bundle has dependencies, and uv, which resolves them, is not there; `pip install uv`"
+            raise Failure("host", "no_resolver", problem)
+        own, uv = Interpreter(**describe_interpreter()), f"{TOOLS}/uv"
         request = {
             **request,
-            "uv": f"{TOOLS}/uv" if self.host.uv else "",
+            "uv": uv,
             "python": self.interpreter.executable,
             "credentials": {**self.index.credentials, "SSL_CERT_FILE": CA_FILE},
             "authorization": {} if request["public"] else self.index.authorization,
-            "pip_options": self.index.pip_options,
-            "no_exec_filter": b"" if self.host.uv else deny_program(["execve", "execveat"]),
         }
-        box = make_sandbox(self.host, "fetch", [own, self.interpreter], python, [*tool, *mounts], "/tmp")
-        box.environment.update(SSL_CERT_FILE=CA_FILE, **extra)
+        tools = [Mount(self.host.stage.source(self.host.uv), uv)]
+        box = make_sandbox(self.host, "fetch", [own, self.interpreter], own.executable, [*tools, *mounts], "/tmp")
+        box.environment["SSL_CERT_FILE"] = CA_FILE
         receiver = FileReceiver(
             self.host.store.scratch(f"fetched-{os.urandom(4).hex()}"), self.policy.max_packages + 1, ("lock",)
         )
         with timed(self.host, "fetch"):
             run_phase(self.host, box, request, receiver)
         return receiver
-
-    def tool(self, own: Interpreter) -> tuple[list[Mount], dict[str, str]]:
-        if self.host.uv:
-            return [Mount(self.host.stage.source(self.host.uv), f"{TOOLS}/uv")], {}
-        from importlib.util import find_spec
-
-        spec = find_spec("pip")
-        if spec is None or not spec.origin:
-            raise Failure(
-                "host",
-                "no_resolver",
-                "neither uv nor pip is there to resolve dependencies; `pip install uv`, or install pip for this "
-                "interpreter",
-            )
-        return [Mount(os.path.dirname(spec.origin), f"{TOOLS}/pip")], {}
 
     def have(self) -> list[str]:
         top = self.host.store.path("wheels")
@@ -4769,10 +4691,7 @@ def open_host(options: argparse.Namespace, cleanup: ExitStack) -> Host:
         os.chmod(store.run, 0o710)
     stage = Stage(os.path.join(store.base, "stage"), store.run, identity)
     programs = seccomp_programs(profile.seccomp)
-    uv = find_tool("uv") if options.resolver in ("auto", "uv") else None
-    if options.resolver == "uv" and uv is None:
-        raise Failure("host", "no_resolver", "--resolver uv was asked for, and uv is not installed; `pip install uv`")
-    return Host(profile, store, identity, stage, bwrap, uv, programs, {}, {}, [])
+    return Host(profile, store, identity, stage, bwrap, find_tool("uv"), programs, {}, {}, [])
 
 
 def check_psutil() -> None:
@@ -5019,7 +4938,7 @@ def doctor(options: argparse.Namespace, cleanup: ExitStack) -> dict[str, Any]:
             gaps.append(
                 {
                     "type": "no_uv",
-                    "remedy": "uv is not installed, pip resolves instead, which is slower; `pip install uv`",
+                    "remedy": "uv is not installed: a bundle with dependencies can't be prepared; `pip install uv`",
                 }
             )
     except Failure as failure:
@@ -5130,12 +5049,6 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
         type=int,
         default=512 * 1024,
         help="with --out-dir: largest inline output (default: %(default)s)",
-    )
-    add(
-        "--resolver",
-        choices=("auto", "uv", "pip"),
-        default="auto",
-        help="what resolves dependencies (default: uv where it is, else pip)",
     )
     add("--refresh", action="store_true", help="resolve dependencies and build again, though the answers are kept")
     add("--no-cache", action="store_true", help="use and keep nothing")

@@ -108,7 +108,7 @@ def bytecode(module: ModuleType, folder: Path, data: bytes) -> None:
 
 
 def lock_of_a_resolver(module: ModuleType, folder: Path, data: bytes) -> None:
-    """The list of files that uv or pip came to, shaped by an index."""
+    """The list of files that uv came to, shaped by an index."""
     try:
         entries = module.read_lock(data, profile(module, "default").dependencies)
     except module.Failure:

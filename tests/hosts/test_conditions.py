@@ -84,10 +84,7 @@ CONDITIONS = [
     Condition(
         "psutil missing", "psutil_missing", "pip install psutil", "rm -r .venv/lib/python3*/site-packages/psutil"
     ),
-    Condition("uv missing", WORKS, "", "rm .venv/bin/uv"),
-    Condition(
-        "uv and pip missing", "no_resolver", "pip install uv", "rm -r .venv/bin/uv .venv/lib/python3*/site-packages/pip"
-    ),
+    Condition("uv missing", "no_resolver", "pip install uv", "rm .venv/bin/uv"),
     Condition("no compiler, a bundle with C", "build_failed", "gcc", EXTENSION, bundle="/tmp/c"),
     Condition(
         "max_user_namespaces=0", "userns_denied", "user.max_user_namespaces is 0, change it", NO_NAMESPACES, who="user"

@@ -305,16 +305,13 @@ def dependent(run: Runner, folder: Path, server: LocalServer, line: str, *argume
     return result
 
 
-@pytest.mark.parametrize("resolver", ["uv", "pip"])
-def test_either_resolver_finds_the_same(run: Runner, tmp_path: Path, resolver: str) -> None:
-    if resolver == "uv" and shutil.which("uv") is None:
-        pytest.skip("uv is not installed")
+def test_dependencies_of_dependencies_are_found(run: Runner, tmp_path: Path) -> None:
     with LocalServer() as server:
         server.add(*wheel("dep", "0.9", {"dep.py": "WHERE = 'old'\n"}))
         server.add(*wheel("dep", "1.0", {"dep.py": "WHERE = 'index'\n"}, requires=["below-dep"]))
         server.add(*wheel("below_dep", "1.0", {"below_dep.py": ""}))
         line = "dep >= 0.5 ; python_version > '3'"
-        result = dependent(run, tmp_path, server, line, "--resolver", resolver)
+        result = dependent(run, tmp_path, server, line)
     assert result.code == 0 and result.body["where"] == "index", result.body
 
 

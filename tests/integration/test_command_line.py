@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from conftest import PROFILES, RUNNER, Runner, parse_line
 
@@ -178,6 +179,25 @@ def test_psutil_missing_is_told_with_a_way_to_get_it(bundle: Bundle) -> None:
     error = parse_line(done.stdout)["_fatal_error"]
     assert done.returncode == error["code"] == 3
     assert error["type"] == "psutil_missing" and "pip install psutil" in error["error"]
+
+
+def test_without_uv_only_bundles_without_dependencies_run(run: Runner, bundle: Bundle, tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True)
+    site = next((tmp_path / "venv" / "lib").glob("python3*/site-packages"))
+    (site / "psutil.pth").write_text(str(Path(psutil.__file__).parents[1]))
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "bwrap").symlink_to(str(shutil.which("bwrap")))
+
+    def go(path: Path) -> "subprocess.CompletedProcess[bytes]":
+        command = [str(tmp_path / "venv" / "bin" / "python"), *run.command("--bundle-path", str(path))[1:]]
+        return subprocess.run(command, input=TASK, capture_output=True, env={"PATH": str(tmp_path / "bin")})
+
+    path = bundle(WIRE)
+    assert go(path).returncode == 0
+    text = (path / "pyproject.toml").read_text().replace("[project]", "[project]\ndependencies = ['numpy']")
+    (path / "pyproject.toml").write_text(text)
+    error = parse_line(go(path).stdout)["_fatal_error"]
+    assert (error["phase"], error["type"]) == ("host", "no_resolver") and "pip install uv" in error["error"]
 
 
 def old_pythons() -> list[str]:

@@ -326,8 +326,7 @@ def test_dependency_line_is_refused_by_the_parser(line: str, runner_module: Modu
 
 
 @cases("default")
-@pytest.mark.parametrize("resolver", ["uv", "pip"])
-def test_tool_configuration_of_the_bundle_is_ignored(resolver: str, hostile: HostileRunner) -> None:
+def test_tool_configuration_of_the_bundle_is_ignored(hostile: HostileRunner) -> None:
     """[tool.uv], uv.toml, pip.conf: other indexes, sources, overrides, build settings."""
     with LocalServer() as own, LocalServer() as attacker:
         own.add(*wheel("dep", "1.0", {"dep.py": "whose = 'index'"}))
@@ -360,7 +359,7 @@ index-url = "{attacker.url()}"
         ):
             (bundle / name).parent.mkdir(parents=True, exist_ok=True)
             (bundle / name).write_text(f'index-url = "{attacker.url()}"\n')
-        result = hostile(bundle, None, "--resolver", resolver, env=own.environment(), name="hostile [tool.uv]")
+        result = hostile(bundle, None, env=own.environment(), name="hostile [tool.uv]")
         assert result.outputs["out"] == b"index"
         assert attacker.log == []
         CONTROLS_DONE.add("hostile [tool.uv]") if own.log else None

@@ -35,7 +35,6 @@ from security.hostile import HostileRunner, runs, turns
 FAMILY = "install"
 MIB = 1 << 20
 BOTH = (("root", "local"), ("user", "local"))
-RESOLVERS = pytest.mark.parametrize("resolver", ["uv", "pip"])
 REFUSED = (
     "install/wheel_invalid",
     "fetch/dependency_unavailable",
@@ -135,16 +134,15 @@ def test_backend_of_the_bundle(hostile: HostileRunner, server: LocalServer, phon
 
 
 @runs(*BOTH)
-@RESOLVERS
-def test_backend_of_an_sdist(resolver: str, hostile: HostileRunner, server: LocalServer, phone: str) -> None:
+def test_backend_of_an_sdist(hostile: HostileRunner, server: LocalServer, phone: str) -> None:
     server.add(*sdist("dep", "1.0", source("dep", phone)))
     bundle = bundle_with(hostile, "dep", wire="import dep\n" + WIRE)
-    result = go(hostile, bundle, server, f"an sdist whose backend calls home ({resolver})", "--resolver", resolver)
+    result = go(hostile, bundle, server, "an sdist whose backend calls home")
     assert ends(result) in ("ran", "fetch/dependency_unavailable")
 
 
-@turns("form, resolver", product(["sdist", "git", "git with setup.py"], ["uv", "pip"]), *BOTH, ("user", "local"))
-def test_transitive_url(form: str, resolver: str, hostile: HostileRunner, server: LocalServer, phone: str) -> None:
+@turns("form", ["sdist", "git", "git with setup.py"], *BOTH)
+def test_transitive_url(form: str, hostile: HostileRunner, server: LocalServer, phone: str) -> None:
     """A wheel of the index depends on a URL: its setup.py and backend do not run with network."""
     if form.startswith("git"):
         files = source("evil", phone) if form == "git" else {"setup.py": phone}
@@ -152,14 +150,7 @@ def test_transitive_url(form: str, resolver: str, hostile: HostileRunner, server
     else:
         url = server.add(*sdist("evil", "1.0", {**source("evil", phone), "setup.py": phone}))
     server.add(*wheel("dep", "1.0", {"dep.py": ""}, requires=[f"evil @ {url}"]))
-    result = go(
-        hostile,
-        bundle_with(hostile, "dep"),
-        server,
-        f"a wheel that needs a URL: {form} ({resolver})",
-        "--resolver",
-        resolver,
-    )
+    result = go(hostile, bundle_with(hostile, "dep"), server, f"a wheel that needs a URL: {form}")
     assert ends(result) in ("ran", "build/build_failed", *REFUSED), result.body
 
 
@@ -195,8 +186,7 @@ def test_git_dependency(
 
 
 @runs(*BOTH)
-@RESOLVERS
-def test_pth_and_sitecustomize(resolver: str, hostile: HostileRunner, server: LocalServer, phone: str) -> None:
+def test_pth_and_sitecustomize(hostile: HostileRunner, server: LocalServer, phone: str) -> None:
     """They run inside the sandbox, in every task, and nowhere else: also not in a second installation."""
     code = "exec(" + repr(phone) + "); import sys; sys.started = getattr(sys, 'started', 0) + 1\n"
     files = {"dep.py": "", "evil.pth": "import sys; " + code, "sitecustomize.py": code, "usercustomize.py": code}
@@ -205,9 +195,7 @@ def test_pth_and_sitecustomize(resolver: str, hostile: HostileRunner, server: Lo
     wire = "import sys\ndef wire(*a):\n    return {'started': str(getattr(sys, 'started', 0))}\n"
     for dependencies in (["dep"], ["dep", "other"]):
         bundle = bundle_with(hostile, *dependencies, wire=wire)
-        result = go(
-            hostile, bundle, server, f"a wheel with .pth and sitecustomize ({resolver})", "--resolver", resolver
-        )
+        result = go(hostile, bundle, server, "a wheel with .pth and sitecustomize")
         assert int(result.outputs["started"]) >= 1
 
 
@@ -216,8 +204,8 @@ def test_pth_and_sitecustomize(resolver: str, hostile: HostileRunner, server: Lo
 SCHEMES = ["file", "http", "redirect", "page redirect", "other bytes", "wrong hash"]
 
 
-@turns("scheme, resolver", product(SCHEMES, ["uv", "pip"]), *BOTH, ("user", "local"))
-def test_hostile_index(scheme: str, resolver: str, hostile: HostileRunner, server: LocalServer) -> None:
+@turns("scheme", SCHEMES, *BOTH)
+def test_hostile_index(scheme: str, hostile: HostileRunner, server: LocalServer) -> None:
     """Files that are not on https, or not what the index says they are, are not installed."""
     name, data = wheel("dep", "1.0", {"dep.py": "x = 'index'"})
     with LocalServer(tls=False) as cleartext:
@@ -235,36 +223,32 @@ def test_hostile_index(scheme: str, resolver: str, hostile: HostileRunner, serve
         else:
             server.add(name, data, sha256="0" * 64)
         bundle = bundle_with(hostile, "dep", wire="import dep\n" + WIRE)
-        result = go(hostile, bundle, server, f"an index with {scheme} ({resolver})", "--resolver", resolver)
+        result = go(hostile, bundle, server, f"an index with {scheme}")
         assert result.error["phase"] == "fetch", result.error
 
 
-@turns("kind, resolver", product(["wheel", "sdist"], ["uv", "pip"]), *BOTH, ("user", "local"))
+@turns("kind", ["wheel", "sdist"], *BOTH)
 def test_direct_url_that_redirects_to_another_service(
-    kind: str, resolver: str, hostile: HostileRunner, server: LocalServer, listener: Listener
+    kind: str, hostile: HostileRunner, server: LocalServer, listener: Listener
 ) -> None:
     """A URL of the attacker's that leads to a service of this machine: nobody may ask that service."""
     name = "dep-1.0-py3-none-any.whl" if kind == "wheel" else "dep-1.0.tar.gz"
     server.behave(f"/files/{name}", redirect(f"http://127.0.0.1:{listener.port}/latest/meta-data"))
     bundle = bundle_with(hostile, f"dep @ {server.url('/files/' + name)}")
-    result = go(
-        hostile, bundle, server, f"a URL that redirects to http on this machine ({resolver})", "--resolver", resolver
-    )
+    result = go(hostile, bundle, server, "a URL that redirects to http on this machine")
     assert result.error["phase"] == "fetch"
     assert listener.heard == [], "the resolver followed the redirect"
 
 
 @runs(*BOTH)
-@RESOLVERS
-def test_dependency_confusion(resolver: str, hostile: HostileRunner, server: LocalServer) -> None:
+def test_dependency_confusion(hostile: HostileRunner, server: LocalServer) -> None:
     """The first index that has a name is the only one asked for it, whatever versions another has."""
     with LocalServer() as private:
         private.add(*wheel("dep", "1.0", {"dep.py": "whose = 'private'"}))
         server.add(*wheel("dep", "99.0", {"dep.py": "whose = 'public'"}))
         bundle = bundle_with(hostile, "dep", wire="import dep\ndef wire(*a): return {'out': dep.whose}\n")
-        result = go(hostile, bundle, server, f"dependency confusion ({resolver})", "--resolver", resolver,
-                    UV_INDEX=f"private={private.url()}")  # fmt: skip
-        assert result.code or result.outputs == {"out": b"private"}
+        result = go(hostile, bundle, server, "dependency confusion", UV_INDEX=f"private={private.url()}")
+        assert result.outputs == {"out": b"private"}
 
 
 @runs(*BOTH)
@@ -602,11 +586,9 @@ def secrets_in(hostile: HostileRunner, result: Any, words: list[str]) -> list[st
     return found
 
 
-@turns(
-    "means, outcome, resolver", product(["url", "netrc", "names"], OUTCOMES, ["uv", "pip"]), *BOTH, ("user", "local")
-)
+@turns("means, outcome", product(["url", "netrc", "names"], OUTCOMES), *BOTH, ("user", "local"))
 def test_credentials_of_the_index(
-    means: str, outcome: str, resolver: str, hostile: HostileRunner, server: LocalServer, base: Path
+    means: str, outcome: str, hostile: HostileRunner, server: LocalServer, base: Path
 ) -> None:
     """They reach the index, and nothing else: no sandbox but fetch, no log, no error, no file of the store."""
     token = base64.b64encode(f"bob:{PASSWORD}".encode()).decode()
@@ -636,26 +618,18 @@ def test_credentials_of_the_index(
         hostile,
         bundle,
         server,
-        f"an index with credentials by {means}: {outcome} ({resolver})",
-        "--resolver",
-        resolver,
+        f"an index with credentials by {means}: {outcome}",
         cache=True,
         **env,
     )
     assert secrets_in(hostile, result, [PASSWORD, token]) == []
     if outcome == "good":
-        if result.code == 0:
-            assert PASSWORD not in result.outputs["out"].decode() and token not in result.outputs["out"].decode()
-            CONTROLS_DONE.add(f"index credentials by {means} ({resolver})")
-        else:
-            assert means == "names" and resolver == "pip", result.error
+        assert PASSWORD not in result.outputs["out"].decode() and token not in result.outputs["out"].decode()
+        CONTROLS_DONE.add(f"index credentials by {means}")
 
 
 @runs(*BOTH)
-@RESOLVERS
-def test_credentials_of_one_index_do_not_go_to_another(
-    resolver: str, hostile: HostileRunner, server: LocalServer
-) -> None:
+def test_credentials_of_one_index_do_not_go_to_another(hostile: HostileRunner, server: LocalServer) -> None:
     with LocalServer() as private:
         private.add(*wheel("priv", "1.0", {"priv.py": ""}))
         private.behave("/", protected(f"bob:{PASSWORD}")(private))
@@ -663,11 +637,10 @@ def test_credentials_of_one_index_do_not_go_to_another(
         bundle = bundle_with(hostile, "priv", "dep")
         env: dict[str, Any] = {"UV_INDEX_PRIVATE_USERNAME": "bob", "UV_INDEX_PRIVATE_PASSWORD": PASSWORD}
         env["UV_INDEX"] = f"private={private.url()}"
-        go(hostile, bundle, server, f"two indexes ({resolver})", "--resolver", resolver, **env)
+        go(hostile, bundle, server, "two indexes", **env)
         assert not server.saw(f"bob:{PASSWORD}"), "the other index got them"
-        if resolver == "uv":
-            assert private.saw(f"bob:{PASSWORD}")
-            CONTROLS_DONE.add("credentials of one index")
+        assert private.saw(f"bob:{PASSWORD}")
+        CONTROLS_DONE.add("credentials of one index")
 
 
 @runs(*BOTH)

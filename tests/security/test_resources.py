@@ -259,25 +259,22 @@ def test_a_build_that_makes_a_huge_wheel(hostile: HostileRunner) -> None:
     assert error["type"] == "output_limit", error
 
 
-WAITING = [
-    (do, path, resolver) for do in (hang, drip) for path in ("/simple/", "/files/") for resolver in ("uv", "pip")
-]
+WAITING = [(do, path) for do in (hang, drip) for path in ("/simple/", "/files/")]
 
 
 def test_indexes_that_take_for_ever(accounts: dict[str, Account]) -> None:
     """All at once, as they only wait: an index or a file server that never answers, or one byte a second."""
 
     def wait(number: int) -> Any:
-        behaviour, path, resolver = WAITING[number]
-        hostile = runner_for(accounts, sorted(accounts)[(number // 2) % len(accounts)], "small")
+        behaviour, path = WAITING[number]
+        hostile = runner_for(accounts, sorted(accounts)[number % len(accounts)], "small")
         with LocalServer() as server:
             server.add(*wheel("dep", "1.0", {"dep.py": ""}))
             server.behave(path, behaviour)
-            name = f"an index that {behaviour.__name__}s at {path} ({resolver})"
-            options = ("--resolver", resolver, "--no-cache")
+            name = f"an index that {behaviour.__name__}s at {path}"
             bundle = dependent(hostile, "dep")
             for _ in range(3):  # on a busy machine the time can be over before the resolver has asked
-                result = hostile(bundle, None, *options, env=server.environment(), name=name)
+                result = hostile(bundle, None, "--no-cache", env=server.environment(), name=name)
                 if server.log:
                     break
             assert server.log, f"nobody asked the index: {name}, {str(result.body)[:800]}"
@@ -303,14 +300,13 @@ def dependent(hostile: HostileRunner, *dependencies: str) -> Any:
 
 
 @runs(("root", "small"), ("user", "small"))
-@pytest.mark.parametrize("resolver", ["uv", "pip"])
-def test_a_file_that_is_huge(resolver: str, hostile: HostileRunner) -> None:
+def test_a_file_that_is_huge(hostile: HostileRunner) -> None:
     """More than fetch's /tmp and output take: an end with a name, and not the resolver's memory."""
     with LocalServer() as server:
         server.add(*wheel("dep", "1.0", {"dep.py": ""}))
         server.behave("/files/", huge(1 << 30))
-        result = hostile(dependent(hostile, "dep"), None, "--resolver", resolver, "--no-cache",
-                         env=server.environment(), name=f"an index with a file of 1 GiB ({resolver})")  # fmt: skip
+        result = hostile(dependent(hostile, "dep"), None, "--no-cache",
+                         env=server.environment(), name="an index with a file of 1 GiB")  # fmt: skip
         assert result.error["phase"] == "fetch", result.error
 
 

@@ -13,26 +13,20 @@ def basic(user: str, password: str) -> str:
 
 def test_nothing_set_gives_nothing(runner_module: Any) -> None:
     found = runner_module.index_settings({"HOME": "/nonexistent", "PATH": "/bin", "AWS_SECRET": "x"})
-    assert found == runner_module.IndexSettings({}, [], {}, [], [])
+    assert found == runner_module.IndexSettings({}, {}, [], [])
 
 
 @pytest.mark.parametrize("name", ["UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL"])
 def test_the_default_index(runner_module: Any, name: str) -> None:
     found = runner_module.index_settings({name: "https://i.example/simple"})
-    assert found.pip_options == ["--index-url", "https://i.example/simple"]
     assert found.public == ["https://i.example/simple"]
-    assert "https://i.example/simple" in found.credentials.values()
+    assert found.credentials == {"UV_DEFAULT_INDEX": "https://i.example/simple"}
 
 
 @pytest.mark.parametrize("name", ["UV_INDEX", "UV_EXTRA_INDEX_URL", "PIP_EXTRA_INDEX_URL"])
 def test_more_indexes(runner_module: Any, name: str) -> None:
     found = runner_module.index_settings({name: "https://a.example/s https://b.example/s"})
-    assert found.pip_options == [
-        "--extra-index-url",
-        "https://a.example/s",
-        "--extra-index-url",
-        "https://b.example/s",
-    ]
+    assert found.credentials == {"UV_INDEX": "https://a.example/s https://b.example/s"}
     assert found.public == ["https://a.example/s", "https://b.example/s"]
 
 
