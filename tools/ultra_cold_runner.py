@@ -34,6 +34,7 @@ OUTPUT, ERROR, NOTE, STARTED, DONE = b"O", b"E", b"N", b"S", b"D"
 HEADER_BYTES = 13
 TEXT_CAP = 64 * 1024  # bytes of a message or traceback that a child reports
 BUNDLE, VENV, TREE, SOURCE, TOOLS = "/bundle", "/venv", "/tree", "/source", "/tools"
+INSTRUMENT = "/runner/instrument"
 CA_FILE = "/etc/ssl/certs/ca-certificates.crt"
 
 
@@ -522,6 +523,14 @@ def shell(request: "dict[str, Any]", pipe: ResultPipe) -> None:
     os.execve("/bin/sh", ["sh"], dict(os.environ, PS1="sandbox$ "))
 
 
+def instrument(request: "dict[str, Any]", pipe: ResultPipe) -> None:
+    """Run a program of the caller's where the task would run: its `main(request, pipe, this module)`."""
+    import runpy
+
+    enter_bundle()
+    runpy.run_path(INSTRUMENT, run_name="instrument")["main"](request, pipe, sys.modules[__name__])
+
+
 # --- build: a wheel from a source tree, through its PEP 517 backend
 
 
@@ -808,6 +817,7 @@ PHASES = {
     "build": build,
     "compile": compile_tree,
     "fetch": fetch,
+    "instrument": instrument,
     "probe": probe,
     "serve": serve,
     "shell": shell,
@@ -1211,6 +1221,11 @@ def check_seccomp(policy: SeccompPolicy, path: str) -> None:
 
 def read_request(stream: int, aggregation: bool, limit: int) -> dict[str, Any]:
     """One JSON object from `stream`, checked; inputs of an aggregation come out decoded and verified."""
+    task = read_json(stream, limit)
+    return check_aggregation(task) if aggregation else check_simulation(task)
+
+
+def read_json(stream: int, limit: int) -> Any:
     data = bytearray()
     try:
         for chunk in read_chunks(stream):
@@ -1223,8 +1238,7 @@ def read_request(stream: int, aggregation: bool, limit: int) -> dict[str, Any]:
                 )
     except OSError as error:
         raise Failure("input", "input_invalid", f"standard input can't be read: {error.strerror}") from None
-    task = parse_json(bytes(data))
-    return check_aggregation(task) if aggregation else check_simulation(task)
+    return parse_json(bytes(data))
 
 
 def parse_json(data: bytes) -> Any:
@@ -3028,6 +3042,7 @@ class Supervisor:
     def open(self, cleanup: ExitStack) -> None:
         """Start the sandbox; leaving `cleanup` ends it."""
         self.selector = cleanup.enter_context(selectors.PollSelector())
+        Log.line(f"phase: {self.box.phase}")
         with Killed.held():
             self.cgroup = Cgroup.create(f"{self.host.run_name}-{self.box.phase}", self.limits)
             if self.cgroup:
@@ -4642,8 +4657,8 @@ def execute_task(
     return task_result(host, outcome, task, outputs)
 
 
-def execute_box(host: Host, workshop: "Workshop") -> Sandbox:
-    mounts = [Mount(workshop.bundle.path, BUNDLE), Mount(workshop.environment.venv, VENV)]
+def execute_box(host: Host, workshop: "Workshop", more: Iterable[Mount] = ()) -> Sandbox:
+    mounts = [Mount(workshop.bundle.path, BUNDLE), Mount(workshop.environment.venv, VENV), *more]
     return make_sandbox(host, "execute", [workshop.interpreter], f"{VENV}/bin/python", mounts, BUNDLE)
 
 
@@ -5055,6 +5070,7 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
     add("--store-dir", metavar="DIR", help="where wheels and environments are kept")
     add("--serve", action="store_true", help="keep the sandbox and answer one task a line, each in a fork")
     add("--shell", action="store_true", help="a shell in the sandbox instead of a task, where the profile gives one")
+    add("--instrument", metavar="FILE", help="run this program of yours where the task would run; its input is stdin")
     add("--die-with-parent", metavar="PID", type=int, help="stop when the caller, whose pid is PID, is gone")
     add("--print-bwrap", action="store_true", help="show every command line and policy, and run nothing")
     add("--doctor", action="store_true", help="say what this host can do, and what to do about the rest")
@@ -5078,6 +5094,8 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
         options.out_dir = os.path.abspath(options.out_dir)
         if not os.path.isdir(options.out_dir):
             raise Failure("input", "usage", f"--out-dir {options.out_dir!r} is not a directory")
+    if options.instrument and not os.path.isfile(options.instrument):
+        raise Failure("input", "usage", f"--instrument {options.instrument!r} is not a file")
     options.venvs_dir = os.environ.get("VENVS_DIR")
     return options
 
@@ -5214,6 +5232,8 @@ def dispatch(
             if options.serve:
                 serve_tasks(options, host, cleanup, emit)
                 return None
+            if options.instrument:
+                return run_instrument(options, host, cleanup)
             return run_shell(options, host) if options.shell else run_task(options, host, cleanup)
         finally:
             Killed.disarm()
@@ -5226,16 +5246,46 @@ def follow_parent(pid: int) -> None:
         Killed.stop(signal.SIGTERM, None)
 
 
-def run_shell(options: argparse.Namespace, host: Host) -> dict[str, Any]:
-    """An interactive shell on the caller's terminal, in the sandbox where the bundle's tasks run."""
+def run_instrument(options: argparse.Namespace, host: Host, cleanup: ExitStack) -> dict[str, Any]:
+    """A program of the caller's in the sandbox where the bundle's tasks run; it has no more rights than they.
+
+    What it sent before it failed comes with the failure. With --shell it has the terminal.
+    """
+    begun = time.monotonic()
+    task = read_json(0, host.profile.bundle.request_bytes)
+    terminal = {"terminal": open_terminal(options, host)} if options.shell else {}
+    workshop = prepare_workshop(options, host)
+    outputs = Outputs(options.out_dir, options.inline_max)
+    cleanup.callback(outputs.remove_partial)
+    wires = workshop.environment.wires
+    wire = choose_wire(wires, host.profile.bundle.entry_point_group) if wires else ""
+    box = execute_box(host, workshop, [Mount(os.path.realpath(options.instrument), INSTRUMENT)])
+    request = {"phase": "instrument", "task": task, "wire": wire}
+    try:
+        outcome = Supervisor(host, box, request, outputs, terminal).run()
+        raise_failure(host, outcome, "execute")
+    except Failure as failure:
+        failure.details["outputs"] = outputs.found
+        raise
+    for line in outcome.stderr.splitlines():
+        Log.line(f"task: {line}")
+    return {"outputs": outputs.found, "metrics": metrics(host.times, outcome.usage, time.monotonic() - begun)}
+
+
+def open_terminal(options: argparse.Namespace, host: Host) -> int:
     if not host.profile.execute.shell:
         raise Failure(
             "input", "usage", f"the profile {options.profile!r} gives no shell (execute.shell); use --profile debug"
         )
     try:
-        terminal = os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC)
+        return os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC)
     except OSError:
         raise Failure("input", "usage", "--shell needs a terminal") from None
+
+
+def run_shell(options: argparse.Namespace, host: Host) -> dict[str, Any]:
+    """An interactive shell on the caller's terminal, in the sandbox where the bundle's tasks run."""
+    terminal = open_terminal(options, host)
     workshop = prepare_workshop(options, host)
     box = execute_box(host, workshop)
     outcome = Supervisor(host, box, {"phase": "shell"}, Receiver(), {"terminal": terminal}).run()

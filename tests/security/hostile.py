@@ -14,6 +14,11 @@ from accounts import SLOW, Account
 from conftest import RUNNER, Result, Runner, parse_line, write_bundle
 from evidence import TRIED
 
+CALLS_THE_TASK = """
+def main(request, pipe, child):
+    child.simulate(request["task"], request["wire"], pipe)
+"""
+
 
 class HostileRunner(Runner):
     """The real runner, started by an account, under a profile; each call is an entry of the report."""
@@ -93,6 +98,14 @@ class HostileRunner(Runner):
         said = answer.decode("utf-8", "replace")[:400]
         TRIED.append({"name": name, "as": self.account.name, "profile": self.profile, "line": said})
         return Result(done.returncode, parse_line(answer), done.stderr.decode("utf-8", "replace"))
+
+    def instrumented(
+        self, bundle: Path, task: Any, *arguments: str, env: Mapping[str, str] | None = None, name: str = ""
+    ) -> Result:
+        """The task, run by a program of the caller's in its place."""
+        program = self.account.folder / "instrument.py"
+        program.write_text(CALLS_THE_TASK)
+        return self(bundle, task, "--instrument", str(program), *arguments, env=env, name=name)
 
     def watch(self, pid: int) -> None:
         """Keep the largest resident set of the runner's own process, while it lives, as `peak`."""

@@ -115,8 +115,8 @@ def verdicts(
     lures: dict[str, Any],
     runner_module: ModuleType,
 ) -> Any:
-    """`verdicts(who, profile, mode)`: the answers of all probes and all refused calls, from one run, or from a
-    task of a server."""
+    """`verdicts(who, profile, mode)`: the answers of all probes and all refused calls, from one run, from a task of
+    a server, or from a task that an instrument called."""
 
     @cache
     def answers(who: str, profile: str, mode: str = "cold") -> dict[str, Any]:
@@ -126,7 +126,7 @@ def verdicts(
         table.update({f"calls {name}": call_code(number) for name, (number, _) in calls.items()})
         params = {"table": json.dumps(table), "context": json.dumps(lures)}
         task = {"entrypoint": "main", "params": params, "seed": 1}
-        start = runner if mode == "cold" else runner.served
+        start = {"cold": runner, "serve": runner.served, "instrument": runner.instrumented}[mode]
         result = start(runner.bundle(WIRE), task, env={"CALLER_SECRET": SECRET}, name=f"probes in a task ({mode})")
         return dict(json.loads(result.outputs["verdicts"]))
 
@@ -134,7 +134,7 @@ def verdicts(
 
 
 @cases(*PROFILES)
-@pytest.mark.parametrize("mode", ["cold", "serve"])
+@pytest.mark.parametrize("mode", ["cold", "serve", "instrument"])
 @pytest.mark.parametrize("probe", IN_TASK, ids=lambda probe: probe.name)
 def test_a_task_can_not(
     probe: Probe, mode: str, hostile: HostileRunner, verdicts: Any, family: Any, record_property: Any
