@@ -1,6 +1,7 @@
 """A wheel of the project, installed in an empty venv away from the checkout, runs a task and the gates."""
 
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -53,9 +54,13 @@ def installed(wheels: list[Path], tmp_path_factory: pytest.TempPathFactory) -> P
     """An empty venv with the wheels and what they depend on, from the package index."""
     folder = tmp_path_factory.mktemp("venv")
     venv.create(folder, with_pip=True)
-    command = [str(folder / "bin" / "python"), "-I", "-m", "pip", "install", "--quiet", *map(str, wheels)]
-    subprocess.run(command, check=True, timeout=600)
+    pip_install(folder, *map(str, wheels))
     return folder
+
+
+def pip_install(folder: Path, *arguments: str) -> None:
+    command = [str(folder / "bin" / "python"), "-I", "-m", "pip", "install", "--quiet", *arguments]
+    subprocess.run(command, check=True, timeout=600)
 
 
 def test_the_wheel_has_the_runner_and_the_profiles(wheels: list[Path]) -> None:
@@ -83,6 +88,40 @@ def test_it_runs_tasks_warm_and_cold(installed: Path, tmp_path: Path, store: Pat
     command = [str(installed / "bin" / "python"), "-c", PROGRAM, str(tmp_path / "repository"), str(bundle), str(store)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=tmp_path, timeout=120)
     assert done.stdout == "ok\n", done.stderr
+
+
+def test_it_installs_and_runs_beside_the_published_contracts(
+    wheels: list[Path], installed: Path, tmp_path: Path, store: Path
+) -> None:
+    """They call themselves 0.1.0, with CONTRACTS_VERSION 0.3.1, and have more names than ours."""
+    published = tmp_path / "modelops-contracts"
+    shutil.copytree(ROOT / "src" / "modelops-contracts", published)
+    module = published / "src" / "modelops_contracts" / "__init__.py"
+    module.write_text(module.read_text().replace('CONTRACTS_VERSION = "0.3.0"', 'CONTRACTS_VERSION = "0.3.1"'))
+    with module.open("a") as file:
+        file.write("\n\nclass SimulationStudy: ...\n\n\nclass SimJob: ...\n\n\nclass BundleRegistry: ...\n")
+    project = published / "pyproject.toml"
+    project.write_text(project.read_text().replace('version = "0.3.0"', 'version = "0.1.0"'))
+    pip_install(installed, "--no-deps", str(published))
+    ours = next(path for path in wheels if path.name.startswith("modelops-"))
+    pip_install(installed, "--no-index", "--force-reinstall", "--no-deps", str(ours))
+    pip_install(installed, "--no-index", str(ours))  # what it asks for is there
+    described = (
+        "import modelops_contracts as c, importlib.metadata as m; print(m.version(c.__name__), c.CONTRACTS_VERSION)"
+    )
+    python = str(installed / "bin" / "python")
+    found = subprocess.run([python, "-c", described], capture_output=True, text=True, env=environment(), check=True)
+    assert found.stdout == "0.1.0 0.3.1\n"
+    check = subprocess.run([python, "-m", "pip", "check"], capture_output=True, text=True, env=environment())
+    assert check.returncode == 0, check.stdout
+    test_it_runs_tasks_warm_and_cold(installed, tmp_path, store)
+
+
+def test_the_contracts_of_this_tree_say_that_they_stand_in(wheels: list[Path]) -> None:
+    ours = next(path for path in wheels if path.name.startswith("modelops_contracts-"))
+    with zipfile.ZipFile(ours) as wheel:
+        name = next(name for name in wheel.namelist() if name.endswith("/METADATA"))
+        assert "Summary: A stand-in for the published modelops-contracts" in wheel.read(name).decode()
 
 
 def test_the_console_script_runs_a_study(installed: Path, tmp_path: Path, store: Path) -> None:

@@ -11,6 +11,7 @@ import distributed
 from modelops_contracts import AggregationReturn, Future, ReplicateSet, SimReturn, SimTask
 
 from modelops.worker import plugin
+from modelops.worker.config import RuntimeConfig
 from modelops.worker.settings import WorkerSettings
 
 from .futures import ReplicatesFuture, SimulationFuture, TaskFuture
@@ -19,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 class DaskSimulationService:
-    """Runs tasks on a Dask cluster: the one at `scheduler_address`, or an embedded one on this machine.
+    """Runs tasks on a Dask cluster: that of a client, the one at an address, or an embedded one on this machine.
 
     Every worker makes an execution environment by `settings` and by its own environment variables, and
     closes it with the service. A task whose worker dies is run again by Dask. Results that concern a task
@@ -29,13 +30,15 @@ class DaskSimulationService:
     lie. The embedded cluster has one worker process with as many threads as the machine has processors:
     tasks run in processes of their own, so threads are enough. A script that makes one does so below
     `if __name__ == "__main__":`, as every script that starts processes with multiprocessing.
+
+    A client that is given stays open; what the service put on its workers goes with `close`.
     """
 
     def __init__(
         self,
-        scheduler_address: str | None = None,
+        client: distributed.Client | str | None = None,
+        settings: WorkerSettings | RuntimeConfig | None = None,
         *,
-        settings: WorkerSettings | None = None,
         n_workers: int = 1,
         threads_per_worker: int | None = None,
     ) -> None:
@@ -43,8 +46,9 @@ class DaskSimulationService:
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self._cluster: distributed.LocalCluster | None = None
         self._client: distributed.Client | None = None
+        self._owns_client = not isinstance(client, distributed.Client)
         try:
-            if scheduler_address is None:
+            if client is None:
                 self._scratch = tempfile.TemporaryDirectory(prefix="modelops-dask-")
                 self._cluster = distributed.LocalCluster(
                     n_workers=n_workers,
@@ -52,8 +56,12 @@ class DaskSimulationService:
                     dashboard_address="127.0.0.1:0",
                     local_directory=self._scratch.name,
                 )
-            self._client = distributed.Client(self._cluster or scheduler_address, set_as_default=False)
-            self._client.register_plugin(plugin.ExecEnvPlugin(self._name, settings or WorkerSettings()))
+            if isinstance(client, distributed.Client):
+                self._client = _synchronous(client)
+            else:
+                self._client = distributed.Client(self._cluster or client, set_as_default=False)
+            wanted = settings.worker_settings() if isinstance(settings, RuntimeConfig) else settings
+            self._client.register_plugin(plugin.ExecEnvPlugin(self._name, wanted or WorkerSettings()))
         except BaseException:
             self.close()
             raise
@@ -171,7 +179,8 @@ class DaskSimulationService:
                 client.unregister_worker_plugin(self._name)
             except Exception as error:
                 logger.warning("the workers' execution environments could not be closed: %s", error)
-            client.close()
+            if self._owns_client:
+                client.close()
         if self._cluster is not None:
             self._cluster.close()
         if self._scratch is not None:
@@ -185,6 +194,12 @@ class DaskSimulationService:
 
     def _stop(self, keys: Sequence[str]) -> None:
         self.client.run(plugin.cancel, self._name, list(keys), on_error="ignore")
+
+
+def _synchronous(client: distributed.Client) -> distributed.Client:
+    if client.asynchronous:
+        raise TypeError("the service needs a synchronous client; this one was made with asynchronous=True")
+    return client
 
 
 def _unique(kind: str) -> str:

@@ -117,7 +117,7 @@ class LocalBundleRepository:
             if reference.name is not None:
                 problem = f"the bundle {name!r} has been changed: its digest is sha256:{found}, and not {reference}"
                 raise BundleError("bundle_changed", problem)
-        raise BundleError("bundle_not_found", f"the repository {str(self.root)!r} has no bundle {reference}")
+        raise BundleError("bundle_not_found", f"bundle not found: the repository {str(self.root)!r} has no {reference}")
 
     def _sources(self) -> dict[str, Path]:
         if self.is_one_bundle:

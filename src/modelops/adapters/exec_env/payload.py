@@ -36,12 +36,27 @@ def aggregation_payload(task: AggregationTask, store: ArtifactStore) -> dict[str
         )
         raise RunnerError.of("input", "failed_inputs", problem, task_ids=[sim.task_id for sim in failed])
     payload: dict[str, Any] = {
-        "target_entrypoint": str(task.target_entrypoint),
+        "target_entrypoint": target_location(task.target_entrypoint),
         "sim_returns": [_sim_return(sim, store) for sim in task.sim_returns],
     }
     if task.target_data is not None:
         payload["target_data"] = task.target_data
     return payload
+
+
+def target_location(entrypoint: str) -> str:
+    """A target's entry point as `module:object`, which the runner takes; the old form is `module.object/name`.
+
+    Of two parts the first is the module and the second an object in it; of one or more than two the whole is the
+    module, and the name is looked up in it. A first part `dummy`, which old callers send, is dropped.
+    """
+    path, slash, name = entrypoint.partition("/")
+    if not slash:
+        return entrypoint
+    parts = path.split(".")
+    if parts[0] == "dummy" and len(parts) > 1:
+        del parts[0]
+    return ":".join(parts) if len(parts) == 2 else f"{'.'.join(parts)}:{name}"
 
 
 def encode(payload: Mapping[str, Any]) -> bytes:
