@@ -2,6 +2,7 @@
 # Set up, then measure the runner against floors made on the spot, or the execution environments.
 #   tools/bench.sh [--rounds N] [--json]
 #   tools/bench.sh service [--tasks N]
+#   tools/bench.sh models [--json] [MODEL..]
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -10,4 +11,7 @@ if [[ ${1:-} == service ]]; then
   exec .venv/bin/python tests/bench/bench_service.py "${@:2}"
 fi
 tools/setup.sh runtime
+if [[ ${1:-} == models ]]; then
+  exec .venv/bin/python tests/bench/bench_models.py "${@:2}"
+fi
 exec .venv/bin/python tests/bench/bench_runner.py "$@"
