@@ -50,6 +50,7 @@ class Authority(NamedTuple):
 
     bundle: str
     context: ssl.SSLContext
+    ca: Any  # trustme's, for certificates of other servers
 
 
 @cache
@@ -64,7 +65,7 @@ def authority() -> Authority:
     Path(bundle).write_bytes(ca.cert_pem.bytes())
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     ca.issue_cert("127.0.0.1", "localhost").configure_cert(context)
-    return Authority(bundle, context)
+    return Authority(bundle, context, ca)
 
 
 _ONE_AUTHORITY = threading.Lock()

@@ -20,6 +20,14 @@ SWITCHES = (
     "MODELOPS_SANDBOX_PROFILE",
     "MODELOPS_TASK_TIMEOUT_SECONDS",
     "MODELOPS_MAX_WARM_SERVERS",
+    "MODELOPS_BUNDLE_SOURCE",
+    "MODELOPS_BUNDLE_REGISTRY",
+    "MODELOPS_BUNDLES_CACHE_DIR",
+    "MODELOPS_BUNDLES_DIR",
+    "MODELOPS_BUNDLE_INSECURE",
+    "MODELOPS_BUNDLE_TOKEN_HOST",
+    "REGISTRY_USERNAME",
+    "REGISTRY_PASSWORD",
 )
 
 
@@ -29,6 +37,8 @@ def own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in SWITCHES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MODELOPS_STORAGE_DIR", str(tmp_path / "storage"))
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
+    monkeypatch.setenv("NO_PROXY", "localhost,127.0.0.1")
 
 
 @pytest.fixture(autouse=True)

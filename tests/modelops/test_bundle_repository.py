@@ -146,7 +146,7 @@ def test_a_folder_that_changed_is_an_error_of_its_own(repository: LocalBundleRep
 
 
 def test_one_bundle_as_a_repository(source: Path, tmp_path: Path) -> None:
-    repository = LocalBundleRepository(source, copies_dir=tmp_path / "copies")
+    repository = LocalBundleRepository(source, cache_dir=tmp_path / "copies")
     reference = f"probe@sha256:{digest_of(source)}"
     before = sorted(path for path in source.rglob("*"))
     assert repository.references() == [reference] and repository.exists(reference)

@@ -253,7 +253,7 @@ def test_a_reference_instead_of_a_directory(bundle: Path, store: Path, tmp_path:
     ("bundle_name", "arguments", "words"),
     [
         ("absent", [], "not a bundle reference"),
-        (REF, [], "no bundle repository"),
+        (REF, [], "bundle not found"),
         (".", [], "not a bundle"),
         ("source", ["--seeds", "x"], "seeds"),
         ("source", ["--seeds", str(2**64)], "seed"),

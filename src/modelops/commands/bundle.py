@@ -1,12 +1,19 @@
-"""`modelops bundle`: a bundle repository. References go to standard output, all else to standard error."""
+"""`modelops bundle`: bundles and where they are kept. Results go to standard output, all else to standard error."""
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.table import Column, Table
+from rich.text import Text
 
 from modelops.adapters.bundle import BundleError, LocalBundleRepository
 from modelops.places import default_storage_dir
+from modelops.services.bundles import describe_bundle, open_target, pull_bundle
 
 app = typer.Typer(help="Bundles: the code of tasks, addressed by the digest of its content.", no_args_is_help=True)
 
@@ -53,12 +60,72 @@ def verify(reference: str, repository: Repository = None) -> None:
         raise refused(error) from None
 
 
+@app.command()
+def push(
+    directory: Annotated[Path, typer.Argument(help="The bundle.")],
+    target: Annotated[str, typer.Argument(metavar="REF", help="[registry/]repository[:tag]; the tag is latest.")],
+) -> None:
+    """Send a bundle to a registry, and print its reference."""
+    with saying_why():
+        repository, place = open_target(target)
+        if place.tag is None:
+            raise BundleError("bundle_ref_invalid", f"{target!r} has a digest; a bundle is pushed to a tag")
+        print(f"{place.place}@{repository.push(directory, place.tag)}")
+
+
+@app.command()
+def pull(
+    target: Annotated[str, typer.Argument(metavar="REF", help="[registry/]repository[:tag|@sha256:..].")],
+    directory: Annotated[Path | None, typer.Argument(help="Where to; by default its name, here.")] = None,
+) -> None:
+    """Copy a bundle from a registry into a new directory, and print its reference."""
+    with saying_why():
+        print(pull_bundle(target, directory))
+
+
+@app.command()
+def show(
+    target: Annotated[str, typer.Argument(metavar="REF", help="[registry/]repository[:tag|@sha256:..].")],
+) -> None:
+    """Say what a registry has under a name: files and sizes, models and targets with their entry points."""
+    with saying_why():
+        reference, found, registry = describe_bundle(target)
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    tool = found.listing.get("tool")
+    tool = tool if isinstance(tool, dict) else {}
+    console.print(reference)
+    console.print(printable(f"made {found.listing.get('created')} by {tool.get('name')} {tool.get('version')}"))
+    for kind, entries in (("model", registry.models), ("target", registry.targets)):
+        for name, entry in entries.items():
+            console.print(printable(f"{kind} {name}: {entry.entrypoint}"))
+    table = Table("file", Column("bytes", justify="right"), box=None, pad_edge=False)
+    for path, file in sorted(found.artifact.files.items()):
+        table.add_row(Text(path), str(file.size))
+    table.add_row(f"{len(found.artifact.files)} files", str(found.artifact.size))
+    console.print(table)
+
+
+@contextmanager
+def saying_why() -> Iterator[None]:
+    """Within the block, what a repository refuses is said on standard error, and ends the command with status 1."""
+    logging.basicConfig(level="WARNING", format="%(message)s")
+    try:
+        yield
+    except BundleError as error:
+        raise refused(error) from None
+
+
 def open_repository(path: Path | None) -> LocalBundleRepository:
     """The repository at `path`, or the default one, which is made where it does not exist yet."""
     if path is None:
         path = default_storage_dir() / "bundles"
         path.mkdir(parents=True, exist_ok=True)
     return LocalBundleRepository(path)
+
+
+def printable(text: str) -> str:
+    """What others wrote, as a terminal can show it without doing what it says."""
+    return "".join(character if character.isprintable() else "?" for character in text)[:500]
 
 
 def refused(error: BundleError) -> typer.Exit:

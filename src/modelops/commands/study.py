@@ -6,7 +6,6 @@ status is 1 if any task failed, and 2 if the study could not begin.
 
 import json
 import logging
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,8 +17,8 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from modelops.adapters.bundle import BundleError, LocalBundleRepository, parse_reference
-from modelops.places import default_storage_dir
+from modelops.adapters.bundle import BundleError
+from modelops.services.bundles import find_bundle
 from modelops.services.dask_simulation import DaskSimulationService
 from modelops.services.study import Study, run_study
 from modelops.services.study_files import write_study
@@ -32,7 +31,7 @@ SHOWN_FAILURES = 10
 
 
 def study(
-    bundle: Annotated[str, typer.Option(help="A bundle's directory, or its reference in the repository.")],
+    bundle: Annotated[str, typer.Option(help="A bundle's directory, its reference, or its tag in a registry.")],
     entrypoint: Annotated[str, typer.Option(help="What to simulate, such as sir.model/baseline.")],
     out: Annotated[Path, typer.Option(help="Directory for the tables and the summary.")],
     params: Annotated[str, typer.Option(help="Parameters of every task: a JSON object, or @file.")] = "{}",
@@ -43,7 +42,7 @@ def study(
     target_data: Annotated[str | None, typer.Option(help="JSON for the target, or @file.")] = None,
     repository: Annotated[
         Path | None,
-        typer.Option(envvar="MODELOPS_BUNDLE_REPOSITORY", help="The bundle repository; made where it is missing."),
+        typer.Option(help="A directory of bundles, made where it is missing; else as a worker's variables say."),
     ] = None,
     scheduler: Annotated[
         str | None, typer.Option(help="Address of a Dask scheduler; an embedded cluster without it.")
@@ -60,9 +59,9 @@ def study(
     logging.basicConfig(level="WARNING", format="%(message)s", handlers=[handler])
     logging.getLogger("modelops").setLevel("DEBUG" if verbose else "INFO")
     try:
-        place = repository or default_storage_dir() / "bundles"
+        found = find_bundle(bundle, repository)
         plan = Study(
-            bundle_ref=find_bundle(bundle, place),
+            bundle_ref=found.reference,
             entrypoint=entrypoint,
             parameter_sets=parameter_sets(
                 parse_params(params), parse_grid(grid or ()), None if table is None else read_table(table)
@@ -75,9 +74,12 @@ def study(
     except (BundleError, ContractViolationError, ValueError, OSError) as error:
         typer.echo(f"the study can't begin: {error}", err=True)
         raise typer.Exit(2) from None
-    # Workers of a cluster elsewhere know their own repository, unless they are told.
-    told = str(place.absolute()) if scheduler is None or repository is not None else None
-    settings = WorkerSettings(bundle_repository=told, profile=profile, timeout_seconds=timeout)
+    settings = WorkerSettings(
+        bundle_repository=found.directory,
+        bundle_registry=found.registry,
+        profile=profile,
+        timeout_seconds=timeout,
+    )
     service = DaskSimulationService(scheduler, settings=settings, n_workers=workers, threads_per_worker=threads)
     with service, progress_bar(console, plan.size) as advance:
         results = run_study(service, plan, advance)
@@ -88,16 +90,6 @@ def study(
     if summary["failed"]:
         typer.echo(f"{summary['failed']} of {plan.size} tasks failed; {out} has them all", err=True)
         raise typer.Exit(1)
-
-
-def find_bundle(bundle: str, repository: Path) -> str:
-    """The reference of a bundle, which is added to the repository where it is a directory."""
-    if not os.path.isdir(bundle):
-        reference = str(parse_reference(bundle))
-        LocalBundleRepository(repository).ensure_local(reference)
-        return reference
-    repository.mkdir(parents=True, exist_ok=True)
-    return LocalBundleRepository(repository).add(bundle)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from modelops.adapters.bundle import LocalBundleRepository
+from modelops.adapters.bundle.sources import make_repository
 from modelops.adapters.exec_env.sandboxed import SandboxedExecEnv
 from modelops.adapters.exec_env.select import make_exec_env
 from modelops.places import default_storage_dir
@@ -18,7 +18,8 @@ class WorkerSettings:
     """What the client of a service asks for. What is None is the worker's to say, by its own environment.
 
     field                variable of the worker           otherwise
-    bundle_repository    MODELOPS_BUNDLE_REPOSITORY       `bundles` in the storage directory
+    bundle_repository    see `adapters.bundle.sources`    `bundles` in the storage directory
+    bundle_registry      MODELOPS_BUNDLE_REGISTRY         none
     storage_dir          MODELOPS_STORAGE_DIR             see `modelops.places`
     runner_store_dir     MODELOPS_RUNNER_STORE_DIR        the runner's default
     venvs_dir            VENVS_DIR                        the runner's default
@@ -30,6 +31,7 @@ class WorkerSettings:
     """
 
     bundle_repository: str | None = None
+    bundle_registry: str | None = None
     storage_dir: str | None = None
     runner_store_dir: str | None = None
     venvs_dir: str | None = None
@@ -40,14 +42,10 @@ class WorkerSettings:
     def make(self, threads: int, environ: Mapping[str, str] = os.environ) -> SandboxedExecEnv:
         """The execution environment of a worker with that many threads."""
         storage = Path(self.storage_dir) if self.storage_dir else default_storage_dir(environ)
-        chosen = self.bundle_repository or environ.get("MODELOPS_BUNDLE_REPOSITORY")
-        repository = Path(chosen) if chosen else storage / "bundles"
-        if not chosen:
-            repository.mkdir(parents=True, exist_ok=True)
         timeout = self.timeout_seconds or environ.get("MODELOPS_TASK_TIMEOUT_SECONDS") or _DEFAULT_TIMEOUT
         servers = self.max_servers or environ.get("MODELOPS_MAX_WARM_SERVERS")
         return make_exec_env(
-            LocalBundleRepository(repository, copies_dir=storage / "bundles"),
+            make_repository(environ, storage, self.bundle_repository, self.bundle_registry),
             environ=environ,
             storage_dir=storage,
             venvs_dir=self.venvs_dir or environ.get("VENVS_DIR"),

@@ -6,7 +6,7 @@ Below its root:
     names/<name>/<hex>   an empty file: the name has had a bundle with that digest
     <folder>/            any other folder that is a bundle is offered under its own name
 
-A root that is itself a bundle is a repository of that one; `sha256` and `names` then lie in `copies_dir`, by
+A root that is itself a bundle is a repository of that one; `sha256` and `names` then lie in `cache_dir`, by
 default in the storage directory: nothing is ever written into a bundle.
 """
 
@@ -29,14 +29,14 @@ _MARKS = ("pyproject.toml", "requirements.txt", "setup.py")
 class LocalBundleRepository:
     """The `BundleRepository` port on a directory. Many processes may use one root at once."""
 
-    def __init__(self, root: str | os.PathLike[str], *, copies_dir: str | os.PathLike[str] | None = None) -> None:
-        self.root = Path(root).absolute()
+    def __init__(self, bundles_dir: str | os.PathLike[str], *, cache_dir: str | os.PathLike[str] | None = None) -> None:
+        self.root = Path(bundles_dir).absolute()
         if not self.root.is_dir():
             raise BundleError("repository_not_found", f"there is no bundle repository at {str(self.root)!r}")
         self.is_one_bundle = is_bundle(self.root)
         self._kept = self.root
         if self.is_one_bundle:
-            self._kept = Path(copies_dir or default_storage_dir() / "bundles").absolute()
+            self._kept = Path(cache_dir or default_storage_dir() / "bundles").absolute()
 
     def ensure_local(self, bundle_ref: str) -> tuple[str, Path]:
         """The canonical digest (`sha256:<hex>`) and the folder of a read-only copy, verified just now."""

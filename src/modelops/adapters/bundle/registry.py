@@ -49,6 +49,11 @@ def read_registry(bundle: Path) -> BundleRegistry:
         return BundleRegistry()
     except OSError as error:
         raise _invalid(f"can't be read: {error.strerror}") from None
+    return parse_registry(text)
+
+
+def parse_registry(text: bytes) -> BundleRegistry:
+    """The registry in a file's content, as `read_registry` has it."""
     try:
         body = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except (yaml.YAMLError, ValueError, RecursionError) as error:

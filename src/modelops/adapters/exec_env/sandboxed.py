@@ -161,7 +161,7 @@ class SandboxedExecEnv(ABC):
         try:
             return self._bundle_repo.ensure_local(bundle_ref)
         except BundleError as error:
-            raise RunnerError.of("bundle", error.type, str(error)) from error
+            raise RunnerError.of("bundle", error.type, str(error), error.retryable) from error
         except Exception as error:
             problem = f"the bundle {bundle_ref} can't be had: {type(error).__name__}: {error}"
             raise RunnerError.of("bundle", "bundle_unavailable", problem, isinstance(error, OSError)) from error

@@ -1,0 +1,174 @@
+"""HTTP for a client that trusts no server: one request, one answer, everything bounded.
+
+On httpcore, the part of httpx below its conveniences. Those would have to be switched off one by one: redirects
+that are followed, cookies, netrc, decoded bodies (a digest is of the bytes as they came), addresses in the log.
+What it lacks is a limit for a whole exchange: its time-outs are for one read, and a server may send a byte a second.
+"""
+
+import logging
+import ssl
+import threading
+import time
+import urllib.request
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import NamedTuple
+from urllib.parse import SplitResult, unquote, urlsplit
+
+import httpcore
+
+# At DEBUG it tells the headers of answers, and the address of a redirect may be all that one needs to read a blob.
+logging.getLogger("httpcore").setLevel(logging.WARNING)
+
+Body = bytes | Iterator[bytes]
+
+
+class Overdue(Exception):
+    """An exchange that went on, and took too long in all."""
+
+
+class Patience(NamedTuple):
+    """How long a server may take, in seconds, and how often it is asked."""
+
+    attempts: int = 5
+    first_wait: float = 0.5  # before the second attempt; doubled before each further one
+    longest_wait: float = 60.0  # that a Retry-After may ask for
+    connect: float = 10.0
+    idle: float = 30.0  # without a byte
+    grace: float = 60.0  # for an answer that has no size
+    slowest: int = 16 << 10  # bytes a second, on top of the grace
+
+
+class Answer(NamedTuple):
+    """Status, headers by their lower-case names, and the body, which can be read once."""
+
+    status: int
+    headers: Mapping[str, str]
+    chunks: Iterator[bytes]
+
+
+class Transport:
+    """A pool of connections. Any number of threads may use one object at once."""
+
+    def __init__(self, patience: Patience) -> None:
+        self.patience = patience
+        # The system's certificates; OpenSSL reads SSL_CERT_FILE and SSL_CERT_DIR.
+        self._context = ssl.create_default_context()
+        self._pools: dict[str, httpcore.ConnectionPool] = {}
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def exchange(
+        self, method: str, url: str, headers: dict[str, str], body: Body = b"", size: int = 0
+    ) -> Iterator[Answer]:
+        """Send a request; within the block, its answer. `size` is what travels at most, either way, in bytes."""
+        patience = self.patience
+        timeout = {"connect": patience.connect, "read": patience.idle, "write": patience.idle, "pool": None}
+        _clock.deadline = time.monotonic() + patience.grace + size / patience.slowest
+        try:
+            pool = self._pool(urlsplit(url))
+            given = [("User-Agent", "modelops"), ("Accept-Encoding", "identity"), *headers.items()]
+            with pool.stream(method, url, headers=given, content=body, extensions={"timeout": timeout}) as response:
+                yield Answer(response.status, _headers(response.headers), response.iter_stream())
+        finally:
+            _clock.deadline = None
+
+    def close(self) -> None:
+        """Close every connection."""
+        with self._lock:
+            pools, self._pools = self._pools, {}
+        for pool in pools.values():
+            pool.close()
+
+    def _pool(self, url: SplitResult) -> httpcore.ConnectionPool:
+        """The pool for an address: through the proxy that the environment names for it, where it names one."""
+        host = url.hostname or ""
+        bypass = urllib.request.proxy_bypass(host)
+        proxy = "" if bypass else urllib.request.getproxies().get(url.scheme, "")
+        with self._lock:
+            if proxy not in self._pools:
+                self._pools[proxy] = self._make_pool(proxy)
+            return self._pools[proxy]
+
+    def _make_pool(self, proxy: str) -> httpcore.ConnectionPool:
+        backend = _Backend()
+        if not proxy:
+            return httpcore.ConnectionPool(ssl_context=self._context, max_connections=16, network_backend=backend)
+        parts = urlsplit(proxy)
+        login = None
+        if parts.username is not None:
+            login = (unquote(parts.username), unquote(parts.password or ""))
+        return httpcore.HTTPProxy(
+            f"{parts.scheme or 'http'}://{parts.netloc.rpartition('@')[2]}",
+            proxy_auth=login,
+            ssl_context=self._context,
+            max_connections=16,
+            network_backend=backend,
+        )
+
+
+def _headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """By lower-case name; those that come more than once are joined, as HTTP has it."""
+    headers: dict[str, str] = {}
+    for name, value in raw:
+        key = name.decode("latin-1").lower()
+        text = value.decode("latin-1")
+        headers[key] = f"{headers[key]}, {text}" if key in headers else text
+    return headers
+
+
+class _Clock(threading.local):
+    """When the exchange of this thread has to be over. httpcore reads and writes in the caller's thread."""
+
+    deadline: float | None = None
+
+    def remaining(self, timeout: float | None) -> float | None:
+        if self.deadline is None:
+            return timeout
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise Overdue
+        return left if timeout is None else min(timeout, left)
+
+
+_clock = _Clock()
+
+
+class _Backend(httpcore.NetworkBackend):
+    """httpcore's own, whose streams keep to the clock."""
+
+    def __init__(self) -> None:
+        self._inner = httpcore.SyncBackend()
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.NetworkStream:
+        limit = _clock.remaining(timeout)
+        return _Stream(self._inner.connect_tcp(host, port, limit, local_address, socket_options))
+
+
+class _Stream(httpcore.NetworkStream):
+    def __init__(self, inner: httpcore.NetworkStream) -> None:
+        self._inner = inner
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return self._inner.read(max_bytes, _clock.remaining(timeout))
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._inner.write(buffer, _clock.remaining(timeout))
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.NetworkStream:
+        return _Stream(self._inner.start_tls(ssl_context, server_hostname, _clock.remaining(timeout)))
+
+    def get_extra_info(self, info: str) -> object:
+        return self._inner.get_extra_info(info)
