@@ -64,6 +64,16 @@ TEST_PROFILES = {
 }
 
 
+HERE = "root" if os.geteuid() == 0 else "user"  # who the tests run as: the one account of the default suite
+
+
+def everyone() -> pytest.MarkDecorator:
+    """Parametrise `who` over the accounts; another than the one that runs the tests is left to the full suite."""
+    other = pytest.mark.full("another account")
+    names = [pytest.param(name, marks=[] if name == HERE else other) for name in ("root", "user")]
+    return pytest.mark.parametrize("who", names)
+
+
 class Account(NamedTuple):
     """Someone who starts the runner: the uid (None: as we are), the interpreter and a folder of their own."""
 

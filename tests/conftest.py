@@ -1,4 +1,12 @@
-"""Fixtures that run the real runner, on bundles written by the test, in the real sandbox."""
+"""Fixtures that run the real runner, on bundles written by the test, in the real sandbox.
+
+A new test runs in the default suite, which has four minutes: leave to the full one what repeats something under another
+account, profile or host, or takes long, with a marker that says so: `@pytest.mark.full("another Debian")`, or the same
+on a parameter (`pytest.param(.., marks=pytest.mark.full(".."))`). `accounts.everyone()` and `security.hostile.runs` do
+that for accounts and profiles. Tests run on several workers at once, in any order, beside each other: what they wait
+for is an event, never a moment, and what several share at a price is made by tests of one
+`@pytest.mark.xdist_group("name")`, which run on one worker.
+"""
 
 import importlib.util
 import json
@@ -15,7 +23,7 @@ from typing import Any, NamedTuple
 import pytest
 from hypothesis import settings
 
-pytest_plugins = ["accounts", "evidence"]
+pytest_plugins = ["suites", "accounts", "evidence"]
 settings.register_profile("sandbox", database=None, deadline=None)
 settings.load_profile("sandbox")
 

@@ -49,6 +49,22 @@ def profile_of(item: pytest.Item) -> str | None:
     return EXTENDS.get(hostile[1], hostile[1]) if hostile else None
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A worker gives what its tests told to the process that writes the tables."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["evidence"] = json.dumps([NO_CONTROL, sorted(CONTROLS_DONE), TRIED])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Of xdist: a worker has ended. One that crashed gave nothing; its test has failed."""
+    without, done, tried = json.loads(getattr(node, "workeroutput", {}).get("evidence", "[{}, [], []]"))
+    NO_CONTROL.update(without)
+    CONTROLS_DONE.update(done)
+    TRIED.extend(tried)
+
+
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     rows = list(rows_of(terminalreporter.stats))
     if rows:

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from accounts import everyone
 
 from faults.aftermath import (
     PATIENCE,
@@ -60,7 +61,7 @@ def begun(runner: FaultRunner, bundle: Path, task: bytes = SLOW, **env: str) -> 
         process.communicate()
 
 
-@pytest.mark.parametrize("who", ["root", "user"])
+@everyone()
 def test_the_bundle_changes_while_the_task_runs(
     who: str, runner_of: RunnerOf, runner_module: ModuleType, verdict: Verdict
 ) -> None:
@@ -102,7 +103,7 @@ def churn(bundle: Path, secret: Path, stop: threading.Event, dice: random.Random
                 os.truncate(data, dice.choice([0, 5, 1 << 22]))
 
 
-@pytest.mark.parametrize("who", ["root", "user"])
+@everyone()
 def test_the_bundle_changes_while_it_is_read(
     who: str, runner_of: RunnerOf, runner_module: ModuleType, verdict: Verdict
 ) -> None:
@@ -149,7 +150,7 @@ def test_the_profile_changes_while_the_task_runs(
     verdict("the profile is changed during a task", "it is read once; the next run refuses the wrong one")
 
 
-@pytest.mark.parametrize("who", ["root", "user"])
+@everyone()
 def test_the_store_is_removed_while_the_task_runs(
     who: str, runner_of: RunnerOf, runner_module: ModuleType, verdict: Verdict
 ) -> None:
@@ -226,7 +227,7 @@ JUMPS = {"two days on": 2, "two days back": -2, "ten years on": 3650, "ten years
 
 
 @pytest.mark.parametrize("jump", JUMPS)
-@pytest.mark.parametrize("who", ["root", "user"])
+@everyone()
 def test_the_clock_jumps(
     who: str, jump: str, shim: Path, runner_of: RunnerOf, runner_module: ModuleType, verdict: Verdict
 ) -> None:

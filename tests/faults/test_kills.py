@@ -1,8 +1,8 @@
 """The runner is killed at random moments of every phase, two at a time on one store; the next run cleans up.
 
-FAULT_SEED=N repeats a run of these tests: it is in the output of a failure. THOROUGH=1
-kills four times as often. Half of the kills wait for a phase to begin, so that each phase is hit; the others come
-at any moment of the time that an undisturbed run takes.
+FAULT_SEED=N repeats a run of these tests: it is in the output of a failure. The default suite kills so often that each
+phase is hit, THOROUGH=1 four times as often as the full one. Half of the kills wait for a phase to begin, so that each
+phase is hit; the others come at any moment of the time that an undisturbed run takes.
 """
 
 import os
@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 import pytest
+from accounts import everyone
 from conftest import Result
 
 from faults.aftermath import (
@@ -35,7 +36,7 @@ from faults.aftermath import (
     own_mounts,
 )
 
-ROUNDS = 52 if THOROUGH else 13  # of two kills, for each of the four ways to run
+FEW, MANY = 5, 52 if THOROUGH else 13  # rounds of two kills, for each of the four ways to run
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
 # In the order in which they come, each to what it makes first in the scratch of its run. The bundle's own wheel is
 # built and compiled before its dependencies are fetched, and compiled in turn.
@@ -196,11 +197,15 @@ def run_round(runner: FaultRunner, bundles: list[Path], kills: list[Kill], env: 
     return [item for item in struck if isinstance(item, Struck)]
 
 
-@pytest.mark.parametrize("reuse", [False, True], ids=["fresh", "reuse"])
-@pytest.mark.parametrize("who", ["root", "user"])
+@pytest.mark.parametrize(
+    "reuse",
+    [pytest.param(False, id="fresh"), pytest.param(True, id="reuse", marks=pytest.mark.full("with REUSE=1 too"))],
+)
+@everyone()
 def test_kills_at_any_moment(
     who: str,
     reuse: bool,
+    full: bool,
     runner_of: Callable[..., FaultRunner],
     runner_module: ModuleType,
     verdict: Callable[[str, str], None],
@@ -210,7 +215,7 @@ def test_kills_at_any_moment(
     env = {"REUSE": "1", "VENVS_DIR": str(runner.venvs)} if reuse else {}
     mounts, struck = own_mounts(), []
     times = timeline(runner, runner.bundle(), env)
-    for shared, *kills in plan(dice, times, ROUNDS):
+    for shared, *kills in plan(dice, times, MANY if full else FEW):
         first = runner.bundle(f"{WIRE}# {runner.count}\n")
         second = first if shared else runner.bundle(f"{WIRE}# {runner.count}\n")
         found = run_round(runner, [first, second], list(kills), env)

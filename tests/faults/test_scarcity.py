@@ -1,7 +1,8 @@
 """The disk is full, or descriptors, memory, processes or file sizes run out at any point; streams are closed or full.
 
 Each run ends with one line that is a whole success or says what is short. The sweep is a list of sizes from nothing
-to more than enough, so that the shortage strikes in each phase; FAULT_SEED=N repeats the sizes, THOROUGH=1 has more.
+to more than enough, so that the shortage strikes in each phase; FAULT_SEED=N repeats the sizes. The default suite takes
+few of them, THOROUGH=1 more than the full one.
 """
 
 import contextlib
@@ -20,6 +21,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from accounts import everyone
 from conftest import Result
 
 from faults.aftermath import (
@@ -41,6 +43,7 @@ from faults.aftermath import (
 
 Verdict = Callable[[str, str], None]
 RunnerOf = Callable[..., FaultRunner]
+Share = Callable[[list[int]], list[int]]
 
 
 def run_limited(
@@ -116,53 +119,62 @@ def sweep_limit(runner: FaultRunner, module: ModuleType, kind: int, values: list
     return outcomes
 
 
-def share(who: str, values: list[int]) -> list[int]:
-    """The user tries every third, from the largest down; with THOROUGH=1 all of them."""
-    return values if who == "root" or THOROUGH else values[::-3]
+@pytest.fixture
+def share(who: str, full: bool) -> Share:
+    """`share(values)`: those that are tried, from the largest down. In the full suite root tries all, the user every
+    third; with THOROUGH=1 both try all."""
+    step = 1 if full and (who == "root" or THOROUGH) else 3 if full else 5
+    return lambda values: values[::-step]
 
 
-@pytest.mark.parametrize("who", ["root", "user"])
-def test_descriptors_run_out(who: str, runner_of: RunnerOf, runner_module: ModuleType, verdict: Verdict) -> None:
+@everyone()
+def test_descriptors_run_out(
+    who: str, share: Share, runner_of: RunnerOf, runner_module: ModuleType, verdict: Verdict
+) -> None:
     values = list(range(3, 65)) if THOROUGH else [*range(3, 20), *range(20, 65, 4)]
-    outcomes = sweep_limit(runner_of(who, "files"), runner_module, resource.RLIMIT_NOFILE, share(who, values))
+    outcomes = sweep_limit(runner_of(who, "files"), runner_module, resource.RLIMIT_NOFILE, share(values))
     dice = random.Random(SEED)
     fresh = sorted(dice.sample(range(6, 40), 34 if THOROUGH else 5))
-    outcomes += sweep_limit(
-        runner_of(who, "files"), runner_module, resource.RLIMIT_NOFILE, share(who, fresh), "--no-cache"
-    )
+    outcomes += sweep_limit(runner_of(who, "files"), runner_module, resource.RLIMIT_NOFILE, share(fresh), "--no-cache")
     assert outcomes["success"]
     verdict(f"EMFILE at 3 to 64 descriptors as {who}", counted(outcomes))
 
 
-@pytest.mark.parametrize("who", ["root", "user"])
-def test_memory_runs_out(who: str, runner_of: RunnerOf, runner_module: ModuleType, verdict: Verdict) -> None:
+@everyone()
+def test_memory_runs_out(
+    who: str, share: Share, runner_of: RunnerOf, runner_module: ModuleType, verdict: Verdict
+) -> None:
     dice = random.Random(SEED)
     sizes = [dice.uniform(4, 400) for _ in range(100 if THOROUGH else 10)] + [2000]
     values = [int(size) << 20 for size in sorted(sizes)]
-    outcomes = sweep_limit(runner_of(who, "memory"), runner_module, resource.RLIMIT_AS, share(who, values))
+    outcomes = sweep_limit(runner_of(who, "memory"), runner_module, resource.RLIMIT_AS, share(values))
     outcomes += sweep_limit(
-        runner_of(who, "memory"), runner_module, resource.RLIMIT_AS, share(who, values[-6:]), "--no-cache"
+        runner_of(who, "memory"), runner_module, resource.RLIMIT_AS, share(values[-6:]), "--no-cache"
     )
     assert outcomes["success"]
     verdict(f"ENOMEM at 4 to 400 MiB as {who}", counted(outcomes))
 
 
-@pytest.mark.parametrize("who", ["root", "user"])
-def test_processes_run_out(who: str, runner_of: RunnerOf, runner_module: ModuleType, verdict: Verdict) -> None:
+@everyone()
+def test_processes_run_out(
+    who: str, share: Share, runner_of: RunnerOf, runner_module: ModuleType, verdict: Verdict
+) -> None:
     values = list(range(1, 33)) if THOROUGH else [1, 2, 3, 4, 5, 6, 8, 12, 30]
-    outcomes = sweep_limit(runner_of(who, "processes"), runner_module, resource.RLIMIT_NPROC, share(who, values))
+    outcomes = sweep_limit(runner_of(who, "processes"), runner_module, resource.RLIMIT_NPROC, share(values))
     outcomes += sweep_limit(
-        runner_of(who, "processes"), runner_module, resource.RLIMIT_NPROC, share(who, values[:4]), "--no-cache"
+        runner_of(who, "processes"), runner_module, resource.RLIMIT_NPROC, share(values[:4]), "--no-cache"
     )
     verdict(f"EAGAIN at 1 to 32 processes as {who}", counted(outcomes))
 
 
-@pytest.mark.parametrize("who", ["root", "user"])
-def test_files_may_not_grow(who: str, runner_of: RunnerOf, runner_module: ModuleType, verdict: Verdict) -> None:
+@everyone()
+def test_files_may_not_grow(
+    who: str, share: Share, runner_of: RunnerOf, runner_module: ModuleType, verdict: Verdict
+) -> None:
     values = [0, 1, 100, 1000, 4096, 20_000, 100_000, 200_000, 1 << 20, 1 << 26]
-    outcomes = sweep_limit(runner_of(who, "sizes"), runner_module, resource.RLIMIT_FSIZE, share(who, values))
+    outcomes = sweep_limit(runner_of(who, "sizes"), runner_module, resource.RLIMIT_FSIZE, share(values))
     outcomes += sweep_limit(
-        runner_of(who, "sizes"), runner_module, resource.RLIMIT_FSIZE, share(who, values[2:8]), "--no-cache"
+        runner_of(who, "sizes"), runner_module, resource.RLIMIT_FSIZE, share(values[2:8]), "--no-cache"
     )
     assert outcomes["success"]
     verdict(f"EFBIG at 0 to 64 MiB as {who}", counted(outcomes))
@@ -247,10 +259,11 @@ def small_disk(runner_of: RunnerOf) -> Iterator[Callable[[str], SmallDisk]]:
 
 
 @pytest.mark.parametrize("what", ["size", "nr_inodes"])
-@pytest.mark.parametrize("who", ["root", "user"])
+@everyone()
 def test_the_disk_is_full(
     who: str,
     what: str,
+    full: bool,
     small_disk: Callable[[str], SmallDisk],
     runner_module: ModuleType,
     verdict: Verdict,
@@ -260,7 +273,7 @@ def test_the_disk_is_full(
     mounts, outcomes = own_mounts(), Counter[str]()
     check_success(runner(bundle, env={"REUSE": "1"}))
     need = runner.used()[what == "nr_inodes"]
-    count = (6 if who == "root" else 3) * (10 if THOROUGH else 1)
+    count = (6 if full and who == "root" else 3) * (10 if THOROUGH else 1)
     for number in range(count):
         runner.empty()
         room = int(need * 1.2 * (number + dice.random()) / count)
@@ -316,7 +329,7 @@ def broken_stream(kind: str) -> Iterator[int]:
 
 @pytest.mark.parametrize("kind", ["closed", "full", "gone"])
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
-@pytest.mark.parametrize("who", ["root", "user"])
+@everyone()
 def test_a_stream_that_can_not_be_written(
     who: str, stream: str, kind: str, runner_of: RunnerOf, runner_module: ModuleType, verdict: Verdict
 ) -> None:

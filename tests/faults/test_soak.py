@@ -1,4 +1,4 @@
-"""Many tasks one after another: nothing grows. THOROUGH=1 runs ten thousand of each."""
+"""Many tasks one after another: nothing grows. The full suite runs more, with THOROUGH=1 ten thousand of each."""
 
 import contextlib
 import json
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from accounts import everyone
 from conftest import parse_line
 
 from faults.aftermath import OUT, PATIENCE, TASK, THOROUGH, FaultRunner, answer, groups, own_mounts, traces
@@ -19,6 +20,7 @@ from faults.aftermath import OUT, PATIENCE, TASK, THOROUGH, FaultRunner, answer,
 Sample = dict[str, float]
 COLD = 10_000 if THOROUGH else 30
 SERVED = 10_000 if THOROUGH else 800
+WHO = pytest.mark.parametrize("who", ["root"]) if THOROUGH else everyone()
 SLACK = {  # what may differ between the first tenth and the last without being growth
     "memory": 0.10,  # shares: pages that the allocator keeps, and where the machine shares pages between processes
     "seconds": float("inf"),  # recorded only
@@ -95,10 +97,12 @@ def run_cold(runner: FaultRunner, bundle: Path, env: dict[str, str]) -> tuple[in
     return process.pid, {"memory": peak, "descriptors": descriptors, "seconds": time.monotonic() - begun}
 
 
-@pytest.mark.parametrize("who", ["root"] if THOROUGH else ["root", "user"])
-def test_cold_tasks(who: str, runner_of: Callable[..., FaultRunner], verdict: Callable[[str, str], None]) -> None:
+@WHO
+def test_cold_tasks(
+    who: str, full: bool, runner_of: Callable[..., FaultRunner], verdict: Callable[[str, str], None]
+) -> None:
     runner = runner_of(who, "soak-cold")
-    bundle, count = runner.bundle(), COLD if who == "root" else COLD // 3
+    bundle, count = runner.bundle(), COLD if full and who == "root" else COLD // 3
     env = {"REUSE": "1", "VENVS_DIR": str(runner.venvs)}
     run_cold(runner, bundle, env)  # makes what is kept
     samples: list[Sample] = []
@@ -152,11 +156,13 @@ class Serving:
             self.reader.join(PATIENCE)
 
 
-@pytest.mark.parametrize("who", ["root"] if THOROUGH else ["root", "user"])
-def test_served_tasks(who: str, runner_of: Callable[..., FaultRunner], verdict: Callable[[str, str], None]) -> None:
+@WHO
+def test_served_tasks(
+    who: str, full: bool, runner_of: Callable[..., FaultRunner], verdict: Callable[[str, str], None]
+) -> None:
     """All answers come from one server; the sandbox is made anew as often as the profile says."""
     runner = runner_of(who, "soak-serve")
-    count = SERVED if who == "root" else SERVED // 4
+    count = SERVED if full and who == "root" else SERVED // 4
     serving = Serving(runner, runner.bundle())
     samples: list[Sample] = []
     try:
@@ -177,7 +183,7 @@ def test_served_tasks(who: str, runner_of: Callable[..., FaultRunner], verdict: 
     verdict(f"{count} tasks of one --serve as {who}", f"no growth: {figures}")
 
 
-@pytest.mark.parametrize("who", ["root", "user"])
+@everyone()
 def test_renewed_sandboxes(
     who: str, runner_of: Callable[..., FaultRunner], verdict: Callable[[str, str], None]
 ) -> None:

@@ -27,6 +27,7 @@ needs_atheris = pytest.mark.skipif(
 )
 
 
+@pytest.mark.full("thousands of inputs for each target")
 @needs_atheris
 @pytest.mark.parametrize("target", sorted(TARGETS.keys() - {"planted"}))
 def test_nothing_is_found(target: str, tmp_path: Path, record_property: Any) -> None:
@@ -39,6 +40,7 @@ def test_nothing_is_found(target: str, tmp_path: Path, record_property: Any) -> 
     record_property("verdict", f"{int(runs[1]):,} inputs, no fault")
 
 
+@pytest.mark.full("the control of the fuzzer")
 @needs_atheris
 def test_a_planted_fault_is_found(tmp_path: Path) -> None:
     """The control. libFuzzer comes to it by coverage; chance alone would need 2^16 inputs or so."""

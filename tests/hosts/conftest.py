@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,7 +18,7 @@ Verdict = Callable[[str, str], None]
 
 
 class Builder:
-    """Makes the root file systems and runs the jobs of the session's tests, while the session runs other tests."""
+    """Makes the root file systems and runs the jobs of the session's tests, several at a time."""
 
     def __init__(self, jobs: Iterable[Job]) -> None:
         kept = os.environ.get("HOSTS_ROOTFS")
@@ -49,41 +49,32 @@ def missing_engine(container: Container) -> str:
     return {"podman": missing, "docker": docker.missing, "machine": machine.missing}[container.engine]()
 
 
-BUILDER = pytest.StashKey[Builder]()
-
-
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Begin early: the tests of other folders come first."""
-    wanted = any(Path(__file__).parent in item.path.parents for item in session.items)
-    if wanted and not missing() and not session.config.option.collectonly:
-        session.config.stash[BUILDER] = Builder(
-            item.callspec.params["job"] for item in session.items if "job" in params_of(item)
-        )
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    if BUILDER in session.config.stash:
-        session.config.stash[BUILDER].end()
-
-
 @pytest.fixture(scope="session")
-def rootfs_of(pytestconfig: pytest.Config) -> Callable[[str], Rootfs]:
-    """`rootfs_of("bookworm")`, as soon as it is made."""
+def builder(request: pytest.FixtureRequest) -> Iterator[Builder]:
+    """Begun by the first test that wants something of it, for all the tests that will."""
     why = missing()
     if why:
         pytest.skip(why)
-    return lambda suite: pytestconfig.stash[BUILDER].made[suite].result()
+    made = Builder(item.callspec.params["job"] for item in request.session.items if "job" in params_of(item))
+    yield made
+    made.end()
 
 
 @pytest.fixture(scope="session")
-def done(pytestconfig: pytest.Config, rootfs_of: Callable[[str], Rootfs]) -> Done:
+def rootfs_of(builder: Builder) -> Callable[[str], Rootfs]:
+    """`rootfs_of("bookworm")`, as soon as it is made."""
+    return lambda suite: builder.made[suite].result()
+
+
+@pytest.fixture(scope="session")
+def done(builder: Builder) -> Done:
     """`done(job)`: how it ended."""
 
     def ended(job: Job) -> "subprocess.CompletedProcess[str]":
         why = missing_engine(job.container)
         if why:
             pytest.skip(why)
-        return pytestconfig.stash[BUILDER].done[job].result()
+        return builder.done[job].result()
 
     return ended
 

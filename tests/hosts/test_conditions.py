@@ -27,6 +27,7 @@ from hosts.containers import (
 
 RootfsOf = Callable[[str], Rootfs]
 Verdict = Callable[[str, str], None]
+pytestmark = [pytest.mark.full("real containers, made of Debian's packages"), pytest.mark.xdist_group("hosts")]
 TASK = "tests/bundles/hello/task.json"
 WORKS = ""
 

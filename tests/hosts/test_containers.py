@@ -20,6 +20,7 @@ from hosts.machine import MACHINE, SLOWER
 Done = Callable[[Job], "subprocess.CompletedProcess[str]"]
 RootfsOf = Callable[[str], Rootfs]
 Verdict = Callable[[str, str], None]
+pytestmark = [pytest.mark.full("real containers, made of Debian's packages"), pytest.mark.xdist_group("hosts")]
 
 PROFILES = ("default", "strict", "container", "debug")
 # All of them run on the host in every suite.
@@ -78,7 +79,7 @@ def smoke(suite: str, container: Container, who: str, profile: str) -> Job:
 
 def probes(suite: str, container: Container, who: str, profiles: tuple[str, ...]) -> Job:
     """The controls are left out: they show on the host that a probe can succeed."""
-    pytest_ = ".venv/bin/python -m pytest -q --color=no -p no:cacheprovider -k 'not control'"
+    pytest_ = ".venv/bin/python -m pytest --full -q --color=no -p no:cacheprovider -k 'not control'"
     slow = f"SLOW_MACHINE={SLOWER} " if container == MACHINE else ""
     tests = TESTS if container.engine == "podman" else SHORT_TESTS
     return Job(suite, container, who, f"PROBE_PROFILES={','.join(profiles)} {slow}{pytest_} {tests}")
@@ -96,7 +97,7 @@ def limits(who: str) -> Job:
     chosen = f"test_limits or test_accounts or ({who}-small and test_bomb and not {timed})"
     files = "tests/integration/test_limits.py tests/integration/test_accounts.py tests/security/test_resources.py"
     doctor = ".venv/bin/python tools/ultra_cold_runner.py --doctor"
-    pytest_ = ".venv/bin/python -m pytest -q --color=no -p no:cacheprovider"
+    pytest_ = ".venv/bin/python -m pytest --full -q --color=no -p no:cacheprovider"
     return Job(OLD, MACHINE, who, f"{doctor}\nSLOW_MACHINE={SLOWER} {pytest_} -k '{chosen}' {files}")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from accounts import SLOW, Account
+from accounts import HERE, SLOW, Account
 from conftest import RUNNER, Result, Runner, parse_line, write_bundle
 from evidence import TRIED
 
@@ -129,21 +129,26 @@ class HostileRunner(Runner):
 
 
 def cases(*profiles: str) -> pytest.MarkDecorator:
-    """Parametrise `hostile` over both accounts and the profiles."""
+    """Parametrise `hostile` over both accounts and the profiles; see runs."""
     return runs(*((who, profile) for who in ("root", "user") for profile in profiles))
 
 
 def runs(*pairs: tuple[str, str]) -> pytest.MarkDecorator:
-    """Parametrise `hostile` over pairs of account and profile."""
-    return pytest.mark.parametrize("hostile", pairs, indirect=True, ids=[f"{w}-{p}" for w, p in pairs])
+    """Parametrise `hostile` over pairs of account and profile: the first that can be tried here, and in the full suite
+    the others too."""
+    first = next((pair for pair in pairs if pair[0] == HERE), pairs[0])
+    other = pytest.mark.full("another account or profile")
+    rows = [pytest.param(pair, id="-".join(pair), marks=[] if pair == first else other) for pair in pairs]
+    return pytest.mark.parametrize("hostile", rows, indirect=True)
 
 
 _RUNNERS: dict[tuple[str, str], HostileRunner] = {}
 
 
 def turns(argument: str, values: Iterable[Any], *pairs: tuple[str, str]) -> pytest.MarkDecorator:
-    """Parametrise over the values, each tried by one of the pairs in turn: the suite stays short. With THOROUGH=1
+    """Parametrise over the values, each tried by one of the pairs in turn: the suites stay short. With THOROUGH=1
     in the environment each is tried by all of them."""
+    pairs = tuple(pair for pair in pairs if pair[0] in ("user", HERE)) or pairs
     rows = [
         (pair, *value) if "," in argument else (pair, value)
         for number, value in enumerate(values)

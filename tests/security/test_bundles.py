@@ -270,6 +270,7 @@ def test_tree(case: Hostile, hostile: HostileRunner) -> None:
     check(hostile, case)
 
 
+@pytest.mark.full("another account and profile for each case of test_tree")
 @turns("case", TREES, ("user", "strict"), ("user", "container"), ("user", "default"), ("root", "strict"))
 def test_tree_in_turns(case: Hostile, hostile: HostileRunner) -> None:
     check(hostile, case)

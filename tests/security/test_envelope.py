@@ -280,6 +280,7 @@ def ends(result: Any) -> str:
     return "ran" if result.code == 0 else f"{result.error['phase']}/{result.error['type']}"
 
 
+@pytest.mark.full("another account and profile for each case of test_task")
 @turns("case", CASES, ("user", "strict"), ("user", "container"), ("root", "strict"), ("root", "container"))
 def test_task_in_turns(case: Case, hostile: HostileRunner, bundles: dict[int, Any]) -> None:
     """As below, by another account or under another profile."""

@@ -23,6 +23,7 @@ from servers import listening
 from security.hostile import HostileRunner, cases, runner_for
 from security.probes import IN_TASK, PROGRAM, WIRE, Probe
 
+pytestmark = pytest.mark.xdist_group("probes")  # one run answers for all of an account and a profile
 SECRET = "s3cret-of-the-caller-f00d"
 # What a profile allows on purpose: debug is for an engineer who looks into a task.
 ALLOWED = {

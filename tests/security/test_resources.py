@@ -200,6 +200,7 @@ def task_of(code: str) -> dict[str, Any]:
     return {"entrypoint": "main", "params": {"code": code}, "seed": 1}
 
 
+@pytest.mark.xdist_group("bombs")
 @runs(*EVERYONE)
 @pytest.mark.parametrize("bomb", BOMBS, ids=lambda bomb: bomb.name)
 def test_bomb(bomb: Bomb, hostile: HostileRunner, exploded: Any) -> None:
@@ -209,6 +210,8 @@ def test_bomb(bomb: Bomb, hostile: HostileRunner, exploded: Any) -> None:
         assert result.error["limit"].keys() == {"name", "value", "seen"}
 
 
+@pytest.mark.full("the controls of test_bomb: each goes on as long as it likes")
+@pytest.mark.xdist_group("bombs")
 @runs(("root", "default"))
 @pytest.mark.parametrize("bomb", BOMBS, ids=lambda bomb: bomb.name)
 def test_control(bomb: Bomb, hostile: HostileRunner, exploded: Any) -> None:

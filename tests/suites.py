@@ -1,0 +1,42 @@
+"""Which tests run, and which of them on one worker: a pytest plugin.
+
+The default suite tries everything once: each probe, bomb, fault and hostile bundle under one account and one profile.
+`--full` adds what is marked `@pytest.mark.full("why")`, on a test or on a parameter: other accounts and profiles,
+containers, fuzzing, long sweeps. `THOROUGH=1` in the environment makes the sweeps of the full suite longer still.
+"""
+
+import pytest
+
+MARKERS = (
+    "full(why): left to the full suite (--full), and why",
+    "xdist_group(name): runs on one worker with the others of its name, to share what is dear to make",
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="run what is marked full too: other accounts, containers, ...")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for line in MARKERS:
+        config.addinivalue_line("markers", line)
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist writes the groups into the tests' names
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        for mark in item.iter_markers("full"):
+            if len(mark.args) != 1 or not isinstance(mark.args[0], str):
+                raise pytest.UsageError(f"{item.nodeid}: the marker says why: full('why')")
+    if config.getoption("--full"):
+        return
+    left = [item for item in items if item.get_closest_marker("full")]
+    if left:
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if not item.get_closest_marker("full")]
+
+
+@pytest.fixture(scope="session")
+def full(pytestconfig: pytest.Config) -> bool:
+    """Whether this is the full suite: for tests that do something more often there."""
+    return bool(pytestconfig.getoption("--full"))
