@@ -56,6 +56,7 @@ types() {
 
 gate "the runner names no policy" no_policy
 gate "imports and function length of the runner" shape
+gate "locks of what set-up installs" tools/setup.sh locked
 gate "ruff check" .venv/bin/python -m ruff check --output-format concise .
 gate "ruff format" .venv/bin/python -m ruff format --check --output-format concise .
 gate "mypy" types

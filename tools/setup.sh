@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # Make this checkout ready on a Debian or Ubuntu that has Python 3.11 and nothing else.
-#   tools/setup.sh [runtime|service|dev|hosts]
+#   tools/setup.sh [runtime|service|dev|hosts]   asks nothing, and is done at once where there is nothing to do
+#   tools/setup.sh lock                          after a change of dependency groups: pin what they ask for now
+#   tools/setup.sh upgrade                       pin the newest versions of everything
 # hosts is dev, and what the tests in real containers need; with THOROUGH=1 Docker's engine and QEMU besides.
-# Asks nothing, and is done at once where there is nothing to do. All output is on stderr.
+# All output is on stderr.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -22,6 +24,10 @@ unset PYTHONHOME PYTHONPATH
 
 say() { printf 'setup: %s\n' "$*"; }
 fail() { say "$*"; exit 1; }
+
+# Versions and hashes of all that a group comes to, for every Python and machine; no URLs, so that any index serves.
+lock_of() { echo ".ci/locks/$1.txt"; }
+locked_groups=(dev service probes runtime) # dev has all the others
 
 find_python() {
   local name
@@ -91,19 +97,59 @@ print("\n".join(lines(sys.argv[1])))
 PYTHON
 }
 
+# What a lock was made for, as its first lines say it.
+asked_of() { requirements_of "$1" | LC_ALL=C sort -u | sed 's/^/# /'; }
+
+check_lock() {
+  local group=$1 lock
+  lock=$(lock_of "$group")
+  if ! cmp -s <(sed -n '/^# /p' "$lock" 2>/dev/null) <(asked_of "$group"); then
+    fail "$lock was made for other dependencies than pyproject.toml now has; renew it: tools/setup.sh lock"
+  fi
+}
+
+make_locks() {
+  local group version uv
+  uv=$(PATH=$PWD/$venv/bin:$PATH type -P uv) || fail "the locks are made by uv; get it: $python -m pip install uv"
+  mkdir -p "$(dirname "$(lock_of dev)")"
+  made=$(mktemp -d)
+  trap 'rm -rf "$made"' EXIT
+  for group in "${locked_groups[@]}"; do
+    local options=(--universal --python-version 3.11 --generate-hashes --no-header --no-annotate "$@")
+    cp "$(lock_of "$group")" "$made/$group" 2>/dev/null || true # its versions stay where they still fit
+    [[ $group == dev ]] || options+=(-c "$made/dev")
+    requirements_of "$group" | "$uv" pip compile --quiet "${options[@]}" -o "$made/$group" - >/dev/null
+  done
+  for version in 3.11 3.12 3.13 3.14; do
+    "$uv" pip install --quiet --dry-run --target "$made/target" --python-version "$version" --only-binary :all: \
+      --no-deps --require-hashes -r "$made/dev" || fail "Python $version would have no wheel of this"
+  done
+  for group in "${locked_groups[@]}"; do
+    { asked_of "$group"; cat "$made/$group"; } >"$(lock_of "$group")"
+  done
+  say "made $(dirname "$(lock_of dev)")/*.txt"
+}
+
 python=$(find_python) || fail "no Python 3.11 or newer; install python3 (Debian 12, Ubuntu 24.04), or python3.11 (Ubuntu 22.04)"
 
 # One set-up at a time for a checkout; the lock is the checkout itself and ends with this process.
 exec 9<.
 flock 9
 
-wanted="$(sha256sum pyproject.toml) $("$python" -I -c 'import os, sys; print(os.path.realpath(sys.executable), sys.version)')"
+case $group in
+  lock) make_locks; exit ;;
+  upgrade) make_locks --upgrade; exit ;;
+  locked) for name in "${locked_groups[@]}"; do check_lock "$name"; done; exit ;; # for tools/lint.sh
+esac
+
+wanted="$(cat pyproject.toml "$(lock_of "$group")" 2>/dev/null | sha256sum) $("$python" -I -c 'import os, sys; print(os.path.realpath(sys.executable), sys.version)')"
 if [[ -x $venv/bin/python && -f $venv/.ready-$group && $(<"$venv/.ready-$group") == "$wanted" ]] && command -v bwrap >/dev/null &&
   [[ -z $(missing_tools) ]]; then
   exit 0
 fi
 
-requirements=$(requirements_of "$group")
+requirements_of "$group" >/dev/null
+check_lock "$group"
 mapfile -t packages < <(missing_packages)
 if [[ ${#packages[@]} -gt 0 ]]; then
   install_packages "${packages[@]}"
@@ -117,14 +163,13 @@ if ! "$venv/bin/python" -I -m pip --version >/dev/null 2>&1; then
   "$python" -I -m venv --clear "$venv"
 fi
 say "installing the group $group"
-printf '%s\n' "$requirements" >"$venv/requirements-$group.txt"
-"$venv/bin/python" -I -m pip install --quiet -r "$venv/requirements-$group.txt"
+"$venv/bin/python" -I -m pip install --quiet --require-hashes -r "$(lock_of "$group")"
 if [[ $group != runtime ]]; then
   # The contracts of this tree only where none are: a published one that is there stays.
   if ! "$venv/bin/python" -I -c 'import modelops_contracts' 2>/dev/null; then
-    "$venv/bin/python" -I -m pip install --quiet ./src/modelops-contracts
+    "$venv/bin/python" -I -m pip install --quiet --no-build-isolation ./src/modelops-contracts
   fi
-  "$venv/bin/python" -I -m pip install --quiet --no-deps --editable .
+  "$venv/bin/python" -I -m pip install --quiet --no-build-isolation --no-deps --editable .
 fi
 printf '%s' "$wanted" >"$venv/.ready-$group"
 say "ready"

@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
-# Set up, then run the tests; each skipped one is printed with its reason.
-#   tools/test.sh [arguments of pytest]
+# Set up, then run the tests, on as many workers as there are processors; each skipped test is printed with its reason.
+#   tools/test.sh [arguments of pytest]         everything once, by one account and under one profile: four minutes
+#   tools/test.sh --full [arguments of pytest]  by every account and profile, in containers, with fuzzing and long sweeps
+# THOROUGH=1 makes the full suite thorough (hours). -n 0 runs the tests in one process, for --pdb.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 tools/setup.sh dev
 export PATH="$PWD/.venv/bin:$PATH" # uv, for the tests that call it themselves
-exec .venv/bin/python -m pytest -ra "$@"
+# One more than processors: many tests wait.
+exec .venv/bin/python -m pytest -ra -n "$(($(nproc) + 1))" --dist loadgroup "$@"

@@ -19,8 +19,8 @@ PACKAGES = ("python3", "python3-venv", "bubblewrap", "libseccomp2", "ca-certific
 CHECKOUT = "/srv/repo"
 OLD, NEW = "bookworm", "trixie"  # the Debians: bwrap 0.8, the oldest that will do, and a current one
 UIDS = {"root": 0, "user": 1000}
-# The newest bubblewrap of a Debian that is too old for the sandbox.
-OLD_BWRAP = "http://deb.debian.org/debian/pool/main/b/bubblewrap/bubblewrap_0.4.1-3_amd64.deb"
+# The newest bubblewrap of a Debian that is too old for the sandbox, below a mirror.
+OLD_BWRAP = "pool/main/b/bubblewrap/bubblewrap_0.4.1-3_amd64.deb"
 
 
 class Container(NamedTuple):
@@ -121,6 +121,7 @@ def make_rootfs(suite: str, place: Path) -> Rootfs:
             f"--include={','.join(PACKAGES)}",
             suite,
             str(rootfs.path),
+            *filter(None, [debian_mirror()]),
         )
         # The host's authorities: it may reach the index through a proxy of its own.
         authorities = os.environ.get("SSL_CERT_FILE") or "/etc/ssl/certs/ca-certificates.crt"
@@ -132,6 +133,15 @@ def make_rootfs(suite: str, place: Path) -> Rootfs:
     assert done.returncode == 0, done.stderr[-3000:]
     (rootfs.path / "ready").touch()
     return rootfs
+
+
+def debian_mirror() -> str:
+    """The URL of the Debian mirror that this machine's apt uses; empty where it uses none, as on an Ubuntu."""
+    fields = "$(LABEL) $(REPO_URI)"
+    command = ["apt-get", "indextargets", "--format", fields, "Created-By: Packages"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    urls = [line.removeprefix("Debian ") for line in listed if line.startswith("Debian http")]
+    return f"{urls[0].rstrip('/')}/" if urls else ""
 
 
 def index_settings() -> dict[str, str]:

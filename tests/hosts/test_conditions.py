@@ -21,6 +21,7 @@ from hosts.containers import (
     Job,
     Rootfs,
     add_old_bwrap,
+    debian_mirror,
     docker_seccomp,
     run,
 )
@@ -144,7 +145,10 @@ def test_a_host_that_lacks(condition: Condition, debian: Rootfs, verdict: Verdic
     verdict(condition.name, f"refused: `{condition.kind}`" if condition.kind else "works")
 
 
-def download(url: str) -> bytes:
+def download(path: str) -> bytes:
+    url = debian_mirror() + path
+    if url == path:
+        pytest.skip("this machine's apt uses no mirror of Debian")
     try:
         with urllib.request.urlopen(url, timeout=60) as answer:
             return bytes(answer.read())
