@@ -15,6 +15,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -133,6 +135,17 @@ def runner_module() -> ModuleType:
 @pytest.fixture(scope="session")
 def default_profile(runner_module: ModuleType) -> Any:
     return runner_module.load_profile("default", [str(PROFILES)])
+
+
+@pytest.fixture(scope="session")
+def index() -> None:
+    """The package index that the caller's environment names: some bundles need setuptools from it."""
+    url = os.environ.get("UV_DEFAULT_INDEX") or os.environ.get("PIP_INDEX_URL") or "https://pypi.org/simple"
+    try:
+        urllib.request.urlopen(url.rstrip("/") + "/setuptools/", timeout=10).close()
+    except (OSError, ValueError) as error:
+        if not isinstance(error, urllib.error.HTTPError) or error.code >= 500:
+            pytest.skip(f"no package index can be reached: {error}")
 
 
 @pytest.fixture

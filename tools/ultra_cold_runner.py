@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 OUTPUT, ERROR, NOTE, STARTED, DONE = b"O", b"E", b"N", b"S", b"D"
 HEADER_BYTES = 13
 TEXT_CAP = 64 * 1024  # bytes of a message or traceback that a child reports
-BUNDLE, VENV, TREE, SOURCE, TOOLS = "/bundle", "/venv", "/tree", "/source", "/tools"
+BUNDLE, VENV, TREE, SOURCE, TOOLS, CHILD = "/bundle", "/venv", "/tree", "/source", "/tools", "/runner/child"
 INSTRUMENT = "/runner/instrument"
 CA_FILE = "/etc/ssl/certs/ca-certificates.crt"
 
@@ -89,16 +89,19 @@ def frame_header(kind: bytes, name_length: int, body_length: int) -> bytes:
 
 
 def child_main() -> None:
-    """Read the request from descriptor 0, set the limits, do the phase's work, report, leave.
+    """Read the request from descriptor 0, do the phase's work, report, leave.
 
-    The request is written by the host with marshal: no import to pay for, and it is trusted.
+    The request is written by the host with marshal, so there is no import to pay for. Where the interpreter is a
+    venv's, .pth files have run: code of the bundle, under all the limits, which the host has set from outside.
     """
     sys.path[:] = [entry for entry in sys.path if entry != "/runner"]
     request = marshal.loads(read_all(0))
     pipe = ResultPipe(request["result_fd"])
-    os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
-    close_others([pipe.fd, *request["descriptors"].values()])
-    set_rlimits(request["rlimits"])
+    null = os.open("/dev/null", os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    for fd in (pipe.fd, *request["descriptors"].values()):
+        os.set_inheritable(fd, False)
     pipe.send(STARTED)
     try:
         PHASES[request["phase"]](request, pipe)
@@ -122,27 +125,22 @@ def read_all(fd: int) -> bytes:
 
 
 def close_others(kept: "list[int]") -> None:
-    """Close every descriptor above 2 but `kept`, which no program that the task starts inherits."""
+    """Close every descriptor above 2 but `kept`."""
     last = 2
     for fd in [*sorted(kept), 65536]:
         os.closerange(last + 1, fd)
         last = fd
-    for fd in kept:
-        os.set_inheritable(fd, False)
 
 
-def set_rlimits(limits: "dict[str, Any]") -> None:
-    """Set hard limits inside the sandbox, before any code of the bundle.
-
-    They can't be set earlier: RLIMIT_NPROC makes bwrap's own clone fail.
-    """
+def set_rlimits(limits: "dict[str, Any]", pid: int = 0) -> None:
+    """Set hard limits on the calling process, or on another; where the host is stricter, it stays so."""
     import resource
 
     for name, value in limits.items():
         number = getattr(resource, name)
-        hard = resource.getrlimit(number)[1]
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)  # the host may be stricter
-        resource.setrlimit(number, (value, value))
+        hard = resource.prlimit(pid, number)[1]
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.prlimit(pid, number, (value, value))
 
 
 def report_exception(pipe: ResultPipe, error: BaseException) -> None:
@@ -179,16 +177,6 @@ def clip(text: str) -> str:
     return text[:half] + "\n[... " + str(len(text) - TEXT_CAP) + " characters left out ...]\n" + text[-half:]
 
 
-def enter_venv() -> None:
-    """Do what -S kept the interpreter from doing at start-up: find the venv and run its .pth files.
-
-    A .pth file is the bundle's code, so this comes after the limits.
-    """
-    import site
-
-    site.main()
-
-
 def load_object(reference: str) -> "Any":
     """Import `package.module:attribute.path`; extras after the reference are ignored, as PEP 621 says."""
     module_name, _, path = reference.partition("[")[0].strip().partition(":")
@@ -207,7 +195,6 @@ def execute(request: "dict[str, Any]", pipe: ResultPipe) -> None:
 
 
 def enter_bundle() -> None:
-    enter_venv()
     sys.path.insert(0, BUNDLE)
     importlib.invalidate_caches()
 
@@ -543,7 +530,6 @@ def build(request: "dict[str, Any]", pipe: ResultPipe) -> None:
     shutil.copytree(SOURCE, work, symlinks=True)
     os.mkdir(out)
     os.chdir(work)
-    enter_venv()
     sys.path[:0] = [os.path.join(work, entry) for entry in request["backend_path"]]
     importlib.invalidate_caches()
     backend = load_object(request["backend"])
@@ -1180,6 +1166,8 @@ def check_profile(profile: Profile, path: str) -> None:
             )
     for phase in ("fetch", "build", "compile", "execute"):
         policy: PhasePolicy = getattr(profile, phase)
+        if any(name.startswith("PYTHON") for name in policy.pass_environment):
+            raise profile_error(path, f"{phase}.pass_environment", "no PYTHON* of the caller may reach a sandbox")
         for bind in policy.read_only:
             allowed = any(bind == top or bind.startswith(top + "/") for top in BINDABLE)
             if not allowed or os.path.normpath(bind) != bind:
@@ -2547,6 +2535,7 @@ class Descriptors(NamedTuple):
 
     seccomp: list[int]
     status: int
+    gate: int = -1  # where it waits, the sandbox being made and nothing started in it
 
 
 def bwrap_arguments(box: Sandbox, fds: Descriptors) -> list[str]:
@@ -2565,6 +2554,7 @@ def bwrap_arguments(box: Sandbox, fds: Descriptors) -> list[str]:
     options += file_systems(common, policy)
     for fd in fds.seccomp:
         options += ["--add-seccomp-fd", str(fd)]
+    options += ["--block-fd", str(fds.gate)] if fds.gate >= 0 else []
     return [*options, "--json-status-fd", str(fds.status), "--chdir", box.cwd, "--", *box.command]
 
 
@@ -3017,7 +3007,8 @@ class Supervisor:
         self.selector: selectors.BaseSelector
         self.begun = time.monotonic()
         self.frames = Frames(receiver, self.limits.output_bytes)
-        self.request = {**request, "phase": request.get("phase", box.phase), "rlimits": rlimits(self.limits)}
+        self.request = {**request, "phase": request.get("phase", box.phase)}
+        self.rlimits, self.gate = rlimits(self.limits), -1
         self.stderr, self.stderr_bytes = bytearray(), 0
         self.status = bytearray()
         self.child_pid, self.child_fd = 0, -1
@@ -3028,7 +3019,7 @@ class Supervisor:
         self.spent = host.spent.get(box.phase, 0.0)
         self.monitor = Monitor()
         self.finished_at = 0.0
-        self.inside = False  # whether our child has spoken; before that /proc/<pid>/root is still the host's
+        self.inside = False  # whether the sandbox's root is in place; before that /proc/<pid>/root is the host's
 
     def run(self) -> Outcome:
         self.begun = time.monotonic()
@@ -3052,18 +3043,23 @@ class Supervisor:
 
     def start(self, cleanup: ExitStack) -> "subprocess.Popen[bytes]":
         """Start bwrap with the descriptors it needs and no others, as the sandbox's own host uid."""
-        result, stderr, status = (pipe(cleanup) for _ in range(3))
+        import resource  # noqa: F401  (the fork may not be able to read it)
+
+        result, stderr, status, gate = (pipe(cleanup) for _ in range(4))
+        identity = self.host.identity
+        if identity.uid is None:
+            self.gate = gate[1].fileno()
         filters = list(self.host.seccomp)
         if self.cgroup is None:  # polling is late, and does not see a System V segment that nobody has attached
             filters.append(deny_program(["shmget"]))
-            self.request["rlimits"]["RLIMIT_DATA"] = self.limits.memory_bytes
+            self.rlimits["RLIMIT_DATA"] = self.limits.memory_bytes
         programs = [memory_file(cleanup, "seccomp", program) for program in filters]
-        arguments = bwrap_arguments(self.box, Descriptors(programs, status[1].fileno()))
+        own = [status[1].fileno(), *([gate[0].fileno()] if self.gate >= 0 else [])]
+        arguments = bwrap_arguments(self.box, Descriptors(programs, *own))
         options, command = arguments[: arguments.index("--")], arguments[arguments.index("--") :]
         packed = memory_file(cleanup, "arguments", b"".join(os.fsencode(option) + b"\0" for option in options))
         request = {**self.request, "result_fd": result[1].fileno(), "descriptors": self.descriptors}
-        inherited = [result[1].fileno(), status[1].fileno(), packed, *programs, *self.descriptors.values()]
-        identity = self.host.identity
+        inherited = [result[1].fileno(), *own, packed, *programs, *self.descriptors.values()]
         privileges: dict[str, Any] = (
             {"user": identity.uid, "group": identity.gid, "extra_groups": []} if identity.uid else {}
         )
@@ -3076,13 +3072,13 @@ class Supervisor:
                 cwd="/",
                 env=self.box.environment,
                 pass_fds=inherited,
-                preexec_fn=self.cgroup.enter if self.cgroup else None,
+                preexec_fn=self.confine,
                 **privileges,
             )
         except OSError as error:
             raise start_failure(self.box.phase, f"{error.filename or self.host.bwrap}: {error.strerror}") from None
-        for writing in (result[1], stderr[1], status[1]):
-            writing.close()
+        for given in (result[1], stderr[1], status[1], gate[0]):
+            given.close()
         for end, take in ((result[0], self.on_result), (stderr[0], self.on_stderr), (status[0], self.on_status)):
             os.set_blocking(end.fileno(), False)
             self.selector.register(end.fileno(), selectors.EVENT_READ, take)
@@ -3090,6 +3086,20 @@ class Supervisor:
         cleanup.callback(os.close, exit_fd)
         self.selector.register(exit_fd, selectors.EVENT_READ, None)
         return process
+
+    def confine(self) -> None:
+        """Hold bwrap, and with it all that it starts, to the limits; between fork and exec, root being dropped.
+
+        A user's processes outside count for RLIMIT_NPROC until there is a user namespace, so that comes later.
+        """
+        if self.cgroup:
+            self.cgroup.enter()
+        set_rlimits({name: value for name, value in self.rlimits.items() if self.gate < 0 or name != "RLIMIT_NPROC"})
+
+    def open_gate(self) -> None:
+        """Set the last limit on the sandbox's first process, then let it start the command."""
+        set_rlimits({"RLIMIT_NPROC": self.rlimits["RLIMIT_NPROC"]}, self.child_pid)
+        os.write(self.gate, b"1")
 
     def step(self) -> bool:
         """Wait for the next thing to happen and handle it; false when the sandbox is to end."""
@@ -3143,7 +3153,6 @@ class Supervisor:
 
     def on_result(self, data: bytes) -> None:
         self.frames.feed(data)
-        self.inside = self.inside or self.frames.started > 0
         if self.frames.total > self.limits.output_bytes + MIB:
             raise OutputLimit(self.frames.total)
         if (self.frames.done is not None or self.frames.error) and not self.finished_at:
@@ -3164,11 +3173,14 @@ class Supervisor:
             report = json.loads(line)
             if "child-pid" in report and not self.child_pid:
                 self.child_pid = int(report["child-pid"])
-                with suppress(ProcessLookupError):
+                with suppress(ProcessLookupError, BrokenPipeError):  # it has ended, and bwrap says why
                     self.child_fd = os.pidfd_open(self.child_pid)
+                    if self.gate >= 0:
+                        self.open_gate()
             self.exit_code = report.get("exit-code", self.exit_code)
 
     def sample(self) -> None:
+        self.inside = self.inside or os.path.exists(f"/proc/{self.child_pid}/root{CHILD}")
         if not self.inside:
             self.monitor.next_sample = time.monotonic() + Monitor.INTERVAL
             return
@@ -3214,9 +3226,9 @@ class Session(Supervisor):
 
     def __init__(self, host: "Host", box: Sandbox, request: dict[str, Any]) -> None:
         super().__init__(host, box, {**request, "phase": "serve"}, Receiver())
-        limits = self.request.pop("rlimits")
-        self.request["task_rlimits"] = {"RLIMIT_CPU": limits.pop("RLIMIT_CPU")}  # a fork's CPU time starts at zero
-        self.request["rlimits"] = limits
+        self.request["task_rlimits"] = {
+            "RLIMIT_CPU": self.rlimits.pop("RLIMIT_CPU")
+        }  # a fork's CPU time starts at zero
         self.alive, self.ended, self.threads, self.served = True, False, -1, 0
 
     def open(self, cleanup: ExitStack) -> None:
@@ -3465,7 +3477,7 @@ def read_some(fd: int) -> bytes | None:
 
 
 def rlimits(limits: Limits) -> dict[str, int]:
-    """What the child sets on itself before anything of the bundle runs (setrlimit(2))."""
+    """What bwrap is started under (setrlimit(2)), so that it holds before anything of the bundle runs."""
     return {
         "RLIMIT_CORE": 0,
         "RLIMIT_CPU": int(limits.cpu_seconds) + 1,
@@ -3720,11 +3732,13 @@ def make_sandbox(
     system += [Mount(etc, "/etc"), *(Mount(path, path) for path in paths if path.startswith("/etc/"))]
     environment = {name: value for name, value in os.environ.items() if name in policy.pass_environment}
     environment.update(policy.environment)
-    # Not -I, which would ignore PYTHONHASHSEED: the environment is the profile's alone, and the child drops its own
-    # folder from sys.path.
-    command = [python, "-s", "-S", "-u", "-B", "/runner/child", "--sandboxed-child"]
-    wanted = [*system, Mount(child, "/runner/child"), *mounts]
+    # A venv's interpreter as in any venv: what it starts with its own flags must see the venv and the bundle. Not -I,
+    # which would hide them, and ignore PYTHONHASHSEED: the environment is the profile's alone, a venv has no user
+    # site, and nothing else lies in the child's own folder. Where no code of a bundle runs, no site is needed.
+    flags = ["-u", "-B"] if python.startswith(VENV) else ["-I", "-S", "-u", "-B"]
+    wanted = [*system, Mount(child, CHILD), *mounts]
     everything = [Mount(host.stage.source(mount.source), mount.target) for mount in wanted]
+    command = [python, *flags, CHILD, "--sandboxed-child"]
     return Sandbox(phase, policy, host.profile.sandbox, everything, links, environment, cwd, command)
 
 

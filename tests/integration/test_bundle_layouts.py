@@ -7,8 +7,6 @@ import shutil
 import stat
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,17 +18,6 @@ from servers import LocalServer, local_profile, sdist, wheel
 Bundle = Callable[..., Path]
 WIRE = "def wire(entrypoint, params, seed):\n    return {'out': NAME}\n\nNAME = __name__\n"
 POINTS = f'[project.entry-points."{GROUP}"]\nexecute = '
-
-
-@pytest.fixture(scope="module")
-def index() -> None:
-    """The package index that the caller's environment names: some bundles need setuptools from it."""
-    url = os.environ.get("UV_DEFAULT_INDEX") or os.environ.get("PIP_INDEX_URL") or "https://pypi.org/simple"
-    try:
-        urllib.request.urlopen(url.rstrip("/") + "/setuptools/", timeout=10).close()
-    except (OSError, ValueError) as error:
-        if not isinstance(error, urllib.error.HTTPError) or error.code >= 500:
-            pytest.skip(f"no package index can be reached: {error}")
 
 
 @pytest.fixture(scope="module")
