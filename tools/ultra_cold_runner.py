@@ -2745,7 +2745,8 @@ class Cgroup:
                 self.write(controller, name, 0)
 
     def counters(self) -> dict[str, float]:
-        """User and system time of every process that was ever in the group, in seconds; refusals of memory and pids."""
+        """User and system time of every process that was ever in the group, in seconds; processes killed for want of
+        memory, times that memory was short, and refusals of pids."""
         if "" in self.paths:
             user, system = (self.keyed("", "cpu.stat", f"{kind}_usec") / 1e6 for kind in ("user", "system"))
         else:
@@ -2753,7 +2754,18 @@ class Cgroup:
                 int(self.read("cpuacct", f"cpuacct.usage_{kind}").strip() or 0) / 1e9 for kind in ("user", "sys")
             )
         memory = self.keyed("memory", "memory.events" if "" in self.paths else "memory.oom_control", "oom_kill")
-        return {"user": user, "system": system, "memory": memory, "pids": self.keyed("pids", "pids.events", "max")}
+        short = self.keyed("", "memory.events", "max") if "" in self.paths else self.failures()
+        pids = self.keyed("pids", "pids.events", "max")
+        return {"user": user, "system": system, "memory": memory, "short": short, "pids": pids}
+
+    def failures(self) -> int:
+        return sum(int(self.read("memory", f"memory.{kind}failcnt") or 0) for kind in ("", "memsw."))
+
+    def is_full(self, limit: int) -> bool:
+        """Whether the group is at its memory limit with what can't be given back, as the cached pages of files can."""
+        usage = int(self.read("memory", "memory.current" if "" in self.paths else "memory.usage_in_bytes") or 0)
+        files = sum(self.keyed("memory", "memory.stat", f"{state}_file") for state in ("active", "inactive"))
+        return usage - files > 0.9 * limit
 
     def since(self, name: str) -> float:
         return self.counters()[name] - self.before.get(name, 0)
@@ -3190,18 +3202,31 @@ class Supervisor:
     def end(self) -> None:
         """Kill whatever is left, members before the namespace's init, and reap it; then nothing can be alive."""
         with Killed.held():
-            if self.cgroup is None and self.frames.done is None:
-                self.sample()  # a bomb may have reported its end before the first sample was due
+            self.judge()
             if self.cgroup:
-                self.monitor.read_cgroup(self.cgroup)
-                if self.frames.done is None:
-                    self.violation = self.violation or self.monitor.violation(self.limits, self.box.policy, self.cgroup)
                 self.cgroup.kill()
             if self.child_fd >= 0:
                 with suppress(ProcessLookupError):
                     signal.pidfd_send_signal(self.child_fd, signal.SIGKILL)
                 os.close(self.child_fd)
             self.monitor.reap(self.process)
+
+    def judge(self) -> None:
+        """Look for the last time, before all is killed, at what limit was reached."""
+        if self.cgroup:
+            self.monitor.read_cgroup(self.cgroup)
+        elif self.frames.done is None:
+            self.sample()  # a bomb may have reported its end before the first sample was due
+        if self.frames.done is not None:
+            return
+        seen = self.monitor.violation(self.limits, self.box.policy, self.cgroup) if self.cgroup else None
+        if self.violation and self.violation.type in ("timeout", "cpu_limit"):
+            stalled = self.monitor.stalled(self.cgroup, self.limits.memory_bytes)
+            if stalled or (seen and seen.type == "memory_limit"):
+                self.violation = Violation(
+                    "memory_limit", "memory_bytes", self.limits.memory_bytes, self.monitor.memory
+                )
+        self.violation = self.violation or seen
 
     def outcome(self, ended: float) -> Outcome:
         """What came of it. Raises the Failure that a frame was refused with."""
@@ -3270,17 +3295,15 @@ class Session(Supervisor):
         while running and not self.ended:
             running = self.step()
         if not self.ended and self.process.returncode is None:
+            self.judge()
             self.write(KILL)
             self.wait_for_end()
         self.alive = self.ended and self.served < self.host.profile.serve.tasks_per_sandbox
         self.drain()
         if self.cgroup:
-            self.monitor.read_cgroup(self.cgroup)
-            if self.frames.done is None:
-                self.violation = self.violation or self.monitor.violation(self.limits, self.box.policy, self.cgroup)
-        self.exit_code = (
-            137 if self.exit_code is None else self.exit_code
-        )  # the sandbox's own end took the task with it
+            self.judge()
+        if self.exit_code is None:
+            self.exit_code = 137  # the sandbox's own end took the task with it
         return self.outcome(time.monotonic())
 
     def write(self, data: bytes) -> bool:
@@ -3317,6 +3340,7 @@ class Monitor:
     """
 
     FIRST, INTERVAL = 0.05, 0.05  # seconds
+    STALL = 1.0  # seconds
     SHARE = 20  # a sample takes at most 1/SHARE of the time, or half of it where memory may be over its limit
 
     def __init__(self) -> None:
@@ -3325,6 +3349,7 @@ class Monitor:
         self.user, self.system = 0.0, 0.0
         self.io: dict[tuple[int, float], tuple[int, int]] = {}
         self.tmp_full = False
+        self.short, self.short_at = 0.0, 0.0  # how often memory was short until now, and when that last grew
         self.waited_user, self.waited_system, self.waited_memory = 0.0, 0.0, 0.0
         self.blocks_read, self.blocks_written = 0, 0
 
@@ -3365,6 +3390,15 @@ class Monitor:
         self.user, self.system = cgroup.since("user"), cgroup.since("system")
         self.memory = max(self.memory, cgroup.peak_memory())
         self.tasks = max(self.tasks, cgroup.peak_pids() - Cgroup.OVERHEAD)
+        if cgroup.since("short") > self.short:
+            self.short, self.short_at = cgroup.since("short"), time.monotonic()
+
+    def stalled(self, cgroup: Cgroup | None, limit: int) -> bool:
+        """Whether the task was waiting for memory up to now: the kernel takes pages back for long before it kills."""
+        if cgroup is None or not cgroup.is_full(limit):
+            return False
+        waiting = cgroup.keyed("memory", "memory.oom_control", "under_oom") > 0  # version 1 alone has it
+        return waiting or time.monotonic() - self.short_at < self.STALL
 
     def violation(self, limits: Limits, policy: PhasePolicy, cgroup: Cgroup | None) -> Violation | None:
         """The first limit that the samples show to be reached."""

@@ -1,11 +1,12 @@
 """Every limit ends what goes over it, and is named with its value and what was seen."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Runner
+from conftest import Runner, parse_line
 
 Bundle = Callable[..., Path]
 WithProfile = Callable[[str], tuple[str, ...]]
@@ -187,3 +188,34 @@ def test_the_tail_of_stderr_comes_with_an_error(run: Runner, bundle: Bundle) -> 
 def test_the_log_of_the_runner_is_bounded(run: Runner, bundle: Bundle) -> None:
     result = run(bundle(wire("for _ in range(100): print('x' * 100_000)")))
     assert result.code == 0 and len(result.stderr) <= 300 * 1024
+
+
+STALL = """
+import time
+def wire(entrypoint, params, seed):
+    held = bytearray(300 << 20)
+    return {"out": "x"}
+"""
+
+
+@pytest.mark.parametrize("served", [False, True])
+def test_a_task_that_waits_for_memory_met_the_memory_limit(
+    run: Runner, bundle: Bundle, profile_with: Callable[[str], tuple[str, ...]], runner_module: Any, served: bool
+) -> None:
+    """The kernel may take pages back for longer than the task has; here it is told never to kill."""
+    parent = runner_module.Cgroup.parents().get("memory")
+    if parent is None:
+        pytest.skip("only control groups of version 1 can be told not to kill, and only by root")
+    limits = "[execute.limits]\nmemory_bytes = '200MiB'\nwall_seconds = 4\n"
+    options = [*profile_with(limits), *(["--serve"] if served else [])]
+    process = run.start(bundle(STALL), *options)
+    assert process.stdin and process.stdout
+    process.stdin.write(json.dumps({"entrypoint": "main", "params": {}, "seed": 1}).encode() + b"\n")
+    process.stdin.close()
+    group: list[Path] = []
+    while not group and process.poll() is None:
+        group = list(Path(parent).glob(f".run-{process.pid}-*-execute"))
+    (group[0] / "memory.oom_control").write_text("1")
+    error = parse_line(process.stdout.readlines()[-1])["_fatal_error"]
+    process.wait()
+    assert error["type"] == "memory_limit" and error["limit"]["name"] == "memory_bytes", error

@@ -127,6 +127,7 @@ INVALID = {
     "bind that climbs": ('[execute]\nread_only = ["/usr/../root"]', "execute.read_only"),
     "bind of a neighbour": ('[execute]\nread_only = ["/usrlocal"]', "execute.read_only"),
     "userns left open": ('[sandbox]\nnested_userns = "no"', "sandbox.nested_userns"),
+    "variables of Python": ('[execute]\npass_environment = ["PYTHONPATH"]', "execute.pass_environment"),
     "mask outside proc": ('[sandbox]\nmasked = ["/etc"]', "sandbox.masked"),
     "mask that climbs": ('[sandbox]\nmasked = ["/proc/../etc"]', "sandbox.masked"),
     "uid 0": ("[host]\nuids = [0, 10]", "host.uids"),

@@ -1,0 +1,39 @@
+"""What a control group tells, read from files as each version has them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+V2 = {"memory.current": "{usage}\n", "memory.stat": "anon 1\nactive_file {active}\ninactive_file {inactive}\n"}
+V2 |= {"memory.events": "low 0\nhigh 0\nmax {short}\noom 1\noom_kill 0\n", "cpu.stat": "user_usec 5000000\n"}
+V1 = {"memory.usage_in_bytes": "{usage}\n", "memory.failcnt": "{short}\n", "memory.memsw.failcnt": "0\n"}
+V1 |= {"memory.stat": V2["memory.stat"], "memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 0\n"}
+
+
+@pytest.mark.parametrize("files", [V1, V2], ids=["v1", "v2"])
+@pytest.mark.parametrize(
+    "usage, active, inactive, full",
+    [(100, 0, 0, True), (95, 2, 2, True), (100, 60, 0, False), (100, 0, 60, False), (50, 0, 0, False)],
+)
+def test_what_can_be_given_back_does_not_fill_a_group(
+    runner_module: Any, tmp_path: Path, files: dict[str, str], usage: int, active: int, inactive: int, full: bool
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text.format(usage=usage, active=active, inactive=inactive, short=7))
+    group = runner_module.Cgroup({"": str(tmp_path)} if files is V2 else {"memory": str(tmp_path)})
+    if files is V1:
+        group.paths.update(dict.fromkeys(("pids", "cpuacct"), str(tmp_path)))
+    assert group.is_full(100) is full
+    assert group.since("short") == 7 and group.since("memory") == 0
+
+
+def test_a_task_that_was_short_of_memory_long_ago_is_not_waiting_for_it(runner_module: Any, tmp_path: Path) -> None:
+    for name, text in V2.items():
+        (tmp_path / name).write_text(text.format(usage=100, active=0, inactive=0, short=7))
+    group, monitor = runner_module.Cgroup({"": str(tmp_path)}), runner_module.Monitor()
+    assert not monitor.stalled(group, 100)
+    monitor.read_cgroup(group)
+    assert monitor.stalled(group, 100) and not monitor.stalled(None, 100)
+    monitor.short_at -= monitor.STALL
+    assert not monitor.stalled(group, 100)
