@@ -35,6 +35,7 @@ HEADER_BYTES = 13
 TEXT_CAP = 64 * 1024  # bytes of a message or traceback that a child reports
 BUNDLE, VENV, TREE, SOURCE, TOOLS, CHILD = "/bundle", "/venv", "/tree", "/source", "/tools", "/runner/child"
 INSTRUMENT = "/runner/instrument"
+SHADOW = "/tmp/bundle"  # see make_shadow
 CA_FILE = "/etc/ssl/certs/ca-certificates.crt"
 
 
@@ -191,12 +192,47 @@ def load_object(reference: str) -> "Any":
 
 def execute(request: "dict[str, Any]", pipe: ResultPipe) -> None:
     enter_bundle()
+    enter_working_directory(request["shadow"])
     run_task_code(request, pipe)
 
 
 def enter_bundle() -> None:
     sys.path.insert(0, BUNDLE)
     importlib.invalidate_caches()
+
+
+def enter_working_directory(limit: int, mode: int = 0o755) -> None:
+    """Go where a task runs: into the bundle itself where `limit` is 0, else into a new shadow of it."""
+    os.chdir(BUNDLE)
+    if limit:
+        make_shadow(limit, mode)
+        os.chdir(SHADOW)
+
+
+def make_shadow(limit: int, mode: int) -> None:
+    """The bundle's folders as folders of the tmpfs, with this mode, and its files as links to the read-only ones.
+
+    Links of the bundle stay as they are, and lead to the shadow's own. Where the bundle has more than `limit`
+    entries only its top level is mirrored, and the folders in it are links too.
+    """
+    entries, folders = [], [""]  # both grow while they are read
+    for folder in folders:
+        for entry in os.scandir(BUNDLE + folder):
+            path = folder + "/" + entry.name
+            entries.append((path, entry.is_symlink(), entry.is_dir(follow_symlinks=False)))
+            if entries[-1][2]:
+                folders.append(path)
+        if len(entries) > limit:
+            entries = [(path, link, False) for path, link, _ in entries if path.count("/") == 1]
+            folders = [""]
+            break
+    for folder in folders:
+        os.mkdir(SHADOW + folder)
+    for path, is_link, is_folder in entries:
+        if not is_folder:
+            os.symlink(os.readlink(BUNDLE + path) if is_link else BUNDLE + path, SHADOW + path)
+    for folder in folders:
+        os.chmod(SHADOW + folder, mode)
 
 
 def run_task_code(request: "dict[str, Any]", pipe: ResultPipe) -> None:
@@ -372,10 +408,7 @@ def serve(request: "dict[str, Any]", pipe: ResultPipe) -> None:
     tasks, control = request["descriptors"]["tasks"], request["descriptors"]["control"]
     enter_bundle()
     if request["preload"]:
-        try:
-            load_object(request["wire"])
-        except BaseException as error:  # each task will meet it again, and report it
-            print("preload:", type_name(error), file=sys.stderr)
+        preload(request)
     set_dumpable(False)
     state = sandbox_state()
     os.write(control, READY + count_threads().to_bytes(4, "big"))
@@ -396,6 +429,22 @@ def serve(request: "dict[str, Any]", pipe: ResultPipe) -> None:
             os.write(control, ENDED + status.to_bytes(4, "big"))
         elif not kind:
             os._exit(0)
+
+
+def preload(request: "dict[str, Any]") -> None:
+    """Import the wire function where each task will stand, but where nothing can be left: what an import writes to
+    its working directory fails here, and is written by each task that imports anew."""
+    import shutil
+
+    enter_working_directory(request["shadow"], 0o555)
+    try:
+        load_object(request["wire"])
+    except BaseException as error:  # each task will meet it again, and report it
+        print("preload:", type_name(error), file=sys.stderr)
+    os.chdir(BUNDLE)
+    for folder, _, _ in os.walk(SHADOW):
+        os.chmod(folder, 0o755)
+    shutil.rmtree(SHADOW, ignore_errors=True)
 
 
 def read_exactly(fd: int, size: int) -> bytes:
@@ -447,6 +496,7 @@ def run_forked(body: bytes, request: "dict[str, Any]", pipe: ResultPipe) -> None
         set_dumpable(True)
         set_rlimits(request["task_rlimits"])
         pipe.send(STARTED)
+        enter_working_directory(request["shadow"])
         run_task_code({"task": marshal.loads(body), "wire": request["wire"]}, pipe)
     except BaseException as error:
         close_others([pipe.fd])  # the work is over, and may have used up the descriptors
@@ -504,6 +554,7 @@ def clear_sandbox() -> None:
 
 def shell(request: "dict[str, Any]", pipe: ResultPipe) -> None:
     """Give an engineer a shell where the task would run."""
+    enter_working_directory(request["shadow"])
     terminal = request["descriptors"]["terminal"]
     for fd in (0, 1, 2):
         os.dup2(terminal, fd)
@@ -515,6 +566,7 @@ def instrument(request: "dict[str, Any]", pipe: ResultPipe) -> None:
     import runpy
 
     enter_bundle()
+    enter_working_directory(request["shadow"])
     runpy.run_path(INSTRUMENT, run_name="instrument")["main"](request, pipe, sys.modules[__name__])
 
 
@@ -974,13 +1026,17 @@ class Limits(NamedTuple):
 
 class PhasePolicy(NamedTuple):
     network: bool
-    read_only: list[str]  # host paths, bound read-only where they are; one that does not exist is left out
+    read_only: list[str]  # host paths, bound read-only where they are, `*` for part of a name; left out if not there
+    programs: list[str]  # of the host's /usr/bin and /usr/sbin, as copies without privileges; left out if not there
     tmp_bytes: int
     shm_bytes: int
     shell: bool
     pass_environment: list[str]
     environment: dict[str, str]
     limits: Limits
+    privileged_files: bool = True  # whether files with set-uid, set-gid or capabilities can be seen
+    working_directory: str = "bundle"  # of a task: the read-only "bundle", or a "shadow" of it that can be written
+    shadow_max_entries: int = 0  # over so many files and folders only the top level has a shadow
 
 
 class BundlePolicy(NamedTuple):
@@ -1168,6 +1224,14 @@ def check_profile(profile: Profile, path: str) -> None:
         policy: PhasePolicy = getattr(profile, phase)
         if any(name.startswith("PYTHON") for name in policy.pass_environment):
             raise profile_error(path, f"{phase}.pass_environment", "no PYTHON* of the caller may reach a sandbox")
+        shadow = policy.working_directory == "shadow"
+        if policy.working_directory not in ("bundle", "shadow") or (shadow and phase != "execute"):
+            raise profile_error(path, f"{phase}.working_directory", "must be 'bundle', or of execute 'shadow'")
+        if shadow and not policy.shadow_max_entries:
+            raise profile_error(path, f"{phase}.shadow_max_entries", "must be more than zero where there is a shadow")
+        for program in policy.programs:
+            if not re.fullmatch(r"[A-Za-z0-9._+\[-]+", program):
+                raise profile_error(path, f"{phase}.programs", f"{program!r} is not the name of a program")
         for bind in policy.read_only:
             allowed = any(bind == top or bind.startswith(top + "/") for top in BINDABLE)
             if not allowed or os.path.normpath(bind) != bind:
@@ -1720,8 +1784,8 @@ class Interpreter(NamedTuple):
 
     def mounts(self) -> list[str]:
         """What it needs to start. A prefix of its own is bound whole; of /usr only its standard library."""
-        if self.prefix == "/usr":
-            return [self.executable, self.stdlib]
+        if self.prefix in ("/usr", "/usr/local"):
+            return [self.executable, self.stdlib, *matching(f"{self.prefix}/lib/libpython{self.version[:1]}*")]
         return sorted({self.prefix, self.exec_prefix, self.executable, self.stdlib})
 
 
@@ -1985,6 +2049,7 @@ class Store:
     wheels/<sha256>/<file name>          wheel files
     trees/<key>                          wheels unpacked, with bytecode, and their manifest
     built/<key>, resolved/<key>          which wheel a source gave; which wheels dependencies gave
+    system/<key>                         copies of the host's everyday programs
     venvs/<key>                          whole environments, with REUSE=1
     """
 
@@ -2009,7 +2074,7 @@ class Store:
         self.run = transient(os.path.join(base, "run"), cleanup)
         self.kept = base if keep else self.run
         self.venvs = os.path.abspath(venvs) if venvs else os.path.join(self.kept, "venvs")
-        for folder in ("wheels", "trees", "built", "resolved", "locks"):
+        for folder in ("wheels", "trees", "built", "resolved", "system", "locks"):
             os.makedirs(os.path.join(self.kept, folder), mode=0o700, exist_ok=True)
 
     def path(self, *parts: str) -> str:
@@ -2528,6 +2593,7 @@ class Sandbox(NamedTuple):
     environment: dict[str, str]
     cwd: str
     command: list[str]
+    covers: tuple[Mount, ...] = ()  # files over files of a mount, or over those of /proc
 
 
 class Descriptors(NamedTuple):
@@ -2552,6 +2618,8 @@ def bwrap_arguments(box: Sandbox, fds: Descriptors) -> list[str]:
     for text, path in box.links:
         options += ["--symlink", text, path]
     options += file_systems(common, policy)
+    for cover in box.covers:
+        options += ["--ro-bind", cover.source, cover.target]
     for fd in fds.seccomp:
         options += ["--add-seccomp-fd", str(fd)]
     options += ["--block-fd", str(fds.gate)] if fds.gate >= 0 else []
@@ -2575,7 +2643,8 @@ def file_systems(common: SandboxPolicy, policy: PhasePolicy) -> list[str]:
 def system_mounts(policy: PhasePolicy, interpreters: Iterable[Interpreter]) -> tuple[list[str], list[tuple[str, str]]]:
     """The host paths that a phase reads, none below another, and the links (/lib to usr/lib) among them."""
     links, paths = [], set()
-    for path in [*policy.read_only, *(mount for interpreter in interpreters for mount in interpreter.mounts())]:
+    named = [path for pattern in policy.read_only for path in matching(pattern)]
+    for path in [*named, *(mount for interpreter in interpreters for mount in interpreter.mounts())]:
         top = "/" + path.split("/")[1]
         if os.path.islink(top) and (os.readlink(top), top) not in links:
             links.append((os.readlink(top), top))
@@ -2593,6 +2662,94 @@ def system_mounts(policy: PhasePolicy, interpreters: Iterable[Interpreter]) -> t
         if not any(path.startswith(other + "/") for other in kept):
             kept.append(path)
     return kept, [link for link in links if not any(link[1].startswith(path + "/") for path in kept)]
+
+
+def matching(pattern: str) -> list[str]:
+    """The path, or those that a `*` in its last part stands for."""
+    folder, name = os.path.split(pattern)
+    if "*" not in name:
+        return [pattern]
+    expression = re.compile(re.escape(name).replace(r"\*", ".*"))
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    return [os.path.join(folder, name) for name in sorted(names) if expression.fullmatch(name)]
+
+
+PROGRAM_FOLDERS = ("/usr/bin", "/usr/sbin", "/bin", "/sbin")
+# What changes with the host's software: a package that is installed or upgraded touches one of them.
+SOFTWARE = (*PROGRAM_FOLDERS, "/etc/alternatives", "/var/lib/dpkg/status", "/var/lib/rpm", "/usr/lib/sysimage/rpm")
+
+
+class System(NamedTuple):
+    """What a phase gets of the host's own software beside its mounts. Kept until that software changes."""
+
+    programs: str  # a folder with copies of the profile's programs, or ""
+    covered: list[str]  # files in the mounts that would give who runs them more rights
+
+
+def survey_system(store: Store, policy: PhasePolicy, paths: list[str]) -> System:
+    """Copy the profile's programs to one folder, which is one mount and holds no privileged file; find those of the
+    mounts. The folder has an empty file for each mount below /usr/bin."""
+    below = [path[len("/usr/bin/") :] for path in paths if path.startswith("/usr/bin/")] if policy.programs else []
+    stamps = [os.stat(path).st_mtime_ns if os.path.exists(path) else 0 for path in [*SOFTWARE, *paths]]
+    key = digest_of("system", policy.programs, policy.privileged_files, paths, below, stamps)
+    folder, programs = store.path("system", key), store.path("system", key, "bin")
+
+    def load() -> System | None:
+        with suppress(OSError, ValueError, KeyError, TypeError), open(f"{folder}/record", encoding="utf-8") as file:
+            record = json.load(file)
+            if not policy.programs or record["files"] == digest_of(list_files(programs)):
+                return System(programs if policy.programs else "", record["covered"])
+        return None
+
+    def make() -> None:
+        aside = store.scratch(f"system-{key}")
+        os.makedirs(f"{aside}/bin")
+        os.chmod(aside, 0o711)
+        for name in [*policy.programs, *below]:
+            found = (os.path.join(place, name) for place in PROGRAM_FOLDERS)
+            source = "" if name in below else next(filter(os.path.isfile, found), None)
+            if source is not None:
+                copy_program(source, f"{aside}/bin/{name}")
+        covered = [] if policy.privileged_files else [file for path in paths for file in privileged_files(path)]
+        record = {"covered": covered, "files": digest_of(list_files(f"{aside}/bin"))}
+        write_file(f"{aside}/record", json.dumps(record).encode())
+        remove_tree(folder)
+        os.rename(aside, folder)
+
+    return store.once(key, load, make)
+
+
+def copy_program(source: str, target: str) -> None:
+    data = b""
+    if source:
+        with open(source, "rb") as file:
+            data = file.read()
+    write_file(target, data)
+    os.chmod(target, 0o555)
+
+
+def privileged_files(top: str) -> Iterator[str]:
+    """The regular files at or below a path that have set-uid, set-gid or capabilities (execve(2))."""
+    waiting = [top]
+    while waiting:
+        path = waiting.pop()
+        with suppress(OSError):
+            status = os.lstat(path)
+            if stat.S_ISDIR(status.st_mode):
+                waiting += [os.path.join(path, name) for name in os.listdir(path)]
+            elif stat.S_ISREG(status.st_mode) and status.st_mode & 0o111:
+                rights = status.st_mode & (stat.S_ISUID | stat.S_ISGID)
+                if rights or "security.capability" in os.listxattr(path):
+                    yield path
+
+
+def write_meminfo(path: str, policy: PhasePolicy) -> str:
+    """/proc/meminfo as a task meets it (proc_meminfo(5)): its limit, of which it can use all, not the host's memory."""
+    total = min(policy.limits.memory_bytes, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")) // 1024
+    names = "Buffers Cached SwapCached Active Inactive SwapTotal SwapFree Dirty Shmem Slab SReclaimable SUnreclaim"
+    amounts = dict.fromkeys(("MemTotal", "MemFree", "MemAvailable"), total) | dict.fromkeys(names.split(), 0)
+    write_file(path, "".join(f"{name + ':':<15} {amount:>8} kB\n" for name, amount in amounts.items()).encode())
+    return path
 
 
 def write_etc(folder: str, common: SandboxPolicy, network: bool) -> None:
@@ -3021,6 +3178,7 @@ class Supervisor:
         self.frames = Frames(receiver, self.limits.output_bytes)
         self.request = {**request, "phase": request.get("phase", box.phase)}
         self.rlimits, self.gate = rlimits(self.limits), -1
+        self.request["shadow"] = box.policy.shadow_max_entries if box.policy.working_directory == "shadow" else 0
         self.stderr, self.stderr_bytes = bytearray(), 0
         self.status = bytearray()
         self.child_pid, self.child_fd = 0, -1
@@ -3517,6 +3675,7 @@ def rlimits(limits: Limits) -> dict[str, int]:
         "RLIMIT_CPU": int(limits.cpu_seconds) + 1,
         "RLIMIT_FSIZE": limits.file_bytes,
         "RLIMIT_NOFILE": limits.open_files,
+        "RLIMIT_RSS": limits.memory_bytes,  # no kernel enforces it; libraries (dask) read it
         "RLIMIT_NPROC": limits.processes + 16,  # a second line: the cgroup, or polling, says who reached the limit
     }
 
@@ -3753,16 +3912,21 @@ def make_sandbox(
     host: Host, phase: str, interpreters: list[Interpreter], python: str, mounts: list[Mount], cwd: str
 ) -> Sandbox:
     """The sandbox of a phase: system, synthetic /etc, the child program, and what the phase itself needs."""
-    policy: PhasePolicy = getattr(host.profile, phase)
+    common, policy = host.profile.sandbox, getattr(host.profile, phase)
     paths, links = system_mounts(policy, interpreters)
     etc = host.store.scratch(f"etc-{phase}")
     if not os.path.exists(etc):
-        write_etc(etc, host.profile.sandbox, policy.network)
+        write_etc(etc, common, policy.network)
         for path in paths:
             if path.startswith("/etc/"):
                 os.makedirs(os.path.join(etc, path[len("/etc/") :]), exist_ok=True)
+    found = survey_system(host.store, policy, paths)
+    covers = [Mount("/dev/null", path) for path in found.covered if os.path.exists(path)]
+    covers += [Mount(write_meminfo(host.store.scratch("meminfo"), policy), "/proc/meminfo")] if common.proc else []
+    system = [Mount(found.programs, "/usr/bin")] if found.programs else []
+    links += [("usr/bin", "/bin"), ("usr/bin", "/sbin"), ("bin", "/usr/sbin")] if found.programs else []
     child = child_file(host.store, interpreters[-1])
-    system = [Mount(path, path) for path in paths if not path.startswith("/etc/")]
+    system += [Mount(path, path) for path in paths if not path.startswith("/etc/")]
     system += [Mount(etc, "/etc"), *(Mount(path, path) for path in paths if path.startswith("/etc/"))]
     environment = {name: value for name, value in os.environ.items() if name in policy.pass_environment}
     environment.update(policy.environment)
@@ -3771,9 +3935,12 @@ def make_sandbox(
     # site, and nothing else lies in the child's own folder. Where no code of a bundle runs, no site is needed.
     flags = ["-u", "-B"] if python.startswith(VENV) else ["-I", "-S", "-u", "-B"]
     wanted = [*system, Mount(child, CHILD), *mounts]
-    everything = [Mount(host.stage.source(mount.source), mount.target) for mount in wanted]
+    everything, over = (
+        [Mount(host.stage.source(mount.source), mount.target) for mount in group] for group in (wanted, covers)
+    )
     command = [python, *flags, CHILD, "--sandboxed-child"]
-    return Sandbox(phase, policy, host.profile.sandbox, everything, links, environment, cwd, command)
+    placed = list(dict.fromkeys(links))
+    return Sandbox(phase, policy, common, everything, placed, environment, cwd, command, tuple(over))
 
 
 def child_file(store: Store, interpreter: Interpreter) -> str:
@@ -5062,7 +5229,7 @@ def print_bwrap(options: argparse.Namespace, host: Host) -> dict[str, Any]:
 def cache_command(options: argparse.Namespace, cleanup: ExitStack) -> dict[str, Any]:
     """Show what is kept, or remove what was not used for some days, or everything."""
     store = Store(options.store_dir or default_store(), options.venvs_dir, cleanup)
-    kinds = {kind: store.path(kind) for kind in ("wheels", "trees", "built", "resolved")}
+    kinds = {kind: store.path(kind) for kind in ("wheels", "trees", "built", "resolved", "system")}
     kinds["venvs"] = store.venvs
     oldest = time.time() - options.older_than * 86400
     report = {}

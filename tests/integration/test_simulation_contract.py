@@ -188,7 +188,7 @@ def test_the_childs_surroundings(run: Runner, bundle: Bundle) -> None:
         "return {'out': json.dumps([os.getcwd(), sys.path, sys.flags.no_user_site, os.environ['HOME']])}"
     )
     cwd, path, isolated, home = json.loads(run(bundle(wire(body))).outputs["out"])
-    assert cwd == "/bundle" and path[0] == "/bundle" and isolated == 1 and home == "/tmp/home"
+    assert cwd == "/tmp/bundle" and path[0] == "/bundle" and isolated == 1 and home == "/tmp/home"
     assert [entry for entry in path if entry.endswith("site-packages")] == [path[-1]]
     assert path[-1].startswith("/venv/")
 
@@ -264,13 +264,13 @@ def test_deep_parameters_arrive_or_are_refused(run: Runner, bundle: Bundle) -> N
 def test_two_tasks_see_nothing_of_each_other(run: Runner, bundle: Bundle) -> None:
     body = (
         "import os\n"
-        "found = os.listdir('/tmp') + os.listdir('/dev/shm') + os.listdir('/tmp/home')\n"
+        "found = sorted(os.listdir('/tmp')) + os.listdir('/dev/shm') + os.listdir('/tmp/home')\n"
         "open('/tmp/mark', 'w').close()\n"
         "open('/dev/shm/mark', 'w').close()\n"
         "return {'out': repr(found)}"
     )
     path = bundle(wire(body))
-    assert run(path).outputs == run(path).outputs == {"out": b"['home']"}
+    assert run(path).outputs == run(path).outputs == {"out": b"['bundle', 'home']"}
 
 
 def test_the_running_interpreter_is_used(run: Runner, bundle: Bundle) -> None:

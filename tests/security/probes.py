@@ -98,6 +98,7 @@ WIRE = (
     DRIVER
     + """
 def wire(entrypoint, params, seed):
+    os.chdir("/bundle")  # and not its shadow, where a task may write
     return {"verdicts": json.dumps(attempt_all(json.loads(params["table"]), json.loads(params["context"])))}
 """
 )
@@ -136,6 +137,7 @@ SECRETS = [
     "/dev/fuse", "/dev/net/tun", "/dev/kvm", "/dev/loop-control", "/dev/hwrng", "/dev/mapper",
     "/dev/disk", "/etc/pip.conf", "/etc/apt", "/var/run",
 ]  # fmt: skip
+PACKAGES = ["/var/lib/dpkg", "/var/lib/rpm", "/var/lib/apt", "/usr/lib/apt", "/usr/lib/dpkg", "/usr/share/dpkg"]
 NOT_THERE = ["/oldroot", "/newroot", "/.dockerenv", "/proc/1/root/oldroot", "/proc/1/root/newroot"]
 KERNEL_FILES = [
     "/proc/kallsyms", "/proc/keys", "/proc/key-users", "/proc/kcore", "/proc/cmdline", "/proc/timer_list",
@@ -147,6 +149,58 @@ KERNEL_FILES = [
 FILES = [
     *(probe("files", f"reads {path}", f'verdict = reads("{path}")', optional=ABSENT) for path in SECRETS),
     *(probe("files", f"finds {path}", f'verdict = reads("{path}")', optional=ABSENT) for path in NOT_THERE),
+    *(probe("files", f"reads {path}", f'verdict = reads("{path}")', optional=ABSENT) for path in PACKAGES),
+    probe(
+        "files",
+        "finds a file with set-uid, set-gid or capabilities",
+        """
+        def privileged(top):
+            for folder, folders, names in os.walk(top):
+                for name in names:
+                    status = os.lstat(folder + "/" + name)
+                    if not stat.S_ISREG(status.st_mode) or not status.st_mode & 0o111:
+                        continue
+                    if status.st_mode & 0o6000 or "security.capability" in os.listxattr(folder + "/" + name):
+                        return folder + "/" + name
+        tops = ["/usr/bin"] + ["/" + name for name in sorted(os.listdir("/"), reverse=True) if name != "proc"]
+        verdict = "ok" if any(privileged(top) for top in tops) else "none"
+        """,
+    ),
+    probe(
+        "files",
+        "finds a compiler, an assembler or a linker",
+        """
+        names = {"cc", "gcc", "g++", "c++", "cpp", "clang", "tcc", "cc1", "collect2", "as", "ld", "gold", "rustc", "go"}
+        found = [name for top in ("/usr/bin", "/usr/lib", "/usr/libexec") for _, _, files in os.walk(top)
+                 for name in files if name in names or name.endswith(("-gcc", "-ld", "-as"))]
+        verdict = "ok" if found else "none"
+        """,
+        optional="this host has no compiler",
+    ),
+    probe(
+        "files",
+        "finds something of /usr/local but the interpreter",
+        """
+        found = {folder + "/" + name for folder, _, names in os.walk("/usr/local") for name in names}
+        own = ("/usr/local/bin/python", "/usr/local/lib/python", "/usr/local/lib/libpython")
+        verdict = "ok" if [path for path in found if not path.startswith(own)] else "none"
+        """,
+        optional="this host has nothing there",
+    ),
+    probe(
+        "files",
+        "opens a file of the bundle for writing by its link in the working directory",
+        'verdict = writes("/tmp/bundle/probe.py")',
+        "none",
+        "there is no such link outside",
+    ),
+    probe(
+        "files",
+        "makes a file beside the target of a link in the working directory",
+        'verdict = makes(os.path.dirname(os.path.realpath("/tmp/bundle/probe.py")))',
+        "none",
+        "there is no such link outside",
+    ),
     *(
         probe(
             "kernel",
