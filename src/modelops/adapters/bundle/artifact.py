@@ -25,7 +25,7 @@ MAX_INDEX_BYTES = 8 << 20
 MAX_BUNDLE_BYTES = 4 << 30  # as the default sandbox profile has it: what is larger could not be run
 
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
-_WINDOWS_DEVICE = re.compile(r"(?:con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])(?:\..*)?", re.IGNORECASE)
+_WINDOWS_DEVICE = re.compile(r"(?:con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³]) *(?:\..*)?", re.IGNORECASE)
 _MAX_NAME, _MAX_PATH = 255, 1024  # bytes
 
 

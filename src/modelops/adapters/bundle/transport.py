@@ -52,8 +52,6 @@ class Transport:
 
     def __init__(self, patience: Patience) -> None:
         self.patience = patience
-        # The system's certificates; OpenSSL reads SSL_CERT_FILE and SSL_CERT_DIR.
-        self._context = ssl.create_default_context()
         self._pools: dict[str, httpcore.ConnectionPool] = {}
         self._lock = threading.Lock()
 
@@ -90,10 +88,13 @@ class Transport:
                 self._pools[proxy] = self._make_pool(proxy)
             return self._pools[proxy]
 
-    def _make_pool(self, proxy: str) -> httpcore.ConnectionPool:
+    @staticmethod
+    def _make_pool(proxy: str) -> httpcore.ConnectionPool:
         backend = _Backend()
+        # The system's certificates; OpenSSL reads SSL_CERT_FILE and SSL_CERT_DIR.
+        context = ssl.create_default_context()
         if not proxy:
-            return httpcore.ConnectionPool(ssl_context=self._context, max_connections=16, network_backend=backend)
+            return httpcore.ConnectionPool(ssl_context=context, max_connections=16, network_backend=backend)
         parts = urlsplit(proxy)
         login = None
         if parts.username is not None:
@@ -101,7 +102,7 @@ class Transport:
         return httpcore.HTTPProxy(
             f"{parts.scheme or 'http'}://{parts.netloc.rpartition('@')[2]}",
             proxy_auth=login,
-            ssl_context=self._context,
+            ssl_context=context,
             max_connections=16,
             network_backend=backend,
         )
@@ -122,13 +123,21 @@ class _Clock(threading.local):
 
     deadline: float | None = None
 
-    def remaining(self, timeout: float | None) -> float | None:
+    @contextmanager
+    def limit(self, timeout: float | None) -> Iterator[float | None]:
+        """Within the block, one wait, and the seconds that it may take. Overdue where the whole takes too long."""
         if self.deadline is None:
-            return timeout
+            yield timeout
+            return
         left = self.deadline - time.monotonic()
         if left <= 0:
             raise Overdue
-        return left if timeout is None else min(timeout, left)
+        try:
+            yield left if timeout is None else min(timeout, left)
+        except httpcore.TimeoutException:
+            if time.monotonic() >= self.deadline:
+                raise Overdue from None
+            raise
 
 
 _clock = _Clock()
@@ -148,8 +157,8 @@ class _Backend(httpcore.NetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.NetworkStream:
-        limit = _clock.remaining(timeout)
-        return _Stream(self._inner.connect_tcp(host, port, limit, local_address, socket_options))
+        with _clock.limit(timeout) as limit:
+            return _Stream(self._inner.connect_tcp(host, port, limit, local_address, socket_options))
 
 
 class _Stream(httpcore.NetworkStream):
@@ -157,10 +166,12 @@ class _Stream(httpcore.NetworkStream):
         self._inner = inner
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._inner.read(max_bytes, _clock.remaining(timeout))
+        with _clock.limit(timeout) as limit:
+            return self._inner.read(max_bytes, limit)
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self._inner.write(buffer, _clock.remaining(timeout))
+        with _clock.limit(timeout) as limit:
+            self._inner.write(buffer, limit)
 
     def close(self) -> None:
         self._inner.close()
@@ -168,7 +179,8 @@ class _Stream(httpcore.NetworkStream):
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.NetworkStream:
-        return _Stream(self._inner.start_tls(ssl_context, server_hostname, _clock.remaining(timeout)))
+        with _clock.limit(timeout) as limit:
+            return _Stream(self._inner.start_tls(ssl_context, server_hostname, limit))
 
     def get_extra_info(self, info: str) -> object:
         return self._inner.get_extra_info(info)
