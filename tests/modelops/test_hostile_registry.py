@@ -277,6 +277,7 @@ def test_what_it_sends(server: LocalServer, tmp_path: Path, behaviour: Behaviour
     assert server.paths().count(artifact.victim) == requests
 
 
+@pytest.mark.full("waits for what is slow on purpose")
 @pytest.mark.parametrize("behaviour", [slow_body, hang, endless_headers, endless_continue])
 def test_what_it_sends_slowly(server: LocalServer, tmp_path: Path, behaviour: Behaviour) -> None:
     artifact = Artifact()

@@ -1,8 +1,11 @@
 """`modelops bundle`: bundles and where they are kept. Results go to standard output, all else to standard error."""
 
+import json
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +16,9 @@ from rich.text import Text
 
 from modelops.adapters.bundle import BundleError, LocalBundleRepository
 from modelops.places import default_storage_dir
-from modelops.services.bundles import describe_bundle, open_target, pull_bundle
+from modelops.services.bundles import describe_bundle, find_bundle, open_target, pull_bundle
+from modelops.services.preflight import check_bundle
+from modelops.worker.settings import runner_settings
 
 app = typer.Typer(help="Bundles: the code of tasks, addressed by the digest of its content.", no_args_is_help=True)
 
@@ -105,6 +110,26 @@ def show(
     console.print(table)
 
 
+@app.command()
+def check(
+    bundle: Annotated[str, typer.Argument(metavar="DIR|REF", help="A bundle's directory, reference or tag.")],
+    profile: Annotated[str, typer.Option(help="Name or path of the sandbox profile.")] = "default",
+    as_json: Annotated[bool, typer.Option("--json", help="Print findings as JSON.")] = False,
+) -> None:
+    """Say what would fail, or differ from machine to machine, before anything is run. Status 1 if a task can't run."""
+    with saying_why():
+        folder = Path(bundle) if os.path.isdir(bundle) else find_bundle(bundle).folder
+    findings = check_bundle(folder.absolute(), runner_settings(profile))
+    if as_json:
+        print(json.dumps([asdict(finding) for finding in findings], indent=2))
+    else:
+        for finding in findings:
+            print(f"{finding.level}: {finding.check}: {printable(finding.message)}\n    {printable(finding.remedy)}")
+        print(f"{len(findings)} findings" if findings else "nothing found: the bundle can be run")
+    if any(finding.level == "error" for finding in findings):
+        raise typer.Exit(1)
+
+
 @contextmanager
 def saying_why() -> Iterator[None]:
     """Within the block, what a repository refuses is said on standard error, and ends the command with status 1."""
@@ -125,7 +150,7 @@ def open_repository(path: Path | None) -> LocalBundleRepository:
 
 def printable(text: str) -> str:
     """What others wrote, as a terminal can show it without doing what it says."""
-    return "".join(character if character.isprintable() else "?" for character in text)[:500]
+    return "".join(character if character.isprintable() else "?" for character in text)[:4000]
 
 
 def refused(error: BundleError) -> typer.Exit:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from modelops.adapters.bundle.sources import make_repository
+from modelops.adapters.exec_env.runner_settings import RunnerSettings
 from modelops.adapters.exec_env.sandboxed import SandboxedExecEnv
 from modelops.adapters.exec_env.select import make_exec_env
 from modelops.places import default_storage_dir
@@ -54,3 +55,16 @@ class WorkerSettings:
             timeout_seconds=float(timeout),
             max_servers=int(servers) if servers else max(4, threads, os.cpu_count() or 1),
         )
+
+
+def runner_settings(profile: str | None = None, environ: Mapping[str, str] = os.environ) -> RunnerSettings:
+    """How the runner is called outside of a worker: as one with these variables would call it."""
+    return RunnerSettings.of(
+        None,
+        profile=profile or environ.get("MODELOPS_SANDBOX_PROFILE") or "default",
+        profiles_dir=None,
+        runner_store_dir=environ.get("MODELOPS_RUNNER_STORE_DIR"),
+        venvs_dir=environ.get("VENVS_DIR"),
+        reuse=None,
+        env=None,
+    )

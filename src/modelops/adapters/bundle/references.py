@@ -114,7 +114,7 @@ def parse_target(text: str, registry: str | None, default_tag: str = "latest") -
     path, colon, tag = name.rpartition(":")
     if not colon or "/" in tag:  # the colon of a port
         path, tag = name, ""
-    if tag and not _TAG.fullmatch(tag):
+    if (tag or path != name) and not _TAG.fullmatch(tag):
         raise BundleError("bundle_ref_invalid", f"{tag[:200]!r} can't be a tag")
     place = parse_place(path) if names_registry(path) else _registry(text, registry).below(path)
     if not place.repository:

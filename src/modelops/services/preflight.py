@@ -1,0 +1,250 @@
+"""What is wrong with a bundle, said before anything is run at scale: each finding with what to do.
+
+What can be read is read as data. The rest is asked of the runner: it resolves and builds the environment, which stays
+for the tasks to come, and imports what the bundle names, once, in the sandbox of a task.
+"""
+
+import base64
+import json
+import os
+import platform
+import re
+import sysconfig
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from modelops.adapters.bundle import BundleError
+from modelops.adapters.bundle.registry import BundleRegistry, read_registry
+from modelops.adapters.exec_env.call import Call
+from modelops.adapters.exec_env.cold_debug import ask_once
+from modelops.adapters.exec_env.errors import RunnerError
+from modelops.adapters.exec_env.runner_settings import RunnerSettings
+
+INSIDE = Path(__file__).with_name("inside_preflight.py")
+INDEX_VARIABLES = ("UV_INDEX", "UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL")
+LOCKS = ("uv.lock", "pylock.toml")
+MAX_BYTES = 8 << 20
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_GIT_LINE = re.compile(r"git\+[^\s;'\"]+")
+
+Level = Literal["error", "warning"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """`check` is a stable name. With an error, tasks will fail; a warning says what may make them differ."""
+
+    level: Level
+    check: str
+    message: str
+    remedy: str
+
+
+def check_bundle(
+    bundle: Path,
+    settings: RunnerSettings,
+    *,
+    entrypoints: Sequence[str] = (),
+    targets: Sequence[str] = (),
+    timeout_seconds: float = 600,
+    environ: Mapping[str, str] = os.environ,
+) -> list[Finding]:
+    """All that is found, errors first. `entrypoints` and `targets` are looked for besides those of the registry."""
+    findings = [*check_reproducibility(bundle, environ)]
+    registry = BundleRegistry()
+    try:
+        registry = read_registry(bundle)
+    except BundleError as error:
+        findings.append(Finding("error", "registry", str(error), "correct the file, or take it out of the bundle"))
+    findings += check_data_files(bundle, registry)
+    entries = [*entrypoints, *(model.entrypoint for model in registry.models.values())]
+    named = [*targets, *(target.entrypoint for target in registry.targets.values())]
+    asked = {"entrypoints": list(dict.fromkeys(entries)), "targets": list(dict.fromkeys(named))}
+    findings += _check_inside(bundle, settings, asked, timeout_seconds)
+    return sorted(findings, key=lambda finding: finding.level != "error")
+
+
+# --- what can be read
+
+
+def check_reproducibility(bundle: Path, environ: Mapping[str, str] = os.environ) -> Iterator[Finding]:
+    """What may give the same bundle another environment tomorrow, or elsewhere."""
+    texts = {name: _text(bundle / name) for name in ("pyproject.toml", "requirements.txt")}
+    project = _toml(texts["pyproject.toml"])
+    has_lock = any((bundle / name).is_file() for name in LOCKS)
+    if not has_lock and _wants_something(project, texts["requirements.txt"]):
+        remedy = (
+            "put a lock into the bundle: run `uv lock` beside pyproject.toml, or `uv pip compile --generate-hashes`"
+        )
+        yield Finding("warning", "no_lock", "the versions of the dependencies are not locked", remedy)
+    for name, place in _git_references(project, texts["requirements.txt"]):
+        message = f"{place} follows git at {name!r}, which may be another commit tomorrow"
+        yield Finding("warning", "unpinned_git", message, "name the commit by its 40 hexadecimal digits")
+    for variable in INDEX_VARIABLES:
+        if environ.get(variable):
+            message = f"{variable} is set here: packages come from another index than where it is not"
+            yield Finding("warning", "index_of_this_machine", message, f"set {variable} alike for every worker")
+
+
+def check_data_files(bundle: Path, registry: BundleRegistry) -> Iterator[Finding]:
+    """Files that the registry names and the bundle does not have."""
+    top = bundle.resolve()
+    for kind, entries in (("model", registry.models), ("target", registry.targets)):
+        for name, entry in entries.items():
+            for path in entry.data:
+                place = (top / path).resolve()
+                if not place.is_relative_to(top) or not place.exists():
+                    message = f"the {kind} {name!r} needs {path!r}, which is not in the bundle"
+                    yield Finding("error", "data_file", message, "add the file, or take it out of registry.yaml")
+
+
+def check_parameters(
+    registry: BundleRegistry, model: str, parameter_sets: Iterable[Mapping[str, Any]]
+) -> list[Finding]:
+    """Parameters that a model does not take, where the registry says which it takes.
+
+    `model` is the import path or the entry point of a task's model, such as `models.sir` of `models.sir/baseline`.
+    """
+    path = re.split("[:/]", model)[0]
+    known = [entry for entry in registry.models.values() if entry.entrypoint.partition(":")[0] == path]
+    taken = {name for entry in known for name in entry.parameters}
+    if not taken:
+        return []
+    given: dict[str, None] = {}
+    for parameters in parameter_sets:
+        given.update(dict.fromkeys(parameters))
+    unknown = [name for name in given if name not in taken]
+    if not unknown:
+        return []
+    message = f"the model {path} does not take {', '.join(map(repr, unknown))}; it takes {', '.join(sorted(taken))}"
+    return [Finding("error", "parameters", message, "correct the names, or the model's entry in registry.yaml")]
+
+
+def _wants_something(project: Mapping[str, Any], requirements: str) -> bool:
+    table = project.get("project")
+    wanted = isinstance(table, dict) and (table.get("dependencies") or "dependencies" in (table.get("dynamic") or []))
+    if wanted:
+        return True
+    lines = [line.strip() for line in requirements.splitlines()]
+    lines = [line for line in lines if line and not line.startswith("#")]
+    return bool(lines) and "--hash=" not in requirements
+
+
+def _git_references(project: Mapping[str, Any], requirements: str) -> Iterator[tuple[str, str]]:
+    """Each git reference that is no commit: what it names, and where it stands."""
+    for place, text in (
+        ("pyproject.toml", json.dumps(project.get("project", {}), default=str)),
+        ("requirements.txt", requirements),
+    ):
+        for found in _GIT_LINE.findall(text):
+            address = found.partition("#")[0]
+            _, at, reference = address.partition("://")[2].partition("/")[2].rpartition("@")
+            if not (at and _COMMIT.fullmatch(reference)):
+                yield reference if at else "its default branch", f"{address.rpartition('/')[2]} in {place}"
+    tool = project.get("tool")
+    uv = tool.get("uv") if isinstance(tool, dict) else None
+    sources = uv.get("sources") if isinstance(uv, dict) else None
+    for name, entry in (sources if isinstance(sources, dict) else {}).items():
+        for source in entry if isinstance(entry, list) else [entry]:
+            if isinstance(source, dict) and "git" in source and not _COMMIT.fullmatch(str(source.get("rev", ""))):
+                reference = source.get("rev") or source.get("tag") or source.get("branch") or "its default branch"
+                yield str(reference), f"{name} in tool.uv.sources"
+
+
+def _text(path: Path) -> str:
+    """A small file of the bundle; what is no such file has no text, and the runner says why."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(fd, "rb") as file:
+            return file.read(MAX_BYTES).decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def _toml(text: str) -> Mapping[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+
+
+# --- what the runner is asked
+
+# The failures that mean something else than "this will happen to every task".
+_CHECKS = {
+    "no_wire_entry_point": "wire",
+    "many_wire_entry_points": "wire",
+    "no_interpreter": "python",
+    "dependency_unavailable": "environment",
+    "dependency_conflict": "environment",
+    "dependency_refused": "environment",
+}
+_WIRE_REMEDY = 'give the project one entry point: [project.entry-points."modelops.wire"]'
+_KINDS = {"wire": "the wire function", "entrypoint": "the entry point", "target": "the target"}
+
+
+def _check_inside(bundle: Path, settings: RunnerSettings, asked: Mapping[str, Any], timeout: float) -> list[Finding]:
+    arguments = ["--bundle-path", str(bundle), "--instrument", str(INSIDE)]
+    try:
+        body = ask_once(settings, arguments, json.dumps(asked).encode(), Call(timeout))
+        found = json.loads(base64.b64decode(body["outputs"]["found"]["inline"]))
+        return [*_of_wire(found), *_of_imports(found)]
+    except RunnerError as error:
+        check = _CHECKS.get(error.type, error.type)
+        remedy = _WIRE_REMEDY if check == "wire" else "no task of the bundle can run before this is done"
+        return [Finding("error", check, error.message, remedy)]
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        # The bundle's code was in the same process, and may have written it.
+        message = f"what the bundle's imports left of the check can't be read: {type(error).__name__}"
+        return [Finding("error", "imports", message, "look for what the bundle does when it is imported")]
+
+
+def _of_wire(found: Mapping[str, Any]) -> Iterator[Finding]:
+    if not found["wire"]:
+        message = "neither the bundle nor its dependencies have a wire function"
+        yield Finding("error", "wire", message, _WIRE_REMEDY)
+
+
+def _of_imports(found: Mapping[str, Any]) -> Iterator[Finding]:
+    for problem in found["problems"]:
+        kind, name, error = str(problem["kind"]), str(problem["name"]), str(problem["error"])
+        message = f"{_KINDS.get(kind, kind)} {name!r} can't be had: {error}"
+        yield Finding("error", f"{kind}_missing", message, "correct its name, or what its import needs")
+
+
+# --- workers
+
+
+def describe_here() -> dict[str, str]:
+    """The Python and platform of this process, which a task's environment is made for."""
+    libc = " ".join(platform.libc_ver()).strip()
+    return {"python": platform.python_version(), "platform": sysconfig.get_platform(), "libc": libc}
+
+
+def check_workers(workers: Mapping[str, Mapping[str, str]], here: Mapping[str, str] | None = None) -> list[Finding]:
+    """Where workers differ from this machine; `workers` has what `describe_here` says on each, by its address."""
+    here = here or describe_here()
+    findings = []
+    for name, remedy in (
+        ("python", "start workers and command line with one Python, or pin it with requires-python"),
+        ("platform", "a lock or wheel of one platform may not fit the other; try the bundle on a worker first"),
+        ("libc", "wheels for a newer libc do not load on an older one; use one image for all"),
+    ):
+        others: dict[str, list[str]] = {}
+        for address, description in workers.items():
+            value = description.get(name, "unknown")
+            if _significant(name, value) != _significant(name, here[name]):
+                others.setdefault(value, []).append(address)
+        for value, addresses in sorted(others.items()):
+            who = f"{addresses[0]} and {len(addresses) - 1} more" if len(addresses) > 1 else addresses[0]
+            message = f"the {name} of {who} is {value!r}, and here it is {here[name]!r}"
+            findings.append(Finding("warning", f"worker_{name}", message, remedy))
+    return findings
+
+
+def _significant(name: str, value: str) -> str:
+    """What of a version counts: 3.11.2 and 3.11.9 have the same wheels."""
+    return ".".join(value.split(".")[:2]) if name == "python" else value
