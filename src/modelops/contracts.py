@@ -19,6 +19,7 @@ NEEDED = (
     "UniqueParameterSet",
     "canonical_task_id",
     "digest_bytes",
+    "parse_entrypoint",
 )
 _REMEDY = "install github.com/institutefordiseasemodeling/modelops-contracts, or src/modelops-contracts of this project"
 

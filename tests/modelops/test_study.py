@@ -4,20 +4,34 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import polars
 import pytest
 from conftest import write_bundle
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from modelops_contracts import ErrorInfo, SimReturn, SimTask, TableArtifact, UniqueParameterSet, digest_bytes
+from modelops_contracts import (
+    AggregationReturn,
+    ErrorInfo,
+    SimReturn,
+    TableArtifact,
+    UniqueParameterSet,
+    digest_bytes,
+)
 
-from modelops.services.study import Loss, Study, StudyResults
-from modelops.services.study_files import read_summary, write_study
+from modelops.adapters.exec_env.errors import RunnerError
+from modelops.services import study_folder, study_tables
+from modelops.services.study import Study, Target
+from modelops.services.study_folder import StudyFolder, StudyMismatch
 from modelops.services.study_inputs import parameter_sets, parse_grid, parse_params, parse_seeds, read_table
+from modelops.services.study_run import limit_of_failures
+from modelops.services.study_tables import read_summary, write_tables
+from modelops.worker.plugin import Timed
 
 CODE = """
 def wire(entrypoint, params, seed):
@@ -113,11 +127,22 @@ def test_params(tmp_path: Path) -> None:
 def test_a_study_is_of_distinct_tasks() -> None:
     one = UniqueParameterSet.from_dict({"a": 1})
     for sets, seeds in (([], [1]), ([one], []), ([one, one], [1]), ([one], [1, 1])):
-        with pytest.raises(ValueError, match=r"parameter sets|seeds"):
-            Study(REF, "a.b/c", sets, seeds)
+        with pytest.raises(ValueError, match="parameter sets and"):
+            Study.product(REF, "a.b/c", sets, seeds)
 
 
-# --- files
+@pytest.mark.parametrize(("text", "limit"), [("0", 0), ("7", 7), ("0%", 0), ("50%", 5), ("12.5%", 1), ("100%", 10)])
+def test_a_limit_of_failures(text: str, limit: int) -> None:
+    assert limit_of_failures(text, range(10)) == limit
+
+
+@pytest.mark.parametrize("text", ["", "-1", "x", "%", "-1%", "101%", "1.5", "nan%"])
+def test_no_limit_of_failures(text: str) -> None:
+    with pytest.raises(ValueError, match="neither a number"):
+        limit_of_failures(text, range(10))
+
+
+# --- the folder and its tables
 
 
 def result_of(value: str) -> SimReturn:
@@ -126,57 +151,162 @@ def result_of(value: str) -> SimReturn:
     return SimReturn(digest_bytes(data), {"y": artifact}, metrics={"wall_seconds": 1.0})
 
 
-def test_files_hold_every_kind_of_parameter(tmp_path: Path) -> None:
+def failure(kind: str = "timeout") -> SimReturn:
+    details = TableArtifact(size=2, inline=b"{}", checksum=digest_bytes(b"{}"))
+    return SimReturn("e" * 64, {}, ErrorInfo(kind, "too long", True), details)
+
+
+def timed(result: SimReturn | AggregationReturn | RunnerError) -> Timed:
+    return Timed(result, 1e9, 0.5)
+
+
+def study_of_one(seeds: int = 1, **fields: Any) -> Study:
+    return Study.product(REF, "a.b/c", [UniqueParameterSet.from_dict({"a": 1})], list(range(seeds)), **fields)
+
+
+def test_tables_hold_every_kind_of_parameter(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [
         {"n": 1, "x": 1, "flag": True, "mixed": 1, "huge": 2**70, "name": "é"},
         {"n": -(2**63), "x": 0.5, "flag": False, "mixed": "a", "huge": 1},
     ]
     sets = [UniqueParameterSet.from_dict(row) for row in rows]
-    study = Study(REF, "a.b/c", sets, [2**64 - 1], "a.b:c")
-    results = StudyResults(study, ["warm"], seconds=2.0)
-    details = TableArtifact(size=2, inline=b"{}", checksum=digest_bytes(b"{}"))
-    failed = SimReturn("e" * 64, {}, ErrorInfo("timeout", "too long", True), details)
-    results.simulations = [
-        (SimTask(REF, "a.b/c", parameters, 2**64 - 1), result)
-        for parameters, result in zip(sets, (result_of("1"), failed), strict=True)
-    ]
-    summary = write_study(results, tmp_path / "new" / "out")
-    assert summary == read_summary(tmp_path / "new" / "out") and summary["failed"] == 1
-    table = polars.read_parquet(tmp_path / "new" / "out" / "results.parquet").to_dicts()
+    study = Study.product(REF, "a.b/c", sets, [2**64 - 1], targets=[Target("t", "a.b:c")])
+    with StudyFolder(tmp_path / "new" / "out", study, {}) as folder:
+        folder.add_simulation(1, timed(failure()))
+        folder.add_simulation(0, timed(result_of("1")))
+        folder.add_loss(0, 0, timed(AggregationReturn("id", 0.25, {"d": 1}, {}, 1)))
+        folder.add_loss(1, 0, timed(RunnerError.of("input", "failed_inputs", "none")))
+        summary = write_tables(folder, {"seconds": 2.0})
+    out = tmp_path / "new" / "out"
+    assert summary == read_summary(out) and summary["failed"] == 2 and summary["seconds"] == 2.0
+    table = polars.read_parquet(out / "results.parquet").to_dicts()
     for row, parameters in zip(table, rows, strict=True):
         for name, value in parameters.items():
             text = name == "huge" or (name == "mixed" and isinstance(value, int))
             assert row[f"param.{name}"] == (str(value) if text else value)
     assert [row["seed"] for row in table] == [2**64 - 1] * 2
-    assert [row["error_type"] for row in table] == [None, "timeout"]
-    outputs = polars.read_parquet(tmp_path / "new" / "out" / "outputs.parquet").to_dicts()
+    assert [row["output.y"] for row in table] == [f"outputs.parquet#{digest_bytes(b'1')}", None]
+    outputs = polars.read_parquet(out / "outputs.parquet").to_dicts()
     assert [(row["name"], row["content"], row["ref"]) for row in outputs] == [("y", b"1", None)]
-    assert sorted(os.listdir(tmp_path / "new" / "out")) == ["outputs.parquet", "results.parquet", "summary.json"]
+    tasks = polars.read_parquet(out / "tasks.parquet").to_dicts()
+    assert [(row["kind"], row["status"], row["error_type"]) for row in tasks] == [
+        ("simulation", "succeeded", None),
+        ("simulation", "failed", "timeout"),
+        ("aggregation", "succeeded", None),
+        ("aggregation", "failed", "failed_inputs"),
+    ]
+    assert tasks[0]["metric.wall_seconds"] == 1.0 and tasks[0]["started"].timestamp() == 1e9
+    losses = polars.read_parquet(out / "losses.parquet").to_dicts()
+    assert [(row["loss"], row["target"], row["error_type"]) for row in losses] == [
+        (0.25, "t", None),
+        (None, "t", "failed_inputs"),
+    ]
 
 
-def test_a_study_without_any_result_has_files_too(tmp_path: Path) -> None:
-    parameters = UniqueParameterSet.from_dict({})
-    results = StudyResults(Study(REF, "a.b/c", [parameters], [1]), ["cold"])
-    details = TableArtifact(size=2, inline=b"{}", checksum=digest_bytes(b"{}"))
-    failed = SimReturn("e" * 64, {}, ErrorInfo("timeout", "too long"), details)
-    results.simulations = [(SimTask(REF, "a.b/c", parameters, 1), failed)]
-    write_study(results, tmp_path)
-    assert polars.read_parquet(tmp_path / "outputs.parquet").columns == ["task_id", "param_id", "seed", "name"]
+def test_a_study_without_any_result_has_tables_too(tmp_path: Path) -> None:
+    with StudyFolder(tmp_path, study_of_one(), {}) as folder:
+        summary = write_tables(folder, {})
+        assert summary["simulations"] == {"succeeded": 0, "failed": 0, "not_run": 1}
+        folder.add_simulation(0, timed(failure()))
+        assert write_tables(folder, {})["simulations"] == {"succeeded": 0, "failed": 1, "not_run": 0}
+    assert len(polars.read_parquet(tmp_path / "outputs.parquet")) == 0
+    assert polars.read_parquet(tmp_path / "results.parquet")["param.a"].to_list() == [1]
 
 
-def test_the_digest_is_of_results_and_not_of_measurements() -> None:
-    parameters = UniqueParameterSet.from_dict({"a": 1})
-    study = Study(REF, "a.b/c", [parameters], [1], "a.b:c")
-    task = next(study.tasks())[0]
-
-    def digest(result: SimReturn, *losses: Loss, seconds: float = 1) -> str:
-        return StudyResults(study, ["warm"], [(task, result)], list(losses), seconds).digest()
-
+def test_the_digest_is_of_results_and_not_of_measurements(tmp_path: Path) -> None:
     import dataclasses
 
+    def digest(name: str, result: SimReturn, seconds: float = 1.0) -> str:
+        with StudyFolder(tmp_path / name, study_of_one(), {}) as folder:
+            folder.add_simulation(0, Timed(result, seconds, seconds))
+            return str(write_tables(folder, {})["results_digest"])
+
     one = result_of("1")
-    assert digest(one) == digest(dataclasses.replace(one, metrics={"wall_seconds": 9.0}), seconds=7)
-    assert digest(one) != digest(result_of("2"))
+    assert digest("a", one) == digest("b", dataclasses.replace(one, metrics={"wall_seconds": 9.0}), 7.0)
+    assert digest("a", one) != digest("c", result_of("2"))
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.sampled_from(["a", "b", None]), st.booleans()), max_size=40))
+@settings(max_examples=30, deadline=None)
+def test_the_last_result_of_a_task_counts_however_parts_lie(events: list[tuple[int, str | None, bool]]) -> None:
+    """Results come again and again, parts are written at any moment and joined, and the folder is opened anew."""
+    study = study_of_one(5)
+    with tempfile.TemporaryDirectory() as name, patch.object(study_folder, "JOINED_PARTS", 3):
+        folder = StudyFolder(Path(name), study, {})
+        expected: dict[int, str | None] = {}
+        for index, value, anew in events:
+            folder.add_simulation(index, timed(failure() if value is None else result_of(value)))
+            expected[index] = value
+            folder.flush()
+            if anew:
+                folder.close()
+                folder = StudyFolder(Path(name), study, {})
+            assert folder.simulations == {index: value is not None for index, value in expected.items()}
+        assert len({path.name.partition(".")[0] for path in folder.parts.glob("*.parquet")}) <= 3
+        write_tables(folder, {})
+        outputs = polars.read_parquet(Path(name) / "outputs.parquet")
+        wanted = [(index, value.encode()) for index, value in sorted(expected.items()) if value is not None]
+        assert list(outputs.select("seed", "content").iter_rows()) == wanted
+        found = folder.results(sorted(expected)) if expected else {}
+        assert {index: result.error is None for index, result in found.items()} == folder.simulations
+        folder.close()
+
+
+def test_outputs_are_joined_in_ranges(tmp_path: Path) -> None:
+    with StudyFolder(tmp_path, study_of_one(9), {}) as folder, patch.object(study_tables, "RANGE_BYTES", 10):
+        for index in (8, 2, 5, 1, 0, 3, 7):
+            folder.add_simulation(index, timed(result_of("x" * (1 + index))))
+        write_tables(folder, {})
+    sizes = polars.read_parquet(tmp_path / "outputs.parquet")["size"].to_list()
+    assert sizes == [1, 2, 3, 4, 6, 8, 9]
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_a_part_that_was_never_finished_is_not_seen(tmp_path: Path) -> None:
+    with StudyFolder(tmp_path, study_of_one(2), {}) as folder:
+        folder.add_simulation(0, timed(result_of("a")))
+        folder.flush()
+        folder.add_simulation(1, timed(result_of("b")))
+        folder.flush()
+    (tmp_path / "parts" / "00000002.simulations.parquet").unlink()  # killed between two files of a part
+    (tmp_path / "parts" / ".00000003.simulations.parquet.aside-1").write_bytes(b"half")
+    with StudyFolder(tmp_path, study_of_one(2), {}) as folder:
+        assert folder.simulations == {0: True}
+        folder.add_simulation(1, timed(result_of("c")))
+        write_tables(folder, {})
+    assert polars.read_parquet(tmp_path / "outputs.parquet")["content"].to_list() == [b"a", b"c"]
+    assert not list((tmp_path / "parts").glob(".*"))
+
+
+def test_another_study_is_refused(tmp_path: Path) -> None:
+    StudyFolder(tmp_path, study_of_one(), {"name": "default"}).close()
+    others = {
+        "parameters": (study_of_one(2), {"name": "default"}),
+        "targets": (study_of_one(targets=[Target("t", "a.b:c")]), {"name": "default"}),
+        "profile": (study_of_one(), {"name": "strict"}),
+        "outputs": (study_of_one(outputs=("y",)), {"name": "default"}),
+    }
+    for word, (study, profile) in others.items():
+        with pytest.raises(StudyMismatch, match=word):
+            StudyFolder(tmp_path, study, profile)
+    with (
+        StudyFolder(tmp_path, study_of_one(), {"name": "default"}),
+        pytest.raises(StudyMismatch, match="another process"),
+    ):
+        StudyFolder(tmp_path, study_of_one(), {"name": "default"})
+
+
+def test_failures_can_be_forgotten_with_the_losses_that_had_them(tmp_path: Path) -> None:
+    sets = [UniqueParameterSet.from_dict({"a": a}) for a in range(3)]
+    study = Study.product(REF, "a.b/c", sets, [1, 2], targets=[Target("t", "a.b:c")])
+    with StudyFolder(tmp_path, study, {}) as folder:
+        for index in range(6):
+            folder.add_simulation(index, timed(failure() if index == 3 else result_of(str(index))))
+        folder.add_loss(0, 0, timed(AggregationReturn("id", 1.0, {}, {}, 2)))
+        folder.add_loss(1, 0, timed(RunnerError.of("input", "failed_inputs", "none")))
+        folder.add_loss(2, 0, timed(RunnerError.of("execute", "task_exception", "none")))
+        folder.forget_failures()
+        assert sorted(folder.simulations) == [0, 1, 2, 4, 5] and list(folder.losses) == [(0, 0)]
 
 
 # --- the command
@@ -211,8 +341,12 @@ def test_the_command_in_both_modes(bundle: Path, store: Path, tmp_path: Path) ->
     warm, cold = summaries["warm"], summaries["cold"]
     measured = ("executors", "seconds", "tasks_per_second")
     assert {k: v for k, v in warm.items() if k not in measured} == {k: v for k, v in cold.items() if k not in measured}
-    assert warm["simulations"] == {"succeeded": 6, "failed": 0} and warm["failed"] == 0 and warm["failures"] == []
-    assert [entry["loss"] for entry in warm["losses"]] == [0.0, 2.0]
+    assert (
+        warm["simulations"] == {"succeeded": 6, "failed": 0, "not_run": 0}
+        and warm["failed"] == 0
+        and warm["failures"] == []
+    )
+    assert [entry["loss"] for entry in warm["losses"]["fit.targets:mean"]] == [0.0, 2.0]
     for mode in ("warm", "cold"):
         table = polars.read_parquet(tmp_path / mode / "outputs.parquet")
         assert table.filter(name="y")["content"].to_list() == [b"2", b"4", b"6", b"3", b"6", b"9"]
@@ -226,7 +360,7 @@ def test_the_command_says_which_tasks_failed(bundle: Path, store: Path, tmp_path
     done = study(bundle, tmp_path / "out", store, *arguments)
     assert done.returncode == 1, done.stderr
     summary = json.loads(done.stdout)
-    assert (summary["simulations"], summary["failed"]) == ({"succeeded": 2, "failed": 2}, 3)
+    assert (summary["simulations"], summary["failed"]) == ({"succeeded": 2, "failed": 2, "not_run": 0}, 3)
     failures = summary["failures"]
     assert [(entry["task"], entry.get("seed"), entry["params"]["x"], entry["error_type"]) for entry in failures] == [
         ("simulation", 5, 3, "task_exception"),
@@ -234,8 +368,8 @@ def test_the_command_says_which_tasks_failed(bundle: Path, store: Path, tmp_path
         ("aggregation", None, 3, "failed_inputs"),
     ]
     assert "bad x" in done.stderr and '"seed": 7' in done.stderr and "3 of 6 tasks failed" in done.stderr
-    rows = polars.read_parquet(tmp_path / "out" / "results.parquet")
-    assert rows["error_type"].to_list() == [None, None, "task_exception", "task_exception"]
+    rows = polars.read_parquet(tmp_path / "out" / "tasks.parquet")
+    assert rows["error_type"].to_list() == [None, None, "task_exception", "task_exception", None, "failed_inputs"]
 
 
 def test_a_reference_instead_of_a_directory(bundle: Path, store: Path, tmp_path: Path) -> None:

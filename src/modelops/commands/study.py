@@ -1,45 +1,70 @@
 """`modelops study`: a parameter study, on this machine or on a cluster.
 
-The summary goes to standard output as JSON; progress, log and failures go to standard error. The exit
-status is 1 if any task failed, and 2 if the study could not begin.
+The summary goes to standard output as JSON; progress, log and failures go to standard error. The exit status is 1 if
+any task failed, 2 if the study could not begin, and 128 and the signal's number if a signal stopped it.
 """
 
 import json
 import logging
+import os
+import signal
+import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from modelops_contracts import ContractViolationError
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from modelops.adapters.bundle import BundleError
-from modelops.services.bundles import find_bundle
+from modelops.adapters.bundle.registry import read_registry
+from modelops.adapters.exec_env.runner_settings import profile_digest
+from modelops.services.bundles import FoundBundle, find_bundle
 from modelops.services.dask_simulation import DaskSimulationService
-from modelops.services.study import Study, run_study
-from modelops.services.study_files import write_study
+from modelops.services.study import Study
+from modelops.services.study_folder import StudyFolder, StudyMismatch
 from modelops.services.study_inputs import parameter_sets, parse_grid, parse_params, parse_seeds, read_json, read_table
+from modelops.services.study_json import find_targets, read_study_json, study_of
+from modelops.services.study_run import Ended, StudyRun, limit_of_failures
+from modelops.services.study_tables import write_tables
 from modelops.worker.settings import WorkerSettings
 
 logger = logging.getLogger(__name__)
 
 SHOWN_FAILURES = 10
+CLOSING_SECONDS = 1.2  # that a stopped study's workers have; then they are killed
+REPORT_SECONDS = 30.0  # between two lines of progress where there is no terminal
 
 
 def study(
     bundle: Annotated[str, typer.Option(help="A bundle's directory, its reference, or its tag in a registry.")],
-    entrypoint: Annotated[str, typer.Option(help="What to simulate, such as sir.model/baseline.")],
-    out: Annotated[Path, typer.Option(help="Directory for the tables and the summary.")],
-    params: Annotated[str, typer.Option(help="Parameters of every task: a JSON object, or @file.")] = "{}",
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[STUDY.json]", help="A study as Calabaria writes it.", dir_okay=False)
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Directory for results; a study that was stopped goes on there. STUDY.results by default."),
+    ] = None,
+    entrypoint: Annotated[str | None, typer.Option(help="Without a file: what to simulate.")] = None,
+    params: Annotated[str | None, typer.Option(help="Parameters of every task: a JSON object, or @file.")] = None,
     grid: Annotated[list[str] | None, typer.Option(help="name=value,value,..; all combinations.")] = None,
     table: Annotated[Path | None, typer.Option(help="A CSV, Parquet or JSON file, a row per set.")] = None,
-    seeds: Annotated[str, typer.Option(help="Seeds of every set, such as 1-8 or 1,5,9.")] = "1",
-    target: Annotated[str | None, typer.Option(help="module:object that evaluates each set.")] = None,
-    target_data: Annotated[str | None, typer.Option(help="JSON for the target, or @file.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Seeds of every set, such as 1-8 or 1,5,9; 1 by default.")] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(help="What evaluates each set: module:object, or a name in the bundle's registry."),
+    ] = None,
+    target_data: Annotated[str | None, typer.Option(help="JSON for the targets, or @file.")] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run again what failed before.")] = False,
+    max_failures: Annotated[
+        str | None, typer.Option(metavar="N|P%", help="Stop when more tasks than that have failed.")
+    ] = None,
     repository: Annotated[
         Path | None,
         typer.Option(help="A directory of bundles, made where it is missing; else as a worker's variables say."),
@@ -53,25 +78,24 @@ def study(
     timeout: Annotated[float | None, typer.Option(help="Seconds that one task may take in all.")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
 ) -> None:
-    """Run a parameter study of a bundle, every task in a sandbox, and write the results."""
+    """Run a parameter study of a bundle, every task in a sandbox, and write the results as they come."""
     console = Console(stderr=True)
     handler = RichHandler(console=console, show_path=False) if console.is_terminal else logging.StreamHandler()
     logging.basicConfig(level="WARNING", format="%(message)s", handlers=[handler])
     logging.getLogger("modelops").setLevel("DEBUG" if verbose else "INFO")
     try:
+        place = _out(out, file)
         found = find_bundle(bundle, repository)
-        plan = Study(
-            bundle_ref=found.reference,
-            entrypoint=entrypoint,
-            parameter_sets=parameter_sets(
-                parse_params(params), parse_grid(grid or ()), None if table is None else read_table(table)
-            ),
-            seeds=parse_seeds(seeds),
-            target_entrypoint=target,
-            target_data=None if target_data is None else read_json(target_data),
-        )
-        next(plan.tasks())  # what the contract refuses is refused now
-    except (BundleError, ContractViolationError, ValueError, OSError) as error:
+        data = None if target_data is None else read_json(target_data)
+        if file is None:
+            asked = _Asked(entrypoint, params, grid, table, seeds)
+            plan = _asked_study(asked, found, target or [], data)
+        else:
+            _refuse(file, entrypoint=entrypoint, params=params, grid=grid, table=table, seeds=seeds)
+            plan = study_of(read_study_json(file), found.reference, read_registry(found.folder), target, data)
+        limit = None if max_failures is None else limit_of_failures(max_failures, plan.points)
+        folder = StudyFolder(place, plan, _profile(profile))
+    except (BundleError, ContractViolationError, StudyMismatch, ValueError, OSError) as error:
         typer.echo(f"the study can't begin: {error}", err=True)
         raise typer.Exit(2) from None
     settings = WorkerSettings(
@@ -80,35 +104,153 @@ def study(
         profile=profile,
         timeout_seconds=timeout,
     )
-    service = DaskSimulationService(scheduler, settings=settings, n_workers=workers, threads_per_worker=threads)
-    with service, progress_bar(console, plan.size) as advance:
-        results = run_study(service, plan, advance)
-    summary = write_study(results, out)
+
+    def make_service() -> DaskSimulationService:
+        return DaskSimulationService(scheduler, settings, n_workers=workers, threads_per_worker=threads)
+
+    with folder:
+        if retry_failed:
+            folder.forget_failures()
+        _report(folder, *_run(folder, make_service, console, limit))
+
+
+class _Asked(NamedTuple):
+    """A study as the options give it, without a file."""
+
+    entrypoint: str | None
+    params: str | None
+    grid: list[str] | None
+    table: Path | None
+    seeds: str | None
+
+
+def _asked_study(asked: _Asked, found: FoundBundle, targets: list[str], data: dict[str, Any] | None) -> Study:
+    if asked.entrypoint is None:
+        raise ValueError("name a study's file, or what to simulate with --entrypoint")
+    rows = None if asked.table is None else read_table(asked.table)
+    return Study.product(
+        found.reference,
+        asked.entrypoint,
+        parameter_sets(parse_params(asked.params or "{}"), parse_grid(asked.grid or ()), rows),
+        parse_seeds(asked.seeds or "1"),
+        targets=find_targets(targets, read_registry(found.folder)),
+        target_data=data,
+    )
+
+
+def _refuse(file: Path, **options: object) -> None:
+    given = [f"--{name}" for name, value in options.items() if value not in (None, [])]
+    if given:
+        raise ValueError(f"{', '.join(given)} can't go with {str(file)!r}, which says what is run")
+
+
+def _out(out: Path | None, file: Path | None) -> Path:
+    if out is None and file is None:
+        raise ValueError("name a directory for the results with --out")
+    return out if out is not None else Path(f"{file.stem}.results")  # type: ignore[union-attr]
+
+
+def _profile(profile: str | None) -> dict[str, Any]:
+    name = profile or os.environ.get("MODELOPS_SANDBOX_PROFILE") or "default"
+    return {"name": name, "sha256": profile_digest(name)}
+
+
+def _run(
+    folder: StudyFolder, make_service: Callable[[], DaskSimulationService], console: Console, limit: int | None
+) -> tuple[Ended, int, dict[str, Any]]:
+    """Run what is missing: why it ended, the signal that ended it or 0, and what the summary tells of this start."""
+    stop, begun = _Stop(), time.monotonic()
+    executors: list[str] = []
+    before = len(folder.simulations) + len(folder.losses)
+    total = len(folder.study.points) + len(folder.study.groups()) * len(folder.study.targets)
+    ended = Ended.DONE
+    if before < total:
+        if before:
+            logger.info("going on with the study in %s: %d of %d tasks are done", folder.path, before, total)
+        with stop.on_signals(), _progress(console, before, total) as advance:
+            service = make_service()
+            try:
+                executors = list(service.executors().values())
+                run = StudyRun(service, folder, max_failures=limit, stop=stop.asked, progress=advance)
+                ended = run.run()
+            finally:
+                service.close(CLOSING_SECONDS if stop.asked.is_set() else None)
+    seconds = time.monotonic() - begun
+    done = len(folder.simulations) + len(folder.losses) - before
+    ran = {"executors": dict(Counter(executors)), "tasks": done, "seconds": round(seconds, 3)}
+    return ended, stop.number, {**ran, "tasks_per_second": round(done / seconds, 2) if done else None}
+
+
+class _Stop:
+    """SIGINT and SIGTERM as a request to stop; the second one stops at once."""
+
+    def __init__(self) -> None:
+        self.asked, self.number = threading.Event(), 0
+
+    @contextmanager
+    def on_signals(self) -> Iterator[None]:
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        before = [signal.signal(number, self._take) for number in numbers]
+        try:
+            yield
+        finally:
+            for number, handler in zip(numbers, before, strict=True):
+                signal.signal(number, handler)
+
+    def _take(self, number: int, _: object) -> None:
+        if self.asked.is_set():
+            raise KeyboardInterrupt
+        self.number = number
+        self.asked.set()
+
+
+def _report(folder: StudyFolder, ended: Ended, number: int, ran: dict[str, Any]) -> None:
+    planned, done = len(folder.study.points), len(folder.simulations)
+    if ended in (Ended.STOPPED, Ended.CLUSTER_LOST):
+        why = "stopped" if ended is Ended.STOPPED else ended.value
+        text = f"{why}: {done:,} of {planned:,} simulations are in {folder.path}; the same command goes on from there"
+        typer.echo(text, err=True)
+        raise typer.Exit(128 + number if number else 1)
+    summary = write_tables(folder, ran)
     print(json.dumps(summary, indent=2, default=str))
     for failure in summary["failures"][:SHOWN_FAILURES]:
         typer.echo(f"failed: {json.dumps(failure, default=str)}", err=True)
+    if ended is Ended.TOO_MANY_FAILURES:
+        left = f"{planned - done:,} of {planned:,} simulations were not run"
+        typer.echo(f"stopped by --max-failures; {left}, and the same command goes on with more allowed", err=True)
     if summary["failed"]:
-        typer.echo(f"{summary['failed']} of {plan.size} tasks failed; {out} has them all", err=True)
+        tasks = planned + len(folder.study.groups()) * len(folder.study.targets)
+        typer.echo(f"{summary['failed']} of {tasks} tasks failed; {folder.path} has them all", err=True)
         raise typer.Exit(1)
 
 
 @contextmanager
-def progress_bar(console: Console, total: int) -> Iterator[Callable[[bool], None]]:
-    """A progress bar on a terminal, and nothing elsewhere; yields what to call as each task ends."""
+def _progress(console: Console, done: int, total: int) -> Iterator[Callable[[bool], None]]:
+    """Progress with rate, failures and time left, as a bar on a terminal and as a line now and then elsewhere.
+
+    Yields what to call as each task ends, with whether it has a result.
+    """
     columns = (
         TextColumn("tasks"),
         BarColumn(),
         MofNCompleteColumn(),
-        TimeElapsedColumn(),
+        TextColumn("{task.fields[rate]:.1f}/s"),
         TextColumn("{task.fields[failed]} failed"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
     )
-    failed = 0
+    begun, told, ended, failed = time.monotonic(), time.monotonic(), 0, 0
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("tasks", total=total, failed=0)
+        bar = progress.add_task("tasks", total=total, completed=done, failed=0, rate=0.0)
 
         def advance(succeeded: bool) -> None:
-            nonlocal failed
-            failed += not succeeded
-            progress.update(bar, advance=1, failed=failed)
+            nonlocal told, ended, failed
+            ended, failed, now = ended + 1, failed + (not succeeded), time.monotonic()
+            rate = ended / max(1e-3, now - begun)
+            progress.update(bar, advance=1, failed=failed, rate=rate)
+            if not console.is_terminal and now - told > REPORT_SECONDS:
+                told = now
+                left = (total - done - ended) / rate
+                logger.info("%d of %d tasks, %.1f/s, %d failed, %.0f s left", done + ended, total, rate, failed, left)
 
         yield advance

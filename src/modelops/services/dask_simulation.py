@@ -2,14 +2,20 @@
 
 import logging
 import os
-import tempfile
+import signal
+import threading
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, Self
 
+import dask
 import distributed
-from modelops_contracts import AggregationReturn, Future, ReplicateSet, SimReturn, SimTask
+import psutil
+from modelops_contracts import AggregationReturn, AggregationTask, Future, ReplicateSet, SimReturn, SimTask
 
+from modelops.adapters.working_dir import WorkingDir
+from modelops.places import default_storage_dir
 from modelops.worker import plugin
 from modelops.worker.config import RuntimeConfig
 from modelops.worker.settings import WorkerSettings
@@ -43,25 +49,29 @@ class DaskSimulationService:
         threads_per_worker: int | None = None,
     ) -> None:
         self._name = f"modelops-{uuid.uuid4().hex}"
-        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        self._scratch: WorkingDir | None = None
         self._cluster: distributed.LocalCluster | None = None
         self._client: distributed.Client | None = None
         self._owns_client = not isinstance(client, distributed.Client)
         try:
             if client is None:
-                self._scratch = tempfile.TemporaryDirectory(prefix="modelops-dask-")
-                self._cluster = distributed.LocalCluster(
-                    n_workers=n_workers,
-                    threads_per_worker=threads_per_worker or os.cpu_count() or 1,
-                    dashboard_address="127.0.0.1:0",
-                    local_directory=self._scratch.name,
-                )
+                self._scratch = WorkingDir(default_storage_dir() / "dask")
+                with _held_back(signal.SIGINT):
+                    self._cluster = distributed.LocalCluster(
+                        n_workers=n_workers,
+                        threads_per_worker=threads_per_worker or os.cpu_count() or 1,
+                        dashboard_address="127.0.0.1:0",
+                        scheduler_kwargs={"dashboard": False},
+                        local_directory=str(self._scratch.path),
+                    )
             if isinstance(client, distributed.Client):
                 self._client = _synchronous(client)
             else:
                 self._client = distributed.Client(self._cluster or client, set_as_default=False)
             wanted = settings.worker_settings() if isinstance(settings, RuntimeConfig) else settings
-            self._client.register_plugin(plugin.ExecEnvPlugin(self._name, wanted or WorkerSettings()))
+            embedded = self._cluster is not None
+            made = plugin.ExecEnvPlugin(self._name, wanted or WorkerSettings(), leave_interrupts=embedded)
+            self._client.register_plugin(made)
         except BaseException:
             self.close()
             raise
@@ -88,7 +98,7 @@ class DaskSimulationService:
                 raise TypeError(f"a task must be a SimTask, not {type(task).__name__}")
         if not tasks:
             return []
-        keys = [_unique("simulation") for _ in tasks]
+        keys = [self._unique("simulation") for _ in tasks]
         names = [self._name] * len(tasks)
         futures = self.client.map(plugin.run_simulation, names, keys, tasks, key=keys, pure=False)
         return [SimulationFuture(task, future, self._stop) for task, future in zip(tasks, futures, strict=True)]
@@ -145,7 +155,7 @@ class DaskSimulationService:
         bundles = {simulation.task.bundle_ref for simulation in simulations}
         if len(bundles) != 1:
             raise ValueError(f"an aggregation needs simulations of one bundle, and these have {len(bundles)}")
-        key = _unique("aggregation")
+        key = self._unique("aggregation")
         inputs = [simulation.dask for simulation in simulations]
         future = self.client.submit(
             plugin.run_aggregation,
@@ -160,6 +170,21 @@ class DaskSimulationService:
         )
         return TaskFuture(future, self._stop)
 
+    def submit_together(self, tasks: Sequence[SimTask]) -> "distributed.Future[list[plugin.Timed]]":
+        """Start several tasks as one Dask task, one after the other; its result may end early where it was stopped."""
+        key = self._unique("simulations")
+        return self.client.submit(plugin.run_simulations, self._name, key, list(tasks), key=key, pure=False)
+
+    def submit_aggregation(self, task: AggregationTask) -> "distributed.Future[plugin.Timed]":
+        """Start the aggregation of results that are here. An error of the target is its result."""
+        key = self._unique("aggregation")
+        with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 GiB"}):
+            return self.client.submit(plugin.run_late_aggregation, self._name, key, task, key=key, pure=False)
+
+    def threads(self) -> int:
+        """The number of threads of all workers now."""
+        return sum(self.client.nthreads().values())
+
     def executors(self) -> dict[str, str]:
         """For each worker whether it runs tasks `warm` or `cold`; the log says why."""
         chosen = self.client.run(plugin.executor, self._name)
@@ -171,11 +196,27 @@ class DaskSimulationService:
         """For each worker what its execution environment says of itself."""
         return dict(self.client.run(plugin.health_check, self._name))
 
-    def close(self) -> None:
-        """Stop what is running and release everything; a cluster that the service did not make goes on."""
+    def close(self, patience_seconds: float | None = None) -> None:
+        """Stop what is running and release everything; a cluster that the service did not make goes on.
+
+        Workers of the embedded cluster that have not ended after `patience_seconds` are killed.
+        """
+        processes = self._embedded_processes() if patience_seconds is not None else []
+        killer = threading.Timer(patience_seconds or 0, _kill, [processes])
+        killer.daemon = True
+        if processes:
+            killer.start()
+        try:
+            self._close()
+        finally:
+            killer.cancel()
+            _kill(processes)
+
+    def _close(self) -> None:
         client, self._client = self._client, None
         if client is not None:
             try:
+                self._cancel_all(client)
                 client.unregister_worker_plugin(self._name)
             except Exception as error:
                 logger.warning("the workers' execution environments could not be closed: %s", error)
@@ -184,7 +225,7 @@ class DaskSimulationService:
         if self._cluster is not None:
             self._cluster.close()
         if self._scratch is not None:
-            self._scratch.cleanup()
+            self._scratch.close()
 
     def __enter__(self) -> Self:
         return self
@@ -192,18 +233,46 @@ class DaskSimulationService:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _embedded_processes(self) -> list[psutil.Process]:
+        """The workers of the embedded cluster and all that they started."""
+        if self._cluster is None:
+            return []
+        pids = [getattr(nanny, "pid", None) for nanny in self._cluster.workers.values()]
+        workers = [psutil.Process(pid) for pid in pids if pid is not None and psutil.pid_exists(pid)]
+        return [process for worker in workers for process in [worker, *worker.children(recursive=True)]]
+
+    def _unique(self, kind: str) -> str:
+        return f"{kind}-{self._name}-{uuid.uuid4().hex}"
+
+    def _cancel_all(self, client: distributed.Client) -> None:
+        """Let nothing of this service begin any more: a task that waits would begin without its environment."""
+        mine = [key for key in list(client.futures) if self._name in str(key)]
+        client.cancel([distributed.Future(key, client) for key in mine], force=True)
+
     def _stop(self, keys: Sequence[str]) -> None:
         self.client.run(plugin.cancel, self._name, list(keys), on_error="ignore")
+
+
+def _kill(processes: Sequence[psutil.Process]) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+@contextmanager
+def _held_back(number: signal.Signals) -> Iterator[None]:
+    """Processes and threads that start in the block begin without the signal; here it comes after the block."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [number])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _synchronous(client: distributed.Client) -> distributed.Client:
     if client.asynchronous:
         raise TypeError("the service needs a synchronous client; this one was made with asynchronous=True")
     return client
-
-
-def _unique(kind: str) -> str:
-    return f"{kind}-{uuid.uuid4().hex}"
 
 
 def _value(future: Future[Any]) -> SimReturn | AggregationReturn | Sequence[SimReturn] | Exception:

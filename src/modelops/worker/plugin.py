@@ -1,27 +1,40 @@
 """The worker's side of the Dask service: its execution environment, and the tasks that use it."""
 
 import asyncio
+import signal
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from distributed import Worker, WorkerPlugin, get_worker
 from modelops_contracts import AggregationReturn, AggregationTask, SimReturn, SimTask
 
+from modelops.adapters.exec_env.answer import error_return
+from modelops.adapters.exec_env.errors import RunnerError
 from modelops.adapters.exec_env.sandboxed import SandboxedExecEnv
 
 from .settings import WorkerSettings
+
+STOPPED = ("cancelled", "shut_down")  # error types of a task that somebody stopped
 
 
 class ExecEnvPlugin(WorkerPlugin):
     """Makes the execution environment when it comes to a worker, and closes it with the worker."""
 
-    def __init__(self, name: str, settings: WorkerSettings) -> None:
+    def __init__(self, name: str, settings: WorkerSettings, *, leave_interrupts: bool = False) -> None:
+        """`leave_interrupts`: Ctrl-C in the terminal is for the process that made the worker, and for no other."""
         self.name = name
         self.settings = settings
+        self.leave_interrupts = leave_interrupts
         self.exec_env: SandboxedExecEnv | None = None
 
     def setup(self, worker: Worker) -> None:
         """Called once in each worker, also in those that join later."""
+        if self.leave_interrupts:
+            # A handler that does nothing is not inherited by what the worker starts, as SIG_IGN would be.
+            signal.signal(signal.SIGINT, lambda *_: None)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         self.exec_env = self.settings.make(worker.state.nthreads)
 
     async def teardown(self, worker: Worker) -> None:
@@ -33,7 +46,31 @@ class ExecEnvPlugin(WorkerPlugin):
 
 def run_simulation(plugin: str, key: str, task: SimTask) -> SimReturn:
     """A Dask task: one simulation. `key` is the name by which `cancel` finds it."""
-    return _exec_env(get_worker(), plugin).run(task, key=key)
+    try:
+        return _exec_env(get_worker(), plugin).run(task, key=key)
+    except RunnerError as error:
+        return error_return(task, error)
+
+
+@dataclass(frozen=True)
+class Timed:
+    """What a task ended with, when its work began (seconds since the epoch), and how many seconds it took."""
+
+    result: SimReturn | AggregationReturn | RunnerError
+    started: float
+    seconds: float
+
+
+def run_simulations(plugin: str, key: str, tasks: Sequence[SimTask]) -> list[Timed]:
+    """A Dask task: several simulations, one after the other. A call to stop ends it, and the rest has no result."""
+    results: list[Timed] = []
+    for task in tasks:
+        started, begun = time.time(), time.perf_counter()
+        result = run_simulation(plugin, key, task)
+        if result.error is not None and result.error.error_type in STOPPED:
+            break
+        results.append(Timed(result, started, time.perf_counter() - begun))
+    return results
 
 
 def run_aggregation(
@@ -47,6 +84,17 @@ def run_aggregation(
     """A Dask task: one aggregation. Its simulations are dependencies, so no thread waits for them."""
     task = AggregationTask(bundle_ref, target_entrypoint, list(sim_returns), target_data)
     return _exec_env(get_worker(), plugin).run_aggregation(task, key=key)
+
+
+def run_late_aggregation(plugin: str, key: str, task: AggregationTask) -> Timed:
+    """A Dask task: one aggregation of results that came earlier. Its error is a value too."""
+    started, begun = time.time(), time.perf_counter()
+    result: AggregationReturn | RunnerError
+    try:
+        result = _exec_env(get_worker(), plugin).run_aggregation(task, key=key)
+    except RunnerError as error:
+        result = error
+    return Timed(result, started, time.perf_counter() - begun)
 
 
 def cancel(plugin: str, keys: Sequence[str], dask_worker: Worker) -> None:
@@ -73,5 +121,6 @@ async def health_check(plugin: str, dask_worker: Worker) -> dict[str, Any]:
 def _exec_env(worker: Worker, plugin: str) -> SandboxedExecEnv:
     found = worker.plugins.get(plugin)
     if not isinstance(found, ExecEnvPlugin) or found.exec_env is None:
-        raise RuntimeError(f"the worker {worker.address} has no execution environment {plugin!r}; see its log")
+        problem = f"the worker {worker.address} has no execution environment {plugin!r}, or none any more; see its log"
+        raise RunnerError.of("host", "shut_down", problem, True)
     return found.exec_env

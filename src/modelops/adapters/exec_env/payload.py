@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from modelops_contracts import AggregationTask, SimReturn, SimTask, TableArtifact, digest_bytes
@@ -27,14 +27,7 @@ def simulation_payload(task: SimTask) -> dict[str, Any]:
 
 def aggregation_payload(task: AggregationTask, store: ArtifactStore) -> dict[str, Any]:
     """An aggregation, with the content of every input; the store has those that hold a reference."""
-    failed = [sim for sim in task.sim_returns if sim.error is not None]
-    if failed:
-        first = failed[0].error
-        problem = (
-            f"{len(failed)} of {len(task.sim_returns)} simulations have no result to aggregate; "
-            f"the first failed with {first and first.error_type}: {first and first.message}"
-        )
-        raise RunnerError.of("input", "failed_inputs", problem, task_ids=[sim.task_id for sim in failed])
+    refuse_failed(task.sim_returns)
     payload: dict[str, Any] = {
         "target_entrypoint": target_location(task.target_entrypoint),
         "sim_returns": [_sim_return(sim, store) for sim in task.sim_returns],
@@ -42,6 +35,18 @@ def aggregation_payload(task: AggregationTask, store: ArtifactStore) -> dict[str
     if task.target_data is not None:
         payload["target_data"] = task.target_data
     return payload
+
+
+def refuse_failed(sim_returns: Sequence[SimReturn]) -> None:
+    """RunnerError where one of the simulations that are to be aggregated has failed."""
+    failed = [sim for sim in sim_returns if sim.error is not None]
+    if failed:
+        first = failed[0].error
+        problem = (
+            f"{len(failed)} of {len(sim_returns)} simulations have no result to aggregate; "
+            f"the first failed with {first and first.error_type}: {first and first.message}"
+        )
+        raise RunnerError.of("input", "failed_inputs", problem, task_ids=[sim.task_id for sim in failed])
 
 
 def target_location(entrypoint: str) -> str:

@@ -4,8 +4,10 @@ In a checkout it is `tools/ultra_cold_runner.py`, with its profiles in `sandbox-
 folders below `modelops/_runner/`, so that the runner finds its profiles beside itself in both.
 """
 
+import hashlib
 import os
 import sys
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +81,26 @@ class RunnerSettings:
         if self.reuse is not None:
             environment["REUSE"] = "1" if self.reuse else "0"
         return environment
+
+
+def profile_digest(profile: str, environ: Mapping[str, str] = os.environ) -> str | None:
+    """SHA-256 over a profile and the one that it extends, found as the runner does; None where they are not here."""
+    beside = find_runner().parent.parent / "sandbox-profiles"
+    folders = [Path(folder) for folder in (environ.get("SANDBOX_PROFILES_DIR"), beside) if folder]
+    try:
+        place, text = _read_profile(profile, folders)
+        base = tomllib.loads(text.decode()).get("extends")
+        extended = b"" if base is None else _read_profile(str(base), [place.parent, *folders])[1]
+    except (OSError, ValueError):
+        return None  # the runner says what is wrong with it
+    return hashlib.sha256(text + b"\0" + extended).hexdigest()
+
+
+def _read_profile(name: str, folders: list[Path]) -> tuple[Path, bytes]:
+    by_path = "/" in name or name.endswith(".toml")
+    places = [Path(name)] if by_path else [folder / f"{name}.toml" for folder in folders]
+    place = next((place for place in places if place.is_file()), places[0])
+    return place, place.read_bytes()
 
 
 def _path(path: StrPath | None) -> Path | None:

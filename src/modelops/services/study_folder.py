@@ -1,0 +1,312 @@
+"""The folder of a study while it runs: what the study is, and every result as it came. A study goes on from here.
+
+    identity.json              what two starts must have in common
+    parts/<n>.simulations.parquet   results of simulations, a row each; <n>.outputs.parquet: what they returned
+    parts/<n>.losses.parquet        results of aggregations
+
+A part appears complete, by a rename; its simulations come last, so results without their outputs are never seen. Where
+two parts have a result of one task, the later one counts. Small parts are joined now and then.
+"""
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import polars
+from modelops_contracts import AggregationReturn, ErrorInfo, SimReturn, TableArtifact, digest_bytes
+
+from modelops.adapters.exec_env.errors import RunnerError
+from modelops.worker.plugin import Timed
+
+from .study import Study
+
+FLUSH_SECONDS = 1.0
+FLUSH_BYTES = 32 << 20  # of outputs
+JOINED_PARTS, JOINED_BYTES = 64, 8 << 20  # so many parts, each below so many bytes, are made one
+
+_TIMES: dict[str, Any] = {"started": polars.Datetime("us", "UTC"), "seconds": polars.Float64}
+_ERROR: dict[str, Any] = {"error_type": polars.String, "error": polars.String, "retryable": polars.Boolean}
+SCHEMAS: dict[str, dict[str, Any]] = {
+    "outputs": {
+        "index": polars.UInt64,
+        "name": polars.String,
+        "size": polars.UInt64,
+        "checksum": polars.String,
+        "content_type": polars.String,
+        "ref": polars.String,
+        "content": polars.Binary,
+    },
+    "losses": {
+        "group": polars.UInt64,
+        "target": polars.UInt64,
+        "loss": polars.Float64,
+        "n_replicates": polars.UInt64,
+        "aggregation_id": polars.String,
+        "diagnostics": polars.String,
+        **_ERROR,
+        **_TIMES,
+    },
+    "simulations": {
+        "index": polars.UInt64,
+        "task_id": polars.String,
+        "metrics": polars.String,
+        **_ERROR,
+        **_TIMES,
+    },
+}
+KINDS = tuple(SCHEMAS)  # in the order in which a part's files appear
+_KEYS = {"simulations": ["index"], "losses": ["group", "target"]}
+
+
+class StudyMismatch(Exception):
+    """The folder is another study's, or another process writes to it."""
+
+
+@dataclass
+class _Pending:
+    rows: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
+    size: int = 0
+
+
+class StudyFolder:
+    """Takes results in and keeps them. One process has it at a time.
+
+    `simulations` says of each point that has a result whether it succeeded, `losses` of each (group, target).
+    """
+
+    def __init__(self, path: Path, study: Study, profile: Mapping[str, Any]) -> None:
+        self.path, self.study = path, study
+        self.parts = path / "parts"
+        self.parts.mkdir(parents=True, exist_ok=True)
+        self._lock = os.open(self.parts, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._pending, self._flushed_at = _Pending(), time.monotonic()
+        try:
+            _take(self._lock, path)
+            self._identify({**study.identity(), "profile": dict(profile)})
+            self._remove_unfinished()
+            self._next = 1 + max((_number(part) for part in self.parts.glob("*.parquet")), default=0)
+            self.simulations: dict[int, bool] = {}
+            self.losses: dict[tuple[int, int], bool] = {}
+            self._load()
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def add_simulation(self, index: int, timed: Timed) -> None:
+        """Take in the result of a point."""
+        result = timed.result
+        assert isinstance(result, SimReturn)
+        self._pending.rows["simulations"].append(
+            {
+                "index": index,
+                "task_id": result.task_id,
+                "metrics": json.dumps(dict(result.metrics or {})),
+                **_error_fields(result.error),
+                **_times(timed),
+            }
+        )
+        for name, artifact in sorted(result.outputs.items()):
+            self._pending.rows["outputs"].append({"index": index, "name": name, **_artifact_fields(artifact)})
+            self._pending.size += len(artifact.inline or b"")
+        self.simulations[index] = result.error is None
+        self._flush_when_due()
+
+    def add_loss(self, group: int, target: int, timed: Timed) -> None:
+        """Take in the result of an aggregation, or the error that it ended with."""
+        result = timed.result
+        row: dict[str, Any] = {"group": group, "target": target, **_times(timed)}
+        if isinstance(result, AggregationReturn):
+            row |= {"loss": result.loss, "n_replicates": result.n_replicates, "aggregation_id": result.aggregation_id}
+            row |= {"diagnostics": json.dumps(result.diagnostics, default=str)}
+        else:
+            assert isinstance(result, RunnerError)
+            row |= _error_fields(ErrorInfo(result.type, result.message, result.retryable))
+        self._pending.rows["losses"].append(row)
+        self.losses[group, target] = isinstance(result, AggregationReturn)
+        self._flush_when_due()
+
+    def forget_failures(self) -> None:
+        """Let failed tasks count as not run, and the losses of their parameter sets with them."""
+        for group, indices in enumerate(self.study.groups()):
+            failed = [index for index in indices if self.simulations.get(index) is False]
+            for index in failed:
+                del self.simulations[index]
+            for target in range(len(self.study.targets)):
+                if failed or not self.losses.get((group, target), True):
+                    self.losses.pop((group, target), None)
+
+    def flush(self) -> None:
+        """Write what has come since the last time."""
+        pending, self._pending = self._pending, _Pending()
+        self._flushed_at = time.monotonic()
+        if any(pending.rows.values()):
+            frames = {kind: polars.DataFrame(rows, schema=SCHEMAS[kind]) for kind, rows in pending.rows.items() if rows}
+            self._write_part(frames)
+            self._join_small_parts()
+
+    def latest(self, kind: str) -> polars.DataFrame:
+        """Of simulations or losses the row that counts of each task, in the order of the study."""
+        keys = _KEYS[kind]
+        found = self._scan(kind).collect().sort(*keys, "part")
+        return found.unique(keys, keep="last", maintain_order=True)
+
+    def outputs(self) -> polars.LazyFrame:
+        """The outputs that count, of all parts and in no order. What is not selected is not read."""
+        counting = self.latest("simulations").select("index", "part")
+        return self._scan("outputs").join(counting.lazy(), on=["index", "part"], how="semi").drop("part")
+
+    def results(self, indices: list[int]) -> dict[int, SimReturn]:
+        """The results of some points as they were taken in, for an aggregation."""
+        self.flush()
+        outputs: dict[int, dict[str, TableArtifact]] = {index: {} for index in indices}
+        found = self.outputs().filter(polars.col("index").is_in(indices)).sort("name").collect()
+        for row in found.iter_rows(named=True):
+            artifact = TableArtifact(row["content_type"], row["size"], row["content"], row["ref"], row["checksum"])
+            outputs[row["index"]][row["name"]] = artifact
+        rows = self.latest("simulations").filter(polars.col("index").is_in(indices))
+        return {row["index"]: _sim_return(row, outputs[row["index"]]) for row in rows.iter_rows(named=True)}
+
+    def close(self) -> None:
+        """Write what is there, and let others have the folder."""
+        if self._lock >= 0:
+            try:
+                self.flush()
+            finally:
+                os.close(self._lock)
+                self._lock = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _identify(self, identity: dict[str, Any]) -> None:
+        place = self.path / "identity.json"
+        if not place.exists():
+            write_whole(place, lambda aside: aside.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8"))
+            return
+        known = json.loads(place.read_text(encoding="utf-8"))
+        for key, value in identity.items():
+            if known.get(key) != value:
+                raise StudyMismatch(
+                    f"{str(self.path)!r} holds a study with another {key.replace('_', ' ')}: it has "
+                    f"{_short(known.get(key))}, and this one {_short(value)}; choose another --out"
+                )
+
+    def _remove_unfinished(self) -> None:
+        for path in [*self.path.glob(".*.aside-*"), *self.parts.glob(".*.aside-*")]:
+            path.unlink(missing_ok=True)
+
+    def _load(self) -> None:
+        for row in self.latest("simulations").select("index", "error_type").iter_rows():
+            self.simulations[row[0]] = row[1] is None
+        for group, target, error_type in self.latest("losses").select("group", "target", "error_type").iter_rows():
+            self.losses[group, target] = error_type is None
+
+    def _flush_when_due(self) -> None:
+        if time.monotonic() - self._flushed_at > FLUSH_SECONDS or self._pending.size > FLUSH_BYTES:
+            self.flush()
+
+    def _write_part(self, frames: Mapping[str, polars.DataFrame]) -> None:
+        number, self._next = self._next, self._next + 1
+        for kind in KINDS:
+            if kind in frames:
+                write_whole(self.parts / f"{number:08}.{kind}.parquet", frames[kind].write_parquet)
+
+    def _join_small_parts(self) -> None:
+        """Bound the number of files: the small parts become one, which counts before the old ones are removed."""
+        files: dict[int, list[Path]] = {}
+        for path in self.parts.glob("*.parquet"):
+            files.setdefault(_number(path), []).append(path)
+        small = [paths for paths in files.values() if sum(path.stat().st_size for path in paths) < JOINED_BYTES]
+        if len(small) < JOINED_PARTS:
+            return
+        old = [path for paths in small for path in paths]
+        frames = {kind: self._scan(kind, [path for path in old if _kind(path) == kind]).collect() for kind in KINDS}
+        for kind, keys in _KEYS.items():
+            frames[kind] = frames[kind].sort("part").unique(keys, keep="last", maintain_order=True)
+        frames["outputs"] = frames["outputs"].join(frames["simulations"], on=["index", "part"], how="semi")
+        self._write_part({kind: frame.drop("part") for kind, frame in frames.items() if len(frame)})
+        for path in sorted(old, key=lambda path: KINDS.index(_kind(path)), reverse=True):
+            path.unlink()
+
+    def _scan(self, kind: str, paths: Iterable[Path] | None = None) -> polars.LazyFrame:
+        """The rows of a kind in some parts, or in all, with the number of their part."""
+        if paths is None:
+            paths = self.parts.glob(f"*.{kind}.parquet")
+        empty = polars.LazyFrame(schema={**SCHEMAS[kind], "part": polars.UInt64})
+        frames = [
+            polars.scan_parquet(path, glob=False).with_columns(part=polars.lit(_number(path), polars.UInt64))
+            for path in paths
+        ]
+        return polars.concat([empty, *frames])
+
+
+def write_whole(path: Path, write: Any) -> None:
+    """Let `write` make a file beside `path`, and put it there by one rename."""
+    aside = path.with_name(f".{path.name}.aside-{os.getpid()}")
+    try:
+        write(aside)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _take(lock: int, path: Path) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise StudyMismatch(f"another process runs the study in {str(path)!r}") from None
+    except OSError:
+        pass  # a file system without locks
+
+
+def _number(path: Path) -> int:
+    with suppress(ValueError):
+        return int(path.name.partition(".")[0])
+    return 0
+
+
+def _kind(path: Path) -> str:
+    return path.name.split(".")[1]
+
+
+def _times(timed: Timed) -> dict[str, Any]:
+    return {"started": round(timed.started * 1e6), "seconds": timed.seconds}
+
+
+def _error_fields(error: ErrorInfo | None) -> dict[str, Any]:
+    if error is None:
+        return {}
+    return {"error_type": error.error_type, "error": error.message, "retryable": error.retryable}
+
+
+def _artifact_fields(artifact: TableArtifact) -> dict[str, Any]:
+    return {
+        "size": artifact.size,
+        "checksum": artifact.checksum,
+        "content_type": artifact.content_type,
+        "ref": artifact.ref,
+        "content": artifact.inline,
+    }
+
+
+def _sim_return(row: Mapping[str, Any], outputs: Mapping[str, TableArtifact]) -> SimReturn:
+    if row["error_type"] is None:
+        return SimReturn(row["task_id"], outputs)
+    details = json.dumps({"type": row["error_type"], "error": row["error"]}).encode()
+    artifact = TableArtifact("application/json", len(details), details, None, digest_bytes(details))
+    info = ErrorInfo(row["error_type"], row["error"], row["retryable"])
+    return SimReturn(row["task_id"], outputs, info, artifact)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 200 else f"{text[:200]}.."
