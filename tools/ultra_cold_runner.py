@@ -55,8 +55,11 @@ class ResultPipe:
 
         self.fd = fd
         self.lock = _thread.allocate_lock()
+        self.before_done: Any = None
 
     def send(self, kind: bytes, name: str = "", body: bytes = b"") -> None:
+        if kind == DONE and self.before_done:
+            self.before_done()
         label = name.encode("utf-8", "surrogatepass")
         with self.lock:
             self._write(frame_header(kind, len(label), len(body)) + label)
@@ -191,8 +194,11 @@ def load_object(reference: str) -> "Any":
 
 
 def execute(request: "dict[str, Any]", pipe: ResultPipe) -> None:
+    caches = Caches(request["caches"], request["cached"])
+    caches.put()
     enter_bundle()
     enter_working_directory(request["shadow"])
+    pipe.before_done = lambda: tell_learned(pipe, caches, None)
     run_task_code(request, pipe)
 
 
@@ -394,7 +400,81 @@ def read_tables(outputs: "dict[str, Any]") -> "dict[str, Any]":
     return tables
 
 
-# --- serve: many tasks of one bundle, each in a fork of a process that has run none
+# --- learn: what a task imported and left in the home's cache folders, so that the next is spared the time
+
+HOME = "/tmp/home"
+CONSTANT_TIME = 315532800  # 1980-01-01, the mtime of files that a cache may know by it
+
+
+class Caches:
+    """The files of the home's cache folders: put there for a task, and looked through after it."""
+
+    def __init__(self, policy: "dict[str, Any]", files: "dict[str, bytes]") -> None:
+        self.policy, self.files = policy, files
+        self.made: list[str] = []  # folders of the home that an import made, and may rely on
+
+    def put(self) -> None:
+        from contextlib import suppress
+
+        for folder in self.made:
+            os.makedirs(folder, exist_ok=True)
+        for name, content in self.files.items():
+            with suppress(OSError):  # two names may exclude each other
+                path = HOME + "/" + name
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+                fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+                os.write(fd, content)
+                os.close(fd)
+                os.utime(path, (CONSTANT_TIME, CONSTANT_TIME))
+
+    def grown(self) -> "Any":
+        """Name and content of each regular file that is new or was changed, within the policy's limits."""
+        import stat
+
+        room, left = self.policy["bytes"], self.policy["files"]
+        for folder in self.policy["folders"]:
+            for top, _, names in os.walk(HOME + "/" + folder):
+                for name in sorted(names):
+                    path = top + "/" + name
+                    status = os.lstat(path)
+                    known = self.files.get(path[len(HOME) + 1 :])
+                    same = known is not None and (len(known), CONSTANT_TIME) == (status.st_size, status.st_mtime)
+                    if same or not stat.S_ISREG(status.st_mode) or status.st_size > room or left <= 0:
+                        continue
+                    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+                        content = file.read(status.st_size)
+                    room, left = room - len(content), left - 1
+                    yield path[len(HOME) + 1 :], content
+
+
+def tell_learned(pipe: ResultPipe, caches: Caches, known: "Any", told: "Any" = frozenset()) -> None:
+    """NOTE frames before a task's last word. Nothing of this may fail a task.
+
+    `learned` is JSON: `modules`, the names that are not `known` (none, where that is None), in the order of their
+    import; `sources`, paths below the venv of modules that have no bytecode, less those of modules in `told`. And
+    `cache/<path in the home>` for each file that the caches got.
+    """
+    import json
+    from contextlib import suppress
+
+    with suppress(Exception):
+        learned: dict[str, Any] = {"modules": [], "sources": []}
+        for name in [name for name in sys.modules if name not in told]:
+            spec = getattr(sys.modules.get(name), "__dict__", {}).get("__spec__")
+            if spec is None or spec.name != name:
+                continue  # an alias, or made by hand: importing the name would make something else
+            if known is not None and name not in known:
+                learned["modules"].append(name)
+            origin, cached = str(spec.origin), spec.cached
+            if origin.startswith(VENV + "/") and origin.endswith(".py") and cached and not os.path.exists(cached):
+                learned["sources"].append(origin[len(VENV) + 1 :])
+        if any(learned.values()):
+            pipe.send(NOTE, "learned", json.dumps(learned).encode())
+        for name, content in caches.grown() if caches.policy["told"] else ():
+            pipe.send(NOTE, "cache/" + name, content)
+
+
+# --- serve: many tasks of one bundle, each in a fork of a process that has imported, and run none
 
 TASK, KILL, READY, ENDED = b"T", b"K", b"R", b"E"
 
@@ -402,49 +482,175 @@ TASK, KILL, READY, ENDED = b"T", b"K", b"R", b"E"
 def serve(request: "dict[str, Any]", pipe: ResultPipe) -> None:
     """Fork for each task that comes in; between two tasks leave nothing that the next one could notice.
 
-    The host writes TASK (with a length and a body) and KILL, and reads READY (with a count of threads) and
-    ENDED (with an exit status), four bytes each. A task has neither descriptor.
+    The host writes TASK (with a length and a body) and KILL. It reads READY (with JSON: what `preload` came to)
+    and ENDED (with an exit status, four bytes). The fork is made before its task comes, and has neither descriptor.
     """
     tasks, control = request["descriptors"]["tasks"], request["descriptors"]["control"]
+    caches = Caches(request["caches"], request["cached"])
+    caches.put()
     enter_bundle()
-    if request["preload"]:
-        preload(request)
+    report = preload(request, caches)
     set_dumpable(False)
-    state = sandbox_state()
-    os.write(control, READY + count_threads().to_bytes(4, "big"))
+    clear_sandbox()
+    caches.put()
+    known, state = frozenset(sys.modules), sandbox_state()
+    pipe.before_done = lambda: tell_learned(pipe, caches, known)
+    leave_out_of_collections()
+    tell_host(control, READY, report)
     while True:
+        pid, door = fork_ahead(request, pipe)
         kind = os.read(tasks, 1)
-        if kind == TASK:
-            body = read_exactly(tasks, int.from_bytes(read_exactly(tasks, 8), "big"))
-            pid = os.fork()
-            if pid == 0:
-                os.close(tasks)
-                os.close(control)
-                run_forked(body, request, pipe)
-            del body
-            status = wait_for_task(pid, tasks)
-            clear_sandbox()
-            if sandbox_state() != state:
-                os._exit(1)  # the task changed what the next one would notice; the host makes a new sandbox
-            os.write(control, ENDED + status.to_bytes(4, "big"))
-        elif not kind:
+        while kind == KILL:  # of a task that had ended by then
+            kind = os.read(tasks, 1)
+        if kind != TASK:
             os._exit(0)
+        hand_over(tasks, door)
+        status = wait_for_task(pid, tasks)
+        clear_sandbox()
+        caches.put()
+        if sandbox_state() != state:
+            os._exit(1)  # the task changed what the next one would notice; the host makes a new sandbox
+        tell_host(control, ENDED, status.to_bytes(4, "big"))
+        pipe.before_done = lambda: tell_learned(pipe, caches, known, known)
 
 
-def preload(request: "dict[str, Any]") -> None:
-    """Import the wire function where each task will stand, but where nothing can be left: what an import writes to
-    its working directory fails here, and is written by each task that imports anew."""
+def tell_host(control: int, kind: bytes, body: bytes) -> None:
+    os.write(control, kind + len(body).to_bytes(4, "big") + body)
+
+
+def leave_out_of_collections() -> None:
+    """What is there now is never garbage: a collection in a fork would only copy its pages."""
+    import gc
+
+    gc.collect()
+    gc.freeze()
+
+
+def fork_ahead(request: "dict[str, Any]", pipe: ResultPipe) -> "tuple[int, int]":
+    """A fork that waits for its task, and the descriptor to write it to."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        for fd in (writing, *request["descriptors"].values()):
+            os.close(fd)
+        run_forked(reading, request, pipe)
+    os.close(reading)
+    return pid, writing
+
+
+def hand_over(tasks: int, door: int) -> None:
+    """Pass a task on to the fork that waits for it; where that is dead, to nobody."""
+    left = int.from_bytes(read_exactly(tasks, 8), "big")
+    while left > 0:
+        chunk = memoryview(read_exactly(tasks, min(left, 1 << 16)))
+        left -= len(chunk)
+        try:
+            while chunk:
+                chunk = chunk[os.write(door, chunk) :]
+        except BrokenPipeError:
+            pass
+    os.close(door)
+
+
+def preload(request: "dict[str, Any]", caches: Caches) -> bytes:
+    """Import the wire function, then what earlier tasks were seen to import; nothing of a task is run here.
+
+    It happens where each task will stand, but where nothing can be left: what an import writes to its working
+    directory fails here, and is written by each task that imports anew. Returns JSON: how many `modules` of the tasks' are here; the `threads` that a fork would lose, by name; the
+    `problem` in words, where forks of this process would not be like a fresh one.
+    """
+    import importlib.util  # noqa: F401 (every task needs it)
+    import json
+
+    problem, before = "", len(sys.modules)
+    if request["preload"]:
+        enter_working_directory(request["shadow"], 0o555)
+        try:
+            load_object(request["wire"])
+        except BaseException as error:  # each task will meet it again, and report it
+            print("preload:", type_name(error), file=sys.stderr)
+        before = len(sys.modules)
+        problem = import_learned(request["modules"])
+        load_machine_code()
+        leave_working_directory()
+        problem = problem or left_behind(caches)
+    report = {"modules": len(sys.modules) - before, "threads": threads_left(), "problem": problem}
+    return json.dumps(report).encode()
+
+
+def leave_working_directory() -> None:
     import shutil
 
-    enter_working_directory(request["shadow"], 0o555)
-    try:
-        load_object(request["wire"])
-    except BaseException as error:  # each task will meet it again, and report it
-        print("preload:", type_name(error), file=sys.stderr)
     os.chdir(BUNDLE)
     for folder, _, _ in os.walk(SHADOW):
         os.chmod(folder, 0o755)
     shutil.rmtree(SHADOW, ignore_errors=True)
+
+
+def import_learned(names: "list[str]") -> str:
+    """Import modules in the order in which a task did. Returns what keeps tasks from starting there, or nothing."""
+    for name in ("random", "numpy.random"):  # first, so that it shows whether another one seeds them
+        if name in names:
+            importlib.import_module(name)
+    before = traces_of_imports()
+    for name in names:
+        try:
+            if name not in sys.modules:
+                importlib.import_module(name)
+        except BaseException as error:
+            if not isinstance(error, ModuleNotFoundError) or not (name + ".").startswith(str(error.name) + "."):
+                return "importing " + name + " raised " + type_name(error) + ": " + clip(str(error))[:500]
+    after = traces_of_imports()
+    changed = [what for what, was in before.items() if after[what] != was]
+    return "importing its modules changes " + " and ".join(changed) if changed else ""
+
+
+def traces_of_imports() -> "dict[str, Any]":
+    """What a module may change that a task which has not imported it yet would notice."""
+    import signal
+
+    numpy_random = sys.modules.get("numpy.random.mtrand")
+    umask = os.umask(0o22)
+    os.umask(umask)
+    return {
+        "the working directory": os.getcwd(),
+        "the umask": umask,
+        "the handlers of signals": [signal.getsignal(number) for number in range(1, 65)],
+        "the state of random": sys.modules["random"].getstate() if "random" in sys.modules else None,
+        "the state of numpy.random": repr(numpy_random._rand.get_state(legacy=False)) if numpy_random else None,
+    }
+
+
+def load_machine_code() -> None:
+    """Let numba read what its cache has for the functions that are imported: in each fork it would take longer."""
+    dispatchers = sys.modules.get("numba.core.dispatcher")
+    if dispatchers is None:
+        return
+    import gc
+
+    for found in [item for item in gc.get_objects() if issubclass(type(item), dispatchers.Dispatcher)]:
+        try:
+            cache, codegen = found._cache, found.targetctx.codegen()
+            for key in list(cache._cache_file._load_index()) if hasattr(cache, "_cache_file") else ():
+                if cache._index_key(key[0], codegen) == key:
+                    found.compile(key[0])
+        except Exception as error:  # another numba than those we know; the task does without
+            print("preload:", type_name(error), error, file=sys.stderr)
+
+
+def left_behind(caches: Caches) -> str:
+    """What an import left besides modules and caches: it goes before the first task, and would be missed."""
+    try:
+        os.kill(-1, 0)
+        return "importing its modules starts a process"
+    except ProcessLookupError:
+        pass
+    kept = [HOME + "/" + folder for folder in caches.policy["folders"]]
+    for top, folders, names in [*os.walk("/tmp"), *os.walk("/dev/shm")]:
+        if names and not any((top + "/").startswith(folder + "/") for folder in kept):
+            return "importing its modules leaves the file " + top + "/" + names[0]
+        caches.made += [top + "/" + name for name in folders if top + "/" + name != HOME]
+    return ""
 
 
 def read_exactly(fd: int, size: int) -> bytes:
@@ -476,25 +682,32 @@ def sandbox_state() -> "tuple[Any, ...]":
     return (limits, scheduling, os.getcwd(), [(os.stat(path).st_mode, os.listxattr(path)) for path in LASTING])
 
 
-def count_threads() -> int:
-    """Threads that would be missing in a fork: those left after a first one, for which OpenBLAS ends its own.
-
-    Without /proc nobody knows, and the answer is the cautious one.
-    """
+def threads_left() -> "list[str]":
+    """The names of threads that would be missing in a fork: those left after a first one, for which OpenBLAS ends
+    its own. Without /proc nobody knows, and the answer is the cautious one."""
     pid = os.fork()
     if pid == 0:
         os._exit(0)
     os.waitpid(pid, 0)
+    names = []
     try:
-        return len(os.listdir("/proc/self/task")) - 1
+        for thread in os.listdir("/proc/self/task"):
+            if int(thread) != os.getpid():
+                with open("/proc/self/task/" + thread + "/comm") as file:
+                    names.append(file.read().strip())
     except OSError:
-        return 1
+        return ["(unknown: there is no /proc)"]
+    return names
 
 
-def run_forked(body: bytes, request: "dict[str, Any]", pipe: ResultPipe) -> None:
+def run_forked(door: int, request: "dict[str, Any]", pipe: ResultPipe) -> None:
     try:
         set_dumpable(True)
         set_rlimits(request["task_rlimits"])
+        body = read_all(door)
+        os.close(door)
+        if not body:
+            os._exit(0)  # the server is closed
         pipe.send(STARTED)
         enter_working_directory(request["shadow"])
         run_task_code({"task": marshal.loads(body), "wire": request["wire"]}, pipe)
@@ -547,7 +760,7 @@ def clear_sandbox() -> None:
                 shutil.rmtree(entry.path)
             else:
                 os.unlink(entry.path)
-    os.mkdir("/tmp/home")
+    os.mkdir(HOME)
     for path in LASTING:
         os.utime(path)
 
@@ -1094,8 +1307,21 @@ class SeccompPolicy(NamedTuple):
     deny_if: list[DenyRule]
 
 
+class CachePolicy(NamedTuple):
+    folders: list[str]  # of the home, where libraries keep what they can make again
+    max_files: int
+    max_bytes: int
+
+
+class ColdPolicy(NamedTuple):
+    keep_caches: bool  # with REUSE=1, give tasks the caches that a --prime task of the caller left
+
+
 class ServePolicy(NamedTuple):
     preload: bool  # import the wire function before the fork of each task, or after it
+    preload_bytes: int  # memory of what tasks were seen to import, over which it is imported in each task
+    max_modules: int
+    harmless_threads: list[str]  # names of threads that an import may leave: a fork does not miss them
     tasks_per_sandbox: int
     also_deny: list[str]  # calls that leave something in a namespace that outlives the task
 
@@ -1111,6 +1337,8 @@ class Profile(NamedTuple):
     build: PhasePolicy
     compile: PhasePolicy
     execute: PhasePolicy
+    caches: CachePolicy
+    cold: ColdPolicy
     serve: ServePolicy
 
 
@@ -1250,6 +1478,9 @@ def check_profile(profile: Profile, path: str) -> None:
     for masked in profile.sandbox.masked:
         if not masked.startswith("/proc/") or os.path.normpath(masked) != masked:
             raise profile_error(path, "sandbox.masked", f"{masked!r} is not below /proc")
+    for folder in profile.caches.folders:
+        if not re.fullmatch(r"\.?[\w-]+(/[\w-]+)*", folder):
+            raise profile_error(path, "caches.folders", f"{folder!r} is not a folder of the home")
     check_seccomp(profile.seccomp, path)
 
 
@@ -3119,6 +3350,7 @@ class Frames:
         elif kind == ERROR:
             self.error = parse_child_error(body)
         else:
+            self.total -= len(body)  # a note is bounded by its receiver, and takes no room from the outputs
             self.receiver.opened(kind, self.name, len(body))
             self.receiver.data(body)
             self.receiver.closed()
@@ -3170,7 +3402,7 @@ class Supervisor:
         receiver: Receiver,
         descriptors: Mapping[str, int] | None = None,
     ) -> None:
-        self.host, self.box, self.limits = host, box, box.policy.limits
+        self.host, self.box, self.limits, self.name = host, box, box.policy.limits, box.phase
         self.descriptors = dict(descriptors or {})  # what else the child is given, by name
         self.process: subprocess.Popen[bytes]
         self.selector: selectors.BaseSelector
@@ -3205,7 +3437,7 @@ class Supervisor:
         self.selector = cleanup.enter_context(selectors.PollSelector())
         Log.line(f"phase: {self.box.phase}")
         with Killed.held():
-            self.cgroup = Cgroup.create(f"{self.host.run_name}-{self.box.phase}", self.limits)
+            self.cgroup = Cgroup.create(f"{self.host.run_name}-{self.name}", self.limits)
             if self.cgroup:
                 cleanup.callback(self.cgroup.remove)
             self.process = self.start(cleanup)
@@ -3252,6 +3484,7 @@ class Supervisor:
         for end, take in ((result[0], self.on_result), (stderr[0], self.on_stderr), (status[0], self.on_status)):
             os.set_blocking(end.fileno(), False)
             self.selector.register(end.fileno(), selectors.EVENT_READ, take)
+        RUNNING.add(process.pid)
         exit_fd = os.pidfd_open(process.pid)
         cleanup.callback(os.close, exit_fd)
         self.selector.register(exit_fd, selectors.EVENT_READ, None)
@@ -3271,7 +3504,7 @@ class Supervisor:
         set_rlimits({"RLIMIT_NPROC": self.rlimits["RLIMIT_NPROC"]}, self.child_pid)
         os.write(self.gate, b"1")
 
-    def step(self) -> bool:
+    def step(self, longest: float = float("inf")) -> bool:
         """Wait for the next thing to happen and handle it; false when the sandbox is to end."""
         Killed.check()
         now = time.monotonic()
@@ -3279,7 +3512,7 @@ class Supervisor:
         if self.finished_at:
             deadline = min(deadline, self.finished_at + 1)  # a child that reported has a second to leave
         wait = max(0.0, min(deadline, self.monitor.next_sample) - now)
-        ready = self.selector.select(wait)
+        ready = self.selector.select(min(wait, longest))
         if any(key.data is None for key, _ in ready):  # bwrap has exited
             self.drain()
             return False
@@ -3367,6 +3600,7 @@ class Supervisor:
                 with suppress(ProcessLookupError):
                     signal.pidfd_send_signal(self.child_fd, signal.SIGKILL)
                 os.close(self.child_fd)
+            RUNNING.discard(self.process.pid)
             self.monitor.reap(self.process)
 
     def judge(self) -> None:
@@ -3402,67 +3636,120 @@ class Supervisor:
         )
 
 
+class Ready(NamedTuple):
+    """What a server's template says of itself, see `preload` of the child. `modules` are those of the tasks' own."""
+
+    modules: int
+    threads: list[str]
+    problem: str
+
+
+def parse_ready(body: bytes) -> Ready:
+    """The template's word, which its imports may have shaped."""
+    try:
+        ready = Ready(**json.loads(body))
+        words = [*ready.threads, ready.problem]
+        if type(ready.modules) is not int or not all(isinstance(word, str) for word in words):
+            raise ValueError("wrong fields")
+    except (ValueError, TypeError, RecursionError):
+        raise Failure("result", "bad_result", "the sandbox's word that it is ready is not one") from None
+    return Ready(ready.modules, [name[:64] for name in ready.threads[:64]], ready.problem[:1000])
+
+
 class Session(Supervisor):
     """A sandbox that stays open for many tasks (--serve): each is a fork inside, watched as a run of its own."""
 
     GRACE = 2.0  # seconds that the sandbox has to end a task and to clean up; then it is given up
+    count = 0
 
     def __init__(self, host: "Host", box: Sandbox, request: dict[str, Any]) -> None:
         super().__init__(host, box, {**request, "phase": "serve"}, Receiver())
-        self.request["task_rlimits"] = {
-            "RLIMIT_CPU": self.rlimits.pop("RLIMIT_CPU")
-        }  # a fork's CPU time starts at zero
-        self.alive, self.ended, self.threads, self.served = True, False, -1, 0
+        # A fork's CPU time starts at zero.
+        self.request["task_rlimits"] = {"RLIMIT_CPU": self.rlimits.pop("RLIMIT_CPU")}
+        Session.count += 1
+        self.name = f"serve{Session.count}"  # two are there at once while one takes over from the other
+        self.alive, self.ended, self.served = True, True, 0
+        self.ready: Ready | None = None
+        self.control = bytearray()
+        self.cleanup = ExitStack()
 
-    def open(self, cleanup: ExitStack) -> None:
-        """Start the sandbox and wait until it takes tasks. Raises the Failure that keeps it from it."""
-        tasks, control = pipe(cleanup), pipe(cleanup)
+    def begin(self) -> None:
+        """Start the sandbox; `ready` is set when it takes tasks. `close` ends it."""
+        tasks, control = pipe(self.cleanup), pipe(self.cleanup)
         self.tasks = tasks[1]
         self.descriptors = {"tasks": tasks[0].fileno(), "control": control[1].fileno()}
-        super().open(cleanup)
+        self.open(self.cleanup)
         tasks[0].close()
         control[1].close()
         os.set_blocking(self.tasks.fileno(), False)
         os.set_blocking(control[0].fileno(), False)
         self.selector.register(control[0].fileno(), selectors.EVENT_READ, self.on_control)
-        while self.threads < 0 and self.step():
+
+    def wait_until_ready(self) -> Ready:
+        """Raises the Failure that keeps the sandbox from taking tasks."""
+        while self.ready is None and self.step():
             pass
-        if self.threads < 0:
+        if self.ready is None:
             failure = failure_of(self.outcome(time.monotonic()), self.box.phase)
             raise failure or Failure(self.box.phase, "no_result", "the sandbox ended before it took a task")
+        return self.ready
+
+    def close(self) -> None:
+        self.alive = False
+        self.cleanup.close()
 
     def on_control(self, data: bytes) -> None:
-        """READY and ENDED, five bytes each. Only code of the bundle's import could forge them, and for itself."""
-        for start in range(0, len(data) - 4, 5):
-            value = int.from_bytes(data[start + 1 : start + 5], "big")
-            if data[start : start + 1] == READY:
-                self.threads = value
+        """READY and ENDED, each with the length of its body. Only code of the bundle's import could forge them, and
+        for itself."""
+        self.control += data
+        while len(self.control) >= 5:
+            size = int.from_bytes(self.control[1:5], "big")
+            if size > MIB:
+                raise Failure("result", "bad_result", f"the sandbox sent a word of {size} bytes")
+            if len(self.control) < 5 + size:
+                return
+            kind, body = bytes(self.control[:1]), bytes(self.control[5 : 5 + size])
+            del self.control[: 5 + size]
+            if kind == READY:
+                self.ready = parse_ready(body)
             else:
-                self.ended, self.exit_code = True, value
+                self.ended, self.exit_code = True, int.from_bytes(body, "big")
 
     def run_task(self, task: dict[str, Any], receiver: Receiver) -> Outcome:
-        """Run one task in a fork. Afterwards `alive` says whether the sandbox is fit for another."""
+        """Run one task in a fork. Returns when it has reported; `settle` waits until the sandbox is clean again."""
+        self.settle()
         self.frames = Frames(receiver, self.limits.output_bytes)
         self.monitor, self.begun, self.finished_at = Monitor(), time.monotonic(), 0.0
         self.violation, self.failure, self.exit_code, self.ended = None, None, None, False
         self.stderr, self.stderr_bytes, self.served = bytearray(), 0, self.served + 1
-        if self.cgroup:
-            self.cgroup.mark()
         body = pack(task)
         running = self.write(TASK + len(body).to_bytes(8, "big") + body)
-        while running and not self.ended:
+        while running and not self.ended and not self.finished_at:
             running = self.step()
         if not self.ended and self.process.returncode is None:
-            self.judge()
-            self.write(KILL)
-            self.wait_for_end()
-        self.alive = self.ended and self.served < self.host.profile.serve.tasks_per_sandbox
+            if not self.finished_at:
+                self.judge()
+            self.write(KILL)  # whatever it may still do, it has said its last word
+            if not self.finished_at:
+                self.wait_for_end()
+        self.alive = (self.ended or bool(self.finished_at)) and self.served < self.host.profile.serve.tasks_per_sandbox
         self.drain()
         if self.cgroup:
             self.judge()
         if self.exit_code is None:
             self.exit_code = 137  # the sandbox's own end took the task with it
         return self.outcome(time.monotonic())
+
+    def settle(self) -> None:
+        """Wait until the sandbox has cleaned up after its last task, and drop what is still in the pipes of that."""
+        if not self.ended:
+            self.wait_for_end()
+            self.alive = self.alive and self.ended
+        for key in list(self.selector.get_map().values()):
+            while key.data in (self.on_result, self.on_stderr) and read_some(key.fd):
+                pass
+        if self.cgroup:
+            self.cgroup.mark()
 
     def write(self, data: bytes) -> bool:
         """Send to the sandbox, for as long as a task may take; false where it does not listen."""
@@ -3486,7 +3773,7 @@ class Session(Supervisor):
                     return
                 data = read_some(key.fd)
                 if data and key.data == self.on_control:
-                    self.on_control(data)
+                    self.guarded(self.on_control, data)
                 elif data == b"":
                     self.selector.unregister(key.fd)
 
@@ -3575,13 +3862,13 @@ class Monitor:
         if process.returncode is None:  # else its pid may be another's by now
             os.kill(process.pid, signal.SIGKILL)  # not yet waited for, so still its own
         while True:
-            for orphan in own_children():
+            orphans = own_children() - RUNNING
+            for orphan in orphans:
                 with suppress(ProcessLookupError):
                     os.kill(orphan, signal.SIGKILL)
-            try:
-                pid, status, used = os.wait4(-1, 0)
-            except ChildProcessError:
+            if not orphans:
                 return
+            pid, status, used = os.wait4(min(orphans), 0)
             if pid == process.pid:
                 process.returncode = os.waitstatus_to_exitcode(status)
             self.waited_user += used.ru_utime
@@ -3604,10 +3891,13 @@ class Monitor:
         )
 
 
-def own_children() -> list[int]:
-    """Every living child of this process, those inherited as subreaper included."""
+RUNNING: set[int] = set()  # children of this process that no sandbox's end concerns: other sandboxes, and workers
+
+
+def own_children() -> set[int]:
+    """Every child of this process that was not waited for, those inherited as subreaper included."""
     with open(f"/proc/self/task/{os.getpid()}/children", encoding="utf-8") as file:
-        return [int(pid) for pid in file.read().split()]
+        return {int(pid) for pid in file.read().split()}
 
 
 def sum_memory(psutil: Any, members: list[Any], limit: float) -> tuple[float, bool]:
@@ -4775,17 +5065,36 @@ def keep_environment(store: Store, key: str, aside: str, built: Environment) -> 
 # execute
 
 
+class Notes:
+    """What a task tells besides its outputs (see `tell_learned`): bounded, and not looked into here."""
+
+    def __init__(self, policy: CachePolicy) -> None:
+        self.found: dict[str, bytearray] = {}
+        self.left, self.room = policy.max_files + 1, policy.max_bytes + Frames.CAPS[NOTE]
+
+    def open(self, name: str, size: int) -> bytearray:
+        self.left, self.room = self.left - 1, self.room - size
+        if name in self.found or self.left < 0 or self.room < 0 or not name.startswith(("learned", "cache/")):
+            raise Failure("result", "bad_result", f"the task's child sent the note {name[:100]!r} twice, or too much")
+        self.found[name] = bytearray()
+        return self.found[name]
+
+
 class Outputs(Receiver):
     """The task's outputs: inline, or over `inline_max` streamed to files named by their checksum."""
 
     MAX_OUTPUTS = 10_000
 
-    def __init__(self, out_dir: str | None, inline_max: int) -> None:
-        self.out_dir, self.inline_max = out_dir, inline_max
+    def __init__(self, out_dir: str | None, inline_max: int, notes: Notes | None = None) -> None:
+        self.out_dir, self.inline_max, self.notes = out_dir, inline_max, notes
+        self.note: bytearray | None = None
         self.found: dict[str, dict[str, Any]] = {}
         self.partial = ""
 
     def opened(self, kind: bytes, name: str, size: int) -> None:
+        self.note = self.notes.open(name, size) if kind == NOTE and self.notes else None
+        if self.note is not None:
+            return
         if kind != OUTPUT:
             raise Failure("result", "bad_result", "the task's child sent a frame that a task does not have")
         if not 0 < len(name) <= 255 or not name.isprintable() or "/" in name or "\\" in name or name in (".", ".."):
@@ -4805,6 +5114,9 @@ class Outputs(Receiver):
             self.file = self.writing(lambda: os.open(self.partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
 
     def data(self, chunk: bytes) -> None:
+        if self.note is not None:
+            self.note += chunk
+            return
         self.digest.update(chunk)
         if self.file >= 0:
             self.writing(lambda: write_all(self.file, chunk))
@@ -4814,6 +5126,8 @@ class Outputs(Receiver):
     def closed(self) -> None:
         import base64
 
+        if self.note is not None:
+            return
         entry: dict[str, Any] = {"size": self.size, "checksum": self.digest.hexdigest()}
         if self.file >= 0:
             assert self.out_dir is not None
@@ -4868,8 +5182,16 @@ def execute_task(
     """Run the task in a sandbox of its own. Returns the result's JSON object, without metrics, and what was used."""
     wires = workshop.environment.wires
     wire = choose_wire(wires, host.profile.bundle.entry_point_group) if "params" in task else ""
-    outcome = Supervisor(host, execute_box(host, workshop), {"task": task, "wire": wire}, outputs).run()
+    request = {"task": task, "wire": wire, **caches_for_task(host, {}, told=False)}
+    outcome = Supervisor(host, execute_box(host, workshop), request, outputs).run()
     return task_result(host, outcome, task, outputs)
+
+
+def caches_for_task(host: Host, files: Mapping[str, bytes], told: bool) -> dict[str, Any]:
+    """What the child's `Caches` are given: limits, whether it tells what they got, the files that are there before."""
+    policy = host.profile.caches
+    limits = {"folders": policy.folders, "files": policy.max_files, "bytes": policy.max_bytes, "told": told}
+    return {"caches": limits, "cached": dict(files)}
 
 
 def execute_box(host: Host, workshop: "Workshop", more: Iterable[Mount] = ()) -> Sandbox:
@@ -4971,7 +5293,7 @@ def run_task(options: argparse.Namespace, host: Host, cleanup: ExitStack) -> dic
     begun = time.monotonic()
     task = read_request(0, options.aggregation, host.profile.bundle.request_bytes)
     workshop = prepare_workshop(options, host)
-    outputs = Outputs(options.out_dir, options.inline_max)
+    outputs = Outputs(options.out_dir, options.inline_max, Notes(host.profile.caches))
     cleanup.callback(outputs.remove_partial)
     result, usage = execute_task(host, workshop, task, outputs)
     return {**result, "metrics": metrics(host.times, usage, time.monotonic() - begun)}
@@ -5016,14 +5338,6 @@ class Inbox:
         self.buffer, self.waiting = bytearray(), []  # type: bytearray, list[dict[str, Any] | Failure]
         self.cancelled: set[str] = set()
 
-    def next(self) -> "dict[str, Any] | Failure | None":
-        """The next line, parsed, or why it can't be; None at the end of the input."""
-        if not self.waiting:
-            self.cancelled.clear()  # they came too late
-        while not self.waiting and self.open:
-            self.on_input(os.read(0, MIB))
-        return self.waiting.pop(0) if self.waiting else None
-
     def on_input(self, data: bytes) -> None:
         self.open = bool(data)
         *lines, rest = (bytes(self.buffer) + data).split(b"\n")
@@ -5057,39 +5371,233 @@ def serve_tasks(
     host = host._replace(seccomp=[*host.seccomp, deny_program(host.profile.serve.also_deny)])
     workshop = prepare_workshop(options, host)
     inbox = Inbox(host.profile.bundle.request_bytes)
-    server = Server(host, workshop, inbox, cleanup)
+    learned = Learned(host.profile, digest_of("learned", workshop.bundle.digest, workshop.interpreter.key()))
+    if options.learned:
+        learned.share(options.learned)
+    server = Server(host, workshop, inbox, learned)
+    cleanup.callback(server.close)
     server.session()
     emit({"serving": {"bundle_digest": workshop.bundle.digest, "python": workshop.interpreter.version}})
-    for message in iter(inbox.next, None):
+    for message in iter(server.next, None):
         emit(server.answer(message, options))
+        server.prepare_next()
+
+
+class Learned:
+    """What tasks of one bundle were seen to import, and what they left in the home's cache folders.
+
+    Both come from hostile processes: names and bytes that go into sandboxes of that bundle, and nowhere else.
+    """
+
+    def __init__(self, profile: Profile, key: str) -> None:
+        self.policy, self.max_modules, self.key = profile.caches, profile.serve.max_modules, key
+        self.modules: dict[str, None] = {}  # in the order of import
+        self.files: dict[str, bytes] = {}
+        self.path = ""
+
+    def take(self, notes: Mapping[str, bytearray]) -> bool:
+        """Add what the notes of a task say; whether any of it is new."""
+        before = (len(self.modules), dict(self.files))
+        try:
+            told = json.loads(notes.get("learned") or b"{}")
+            self.take_modules(told.get("modules", []))
+        except (ValueError, AttributeError, TypeError, RecursionError):
+            pass  # no note of ours
+        for name, content in notes.items():
+            if name.startswith("cache/"):
+                self.take_file(name[len("cache/") :], bytes(content))
+        return before != (len(self.modules), self.files)
+
+    def take_modules(self, names: Iterable[Any]) -> None:
+        for name in names:
+            good = isinstance(name, str) and len(name) <= 255 and all(part.isidentifier() for part in name.split("."))
+            if good and name != "__main__" and len(self.modules) < self.max_modules:
+                self.modules.setdefault(name)
+
+    def take_file(self, name: str, content: bytes) -> None:
+        parts = name.split("/")
+        inside = any(name.startswith(folder + "/") for folder in self.policy.folders)
+        plain = name.isprintable() and not {"", ".", ".."} & {*parts} and len(name.encode()) <= 1024
+        size = sum(map(len, self.files.values())) - len(self.files.get(name, b"")) + len(content)
+        room = size <= self.policy.max_bytes and (name in self.files or len(self.files) < self.policy.max_files)
+        if inside and plain and len(parts) <= 16 and room:
+            self.files[name] = content
+
+    def share(self, path: str) -> None:
+        """Begin with what other servers of the bundle wrote to the file, and write what is learned there."""
+        self.path = path
+        self.read()
+
+    def read(self) -> None:
+        import base64
+
+        try:
+            text = read_small_file(self.path, 2 * self.policy.max_bytes + 300 * self.max_modules)
+            kept = json.loads(text or "{}")
+            if kept.get("key") == self.key:
+                self.take_modules(kept["modules"])
+                for name, content in kept["files"].items():
+                    self.take_file(name, base64.b64decode(content))
+        except (Failure, ValueError, KeyError, AttributeError, TypeError, RecursionError):
+            Log.line(f"{self.path} is not what a server of this bundle learned; it is not used")
+
+    def write(self) -> None:
+        """Add what is known to what others wrote meanwhile. It is a help, and no server fails for want of it."""
+        import base64
+
+        if not self.path:
+            return
+        own = dict(self.files)
+        with suppress(OSError):
+            lock = open_lock(self.path + ".lock", wait=True)
+            assert lock is not None
+            try:
+                self.read()
+                self.files.update(own)
+                files = {name: base64.b64encode(content).decode() for name, content in self.files.items()}
+                aside = f"{self.path}.{os.getpid()}"
+                write_file(aside, json.dumps({"key": self.key, "modules": [*self.modules], "files": files}).encode())
+                os.rename(aside, self.path)
+            finally:
+                close_lock(self.path + ".lock", lock)
 
 
 class Server:
-    """Answers tasks; makes the sandbox anew where one is not fit for another task."""
+    """Answers tasks in a kept sandbox, and makes it anew: at once where it is not fit for another task; beside the
+    old one where its template could have ready what tasks were seen to import and to cache."""
 
-    def __init__(self, host: Host, workshop: "Workshop", inbox: Inbox, cleanup: ExitStack) -> None:
-        self.host, self.workshop, self.inbox, self.cleanup = host, workshop, inbox, cleanup
+    def __init__(self, host: Host, workshop: "Workshop", inbox: Inbox, learned: Learned) -> None:
+        self.host, self.workshop, self.inbox, self.learned = host, workshop, inbox, learned
         self.preload = host.profile.serve.preload
+        self.preload_learned = self.preload
         self.current: Session | None = None
-        self.ends = ExitStack()
-        cleanup.callback(lambda: self.ends.close())
+        self.coming: Session | None = None
+        self.grown, self.unused, self.patience = False, 0, 1  # tasks since the last new template; until the next
+        self.longest = 0.0  # seconds that a task took in the present template
 
-    def session(self) -> Session:
-        """The open sandbox, or a new one. Where the import leaves threads, which a fork would lose, without preload."""
-        if self.current and self.current.alive and self.current.process.poll() is None:
-            return self.current
-        self.ends.close()
-        self.ends = ExitStack()
-        box = execute_box(self.host, self.workshop)
+    def close(self) -> None:
+        for session in (self.current, self.coming):
+            if session:
+                session.close()
+
+    # --- sandboxes
+
+    def start(self) -> Session:
+        """Begin a sandbox with the best template that this bundle can have."""
         group = self.host.profile.bundle.entry_point_group
         wire = choose_wire(self.workshop.environment.wires, group) if self.workshop.environment.wires else ""
-        self.current = Session(self.host, box, {"wire": wire, "preload": bool(wire) and self.preload})
-        self.current.open(self.ends)
-        if self.preload and self.current.threads:
-            Log.line("the bundle's import starts threads, or nobody can tell: it is imported in each task")
-            self.preload, self.current.alive = False, False
-            return self.session()
-        return self.current
+        preload = bool(wire) and self.preload
+        modules = [*self.learned.modules] if self.preload_learned else []
+        request = {"wire": wire, "preload": preload, "modules": modules}
+        box = execute_box(self.host, self.workshop)
+        session = Session(self.host, box, {**request, **caches_for_task(self.host, self.learned.files, told=True)})
+        self.grown, self.unused = False, 0
+        try:
+            session.begin()
+        except BaseException:
+            session.close()
+            raise
+        return session
+
+    def session(self) -> Session:
+        """The open sandbox, or a new one."""
+        if self.current and self.current.alive:
+            self.current.settle()
+            if self.current.alive and self.current.process.poll() is None:
+                return self.current
+        if self.current:
+            self.current.close()
+        while True:
+            self.current = self.start()
+            if self.fit(self.current):
+                return self.current
+            self.current.close()
+
+    def fit(self, session: Session) -> bool:
+        """Wait for a sandbox to be ready, and whether tasks can be forks of its template; else the next is simpler."""
+        simple = not (self.preload_learned and session.request["modules"])
+        try:
+            problem = self.problem(session.wait_until_ready(), session)
+        except Failure as failure:
+            if simple:
+                raise
+            problem = failure.error
+        if not problem or not self.preload:
+            return True
+        if simple:
+            Log.line(f"the bundle is imported in each task: {problem}")
+            self.preload = False
+        else:
+            Log.line(f"what tasks import is imported in each task: {problem}")
+        self.preload_learned = False
+        return False
+
+    def problem(self, ready: Ready, session: Session) -> str:
+        policy = self.host.profile.serve
+        unknown = sorted({*ready.threads} - {*policy.harmless_threads})
+        if unknown:
+            return f"the import leaves the thread {unknown[0]!r}, which is not in serve.harmless_threads of the profile"
+        used = template_memory(session.child_pid) if ready.modules else 0
+        if used > policy.preload_bytes:
+            return f"the modules take {used} bytes, over serve.preload_bytes of the profile ({policy.preload_bytes})"
+        return ready.problem
+
+    def prepare_next(self) -> None:
+        """After an answer: begin a new template where tasks showed what it could have ready. Ever later ones wait
+        longer, as each costs the import of everything."""
+        self.unused += 1
+        if self.coming or not self.grown or self.unused < self.patience:
+            return
+        self.patience *= 2
+        self.learned.write()
+        try:
+            self.coming = self.start()
+        except Failure as failure:
+            Log.line(f"no new template: {failure.error}")
+
+    def take_over(self) -> None:
+        """Make the coming sandbox the current one, if it is ready by now."""
+        coming = self.coming
+        if coming is None or not (coming.ready or coming.process.poll() is not None or coming.failure):
+            return
+        self.coming = None
+        if not self.fit(coming):
+            coming.close()
+            self.grown = bool(self.learned.files)  # they still spare a task its time
+            return
+        if self.current:
+            self.current.close()
+        self.current, self.longest = coming, 0.0
+
+    # --- tasks
+
+    def next(self) -> "dict[str, Any] | Failure | None":
+        """The next line, parsed, or why it can't be; None at the end of the input."""
+        if not self.inbox.waiting:
+            self.inbox.cancelled.clear()  # they came too late
+        while not self.inbox.waiting and self.inbox.open:
+            self.attend(None)
+        return self.inbox.waiting.pop(0) if self.inbox.waiting else None
+
+    def attend(self, seconds: float | None) -> None:
+        """Wait for a line, or for a sandbox that cleans up or comes, and handle what it says."""
+        import select
+
+        busy = [session for session in (self.coming, self.current) if session and not session.ended]
+        if self.coming and self.coming not in busy:
+            busy.append(self.coming)
+        places = {fd: session for session in busy for fd in session.selector.get_map()}
+        wait = seconds if seconds is not None else 1.0 if self.coming else None
+        ready, _, _ = select.select([*([0] if self.inbox.open else []), *places], [], [], wait)
+        for session in {id(places[fd]): places[fd] for fd in ready if fd != 0}.values():
+            if not session.step(0) and session is self.current:
+                session.alive, session.ended = False, True
+        if self.coming:
+            if not ready:
+                self.coming.step(0)
+            self.take_over()
+        if 0 in ready:
+            self.inbox.on_input(os.read(0, MIB))
 
     def answer(self, message: "dict[str, Any] | Failure", options: argparse.Namespace) -> dict[str, Any]:
         name = message.pop("id", None) if isinstance(message, dict) else None
@@ -5100,32 +5608,36 @@ class Server:
             task = check_aggregation(message) if "target_entrypoint" in message else check_simulation(message)
             if "params" in task:
                 choose_wire(self.workshop.environment.wires, self.host.profile.bundle.entry_point_group)
-            outputs = Outputs(options.out_dir, options.inline_max)
+            outputs = Outputs(options.out_dir, options.inline_max, Notes(self.host.profile.caches))
             try:
                 result, usage = self.run(task, outputs, name)
             finally:
                 outputs.remove_partial()
-            body = {**result, "metrics": metrics({}, usage, time.monotonic() - begun)}
+            body = {**result, "metrics": self.metrics(usage, begun)}
         except Failure as failure:
             usage = failure.details.pop("usage", usage)
-            body = failure.as_json(metrics({}, usage, time.monotonic() - begun))
+            body = failure.as_json(self.metrics(usage, begun))
         return body if name is None else {**body, "id": name}
 
+    def metrics(self, usage: Usage, begun: float) -> dict[str, float]:
+        ready = self.current.ready if self.current else None
+        modules = float(ready.modules if ready and self.preload_learned else 0)
+        return {**metrics({}, usage, time.monotonic() - begun), "preloaded_modules": modules}
+
     def run(self, task: dict[str, Any], outputs: Outputs, name: Any) -> tuple[dict[str, Any], Usage]:
-        session = self.session()
+        self.check_cancelled(name)
+        while self.coming and time.monotonic() < self.coming.begun + self.longest:
+            self.attend(self.coming.begun + self.longest - time.monotonic())  # sooner there than this task elsewhere
+            self.check_cancelled(name)
+        self.take_over()
+        session, begun = self.session(), time.monotonic()
 
         def on_input(data: bytes) -> None:
             self.inbox.on_input(data)
             if not data:
                 session.selector.unregister(0)
-            check_cancelled()
+            self.check_cancelled(name)
 
-        def check_cancelled() -> None:
-            if name is not None and str(name) in self.inbox.cancelled:
-                self.inbox.cancelled.discard(str(name))
-                raise Failure("execute", "cancelled", "the task was cancelled", True)
-
-        check_cancelled()
         if self.inbox.open:
             session.selector.register(0, selectors.EVENT_READ, on_input)
         try:
@@ -5133,7 +5645,25 @@ class Server:
         finally:
             with suppress(KeyError):
                 session.selector.unregister(0)
-        return task_result(self.host, outcome, task, outputs)
+            self.longest = max(self.longest, time.monotonic() - begun)
+        result = task_result(self.host, outcome, task, outputs)
+        if outputs.notes and outputs.notes.found:
+            self.grown = self.learned.take(outputs.notes.found) or self.grown
+        return result
+
+    def check_cancelled(self, name: Any) -> None:
+        if name is not None and str(name) in self.inbox.cancelled:
+            self.inbox.cancelled.discard(str(name))
+            raise Failure("execute", "cancelled", "the task was cancelled", True)
+
+
+def template_memory(init: int) -> int:
+    """Bytes that the processes of a sandbox have for themselves."""
+    import psutil
+
+    with suppress(psutil.Error):
+        return sum(member.memory_full_info().uss for member in psutil.Process(init).children(recursive=True))
+    return 0
 
 
 # --- commands beside running a task
@@ -5286,6 +5816,7 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
     add("--serve", action="store_true", help="keep the sandbox and answer one task a line, each in a fork")
     add("--shell", action="store_true", help="a shell in the sandbox instead of a task, where the profile gives one")
     add("--instrument", metavar="FILE", help="run this program of yours where the task would run; its input is stdin")
+    add("--learned", metavar="FILE", help="with --serve: what servers of one bundle learn of its tasks, for each other")
     add("--die-with-parent", metavar="PID", type=int, help="stop when the caller, whose pid is PID, is gone")
     add("--print-bwrap", action="store_true", help="show every command line and policy, and run nothing")
     add("--doctor", action="store_true", help="say what this host can do, and what to do about the rest")
