@@ -3281,7 +3281,7 @@ class Frames:
     def __init__(self, receiver: Receiver, limit: int) -> None:
         self.receiver, self.limit = receiver, limit
         self.buffer, self.body = bytearray(), bytearray()
-        self.total, self.left = 0, 0
+        self.total, self.noted, self.left = 0, 0, 0
         self.kind, self.name = b"", ""
         self.error: dict[str, Any] | None = None
         self.done: bytes | None = None
@@ -3350,7 +3350,7 @@ class Frames:
         elif kind == ERROR:
             self.error = parse_child_error(body)
         else:
-            self.total -= len(body)  # a note is bounded by its receiver, and takes no room from the outputs
+            self.noted += len(body)  # bounded by the receiver: notes take no room from the outputs
             self.receiver.opened(kind, self.name, len(body))
             self.receiver.data(body)
             self.receiver.closed()
@@ -3556,7 +3556,7 @@ class Supervisor:
 
     def on_result(self, data: bytes) -> None:
         self.frames.feed(data)
-        if self.frames.total > self.limits.output_bytes + MIB:
+        if self.frames.total - self.frames.noted > self.limits.output_bytes + MIB + Frames.CAPS[NOTE]:
             raise OutputLimit(self.frames.total)
         if (self.frames.done is not None or self.frames.error) and not self.finished_at:
             self.finished_at = time.monotonic()
@@ -5306,7 +5306,7 @@ def open_bundle(path: str, host: Host) -> Bundle:
         return Bundle(target, digest, size, read_project(target, host.profile.dependencies))
 
 
-def metrics(times: Mapping[str, float], usage: Usage, total: float) -> dict[str, float]:
+def metrics(times: Mapping[str, float], usage: Usage, total: float, preloaded: int = 0) -> dict[str, float]:
     """The contract's metrics: floats, in seconds and bytes, of the execute phase where nothing else is said."""
     phases = {f"{name}_seconds": times.get(name, 0.0) for name in ("prepare", "fetch", "build", "install")}
     return {
@@ -5320,6 +5320,7 @@ def metrics(times: Mapping[str, float], usage: Usage, total: float) -> dict[str,
         **phases,
         "sandbox_start_seconds": usage.start,
         "execute_seconds": usage.wall - usage.start if usage.start else usage.wall,
+        "preloaded_modules": float(preloaded),
     }
 
 
@@ -5621,8 +5622,7 @@ class Server:
 
     def metrics(self, usage: Usage, begun: float) -> dict[str, float]:
         ready = self.current.ready if self.current else None
-        modules = float(ready.modules if ready and self.preload_learned else 0)
-        return {**metrics({}, usage, time.monotonic() - begun), "preloaded_modules": modules}
+        return metrics({}, usage, time.monotonic() - begun, ready.modules if ready and self.preload_learned else 0)
 
     def run(self, task: dict[str, Any], outputs: Outputs, name: Any) -> tuple[dict[str, Any], Usage]:
         self.check_cancelled(name)

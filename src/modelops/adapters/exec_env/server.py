@@ -35,8 +35,11 @@ class ServerDied(Exception):
 class Server:
     """A serving runner. `usable` says whether it can take another task; `out_dir` goes with it."""
 
-    def __init__(self, launcher: Launcher, bundle: Path, out_dir: Path, call: Call) -> None:
-        """Start it and wait until its sandbox is ready. RunnerError where it does not come to that."""
+    def __init__(self, launcher: Launcher, bundle: Path, learned: Path, out_dir: Path, call: Call) -> None:
+        """Start it and wait until its sandbox is ready. RunnerError where it does not come to that.
+
+        `learned` is a file that the servers of the bundle share: see the runner's `--learned`.
+        """
         self.out_dir = out_dir
         self.usable = True
         self._tasks, self._closing = 0, False
@@ -48,6 +51,8 @@ class Server:
             str(out_dir),
             "--inline-max",
             str(INLINE_CAP),
+            "--learned",
+            str(learned),
         ]
         try:
             call.require_time()

@@ -1,5 +1,6 @@
 """The warm environment, which is the default: sandboxes that are kept, and a fork in one for every task."""
 
+import hashlib
 import logging
 import os
 import tempfile
@@ -79,7 +80,7 @@ class IsolatedWarmExecEnv(SandboxedExecEnv):
     @contextmanager
     def _answer(self, bundle_ref: str, payload: dict[str, Any], call: Call) -> Iterator[Answer]:
         digest = self._digest(bundle_ref)
-        start = partial(self._start, bundle_ref, call)
+        start = partial(self._start, bundle_ref, digest, call)
         retried = False
         while True:
             with self._pool.borrow(digest, start, call) as (server, kept):
@@ -104,10 +105,12 @@ class IsolatedWarmExecEnv(SandboxedExecEnv):
             self._digests[bundle_ref] = self._bundle(bundle_ref)[0]
         return self._digests[bundle_ref]
 
-    def _start(self, bundle_ref: str, call: Call) -> Server:
+    def _start(self, bundle_ref: str, digest: str, call: Call) -> Server:
         _, bundle = self._bundle(bundle_ref)
         logger.info("starting a server of %s", bundle_ref)
-        return Server(self._launcher, bundle, Path(tempfile.mkdtemp(dir=self._incoming_dir())), call)
+        folder = self._incoming_dir()
+        learned = folder / f"learned-{hashlib.sha256(digest.encode()).hexdigest()}"
+        return Server(self._launcher, bundle, learned, Path(tempfile.mkdtemp(dir=folder)), call)
 
     def _release(self) -> None:
         self._pool.close()
