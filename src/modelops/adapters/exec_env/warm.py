@@ -12,6 +12,8 @@ from typing import Any
 
 from modelops_contracts import BundleRepository
 
+from modelops.adapters.working_dir import WorkingDir
+
 from .answer import Answer
 from .call import Call
 from .errors import RunnerError
@@ -68,6 +70,7 @@ class IsolatedWarmExecEnv(SandboxedExecEnv):
         self._launcher = Launcher(settings)
         self._pool = ServerPool(max_servers or max(4, os.cpu_count() or 1), idle_seconds)
         self._digests: dict[str, str] = {}
+        self._learned: WorkingDir | None = None
 
     def health_check(self) -> dict[str, Any]:
         """The runner's `--doctor`, and the servers that are there."""
@@ -108,13 +111,22 @@ class IsolatedWarmExecEnv(SandboxedExecEnv):
     def _start(self, bundle_ref: str, digest: str, call: Call) -> Server:
         _, bundle = self._bundle(bundle_ref)
         logger.info("starting a server of %s", bundle_ref)
-        folder = self._incoming_dir()
-        learned = folder / f"learned-{hashlib.sha256(digest.encode()).hexdigest()}"
-        return Server(self._launcher, bundle, learned, Path(tempfile.mkdtemp(dir=folder)), call)
+        learned = self._learned_dir() / hashlib.sha256(digest.encode()).hexdigest()
+        return Server(self._launcher, bundle, learned, Path(tempfile.mkdtemp(dir=self._incoming_dir())), call)
+
+    def _learned_dir(self) -> Path:
+        """Where the servers of one bundle leave for each other what they learned of its tasks: bytes of hostile
+        processes, which nobody but the runner reads."""
+        with self._lock:
+            if self._learned is None:
+                self._learned = WorkingDir(self._out_dir.parent / "learned")
+            return self._learned.path
 
     def _release(self) -> None:
         self._pool.close()
         self._launcher.close()
+        if self._learned is not None:
+            self._learned.close()
 
 
 def _empty(folder: Path) -> None:
