@@ -556,8 +556,9 @@ def preload(request: "dict[str, Any]", caches: Caches) -> bytes:
     """Import the wire function, then what earlier tasks were seen to import; nothing of a task is run here.
 
     It happens where each task will stand, but where nothing can be left: what an import writes to its working
-    directory fails here, and is written by each task that imports anew. Returns JSON: how many `modules` of the tasks' are here; the `threads` that a fork would lose, by name; the
-    `problem` in words, where forks of this process would not be like a fresh one.
+    directory fails here, and is written by each task that imports anew. Returns JSON: how many `modules` of the
+    tasks' are here; the `threads` that a fork would lose, by name; the `problem` in words, where forks of this
+    process would not be like a fresh one.
     """
     import importlib.util  # noqa: F401 (every task needs it)
     import json
