@@ -1118,6 +1118,11 @@ if __name__ == "__main__" and (sys.platform != "linux" or sys.version_info < (3,
     print(line + hint + '"}}')
     sys.exit(3)
 
+import signal
+
+if __name__ == "__main__":  # from here on a signal waits until it can be answered; see Killed.arm
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+
 import argparse
 import errno
 import fcntl
@@ -1125,7 +1130,6 @@ import hashlib
 import json
 import re
 import selectors
-import signal
 import stat
 import subprocess
 import time
@@ -3496,6 +3500,9 @@ class Supervisor:
 
         A user's processes outside count for RLIMIT_NPROC until there is a user namespace, so that comes later.
         """
+        for number in Killed.SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the task's processes can be asked to end
         if self.cgroup:
             self.cgroup.enter()
         set_rlimits({name: value for name, value in self.rlimits.items() if self.gate < 0 or name != "RLIMIT_NPROC"})
@@ -5865,6 +5872,7 @@ class Killed(BaseException):
     def arm(cls) -> None:
         for number in cls.SIGNALS:
             signal.signal(number, cls.stop)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, cls.SIGNALS)  # one that came before is raised here
 
     @classmethod
     def disarm(cls) -> None:
@@ -5903,7 +5911,6 @@ def main(arguments: list[str]) -> int:
         parse_options(["--help"])
     stdout = take_stdout()
     os.umask(0o022)
-    Killed.arm()
     begun = time.monotonic()
     times: dict[str, float] = {}
 
@@ -5916,6 +5923,7 @@ def main(arguments: list[str]) -> int:
 
     try:
         try:
+            Killed.arm()
             body = dispatch(parse_options(arguments), times, emit)
         finally:
             Killed.disarm()

@@ -236,3 +236,31 @@ def test_a_sandbox_that_is_killed_from_outside_is_an_error(bundle: Bundle, start
     stdout, _ = run.process.communicate(timeout=PATIENCE)
     assert parse_line(stdout)["_fatal_error"]["type"] in ("crashed", "no_result", "bwrap_failed")
     assert alive(processes) == [] and runs(run.runner.store) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_script_answers_from_its_first_instruction(own: Runner, bundle: Bundle, number: signal.Signals) -> None:
+    """Until Python has compiled the file, Python itself would answer; from then on the runner does."""
+    process = own.start(bundle("def wire(*a): return {}\n"))
+    held = 0
+    while not held >> (number - 1) & 1:
+        assert process.poll() is None
+        words = Path(f"/proc/{process.pid}/status").read_text().split()
+        held = int(words[words.index("SigBlk:") + 1], 16)
+    process.send_signal(number)
+    out, _ = process.communicate(TASK)
+    error = parse_line(out)["_fatal_error"]
+    assert (error["type"], error["signal"], process.returncode) == ("killed", number.name, 128 + number)
+
+
+def test_a_task_can_end_its_own_processes(run: Runner, bundle: Bundle) -> None:
+    """The signals that the runner holds back for itself are not held back in the sandbox."""
+    code = """
+import signal, subprocess
+
+def wire(*a):
+    child = subprocess.Popen(["sh", "-c", "while :; do :; done"])
+    child.terminate()
+    return {"out": f"{child.wait()} {sorted(signal.pthread_sigmask(0, ()))}"}
+"""
+    assert run(bundle(code)).outputs["out"] == b"-15 []"

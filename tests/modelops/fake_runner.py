@@ -124,8 +124,9 @@ def serve() -> None:
         time.sleep(600)
 
 
-def main() -> None:
+def main(_: list[str]) -> int:
     signal.signal(signal.SIGTERM, stop)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
     if "--doctor" in sys.argv:
         modes: dict[str, Callable[[], object]] = {
             "mute": lambda: "",
@@ -138,7 +139,5 @@ def main() -> None:
     else:
         body = answer(json.load(sys.stdin))
         say(body)
-        sys.exit(isinstance(body, dict) and "_fatal_error" in body)
-
-
-main()
+        return int(isinstance(body, dict) and "_fatal_error" in body)
+    return 0

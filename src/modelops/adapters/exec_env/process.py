@@ -18,7 +18,11 @@ GRACE_SECONDS = 10.0  # that a runner has to stop its sandbox, clean up and answ
 
 
 def start(settings: RunnerSettings, arguments: list[str]) -> "subprocess.Popen[bytes]":
-    """Start a runner in a session of its own: signals of the caller's terminal are the caller's affair."""
+    """Start a runner in a session of its own: signals of the caller's terminal are the caller's affair.
+
+    A signal that comes before the runner can answer waits until it can.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
     try:
         return subprocess.Popen(
             settings.command(*arguments),
@@ -31,6 +35,8 @@ def start(settings: RunnerSettings, arguments: list[str]) -> "subprocess.Popen[b
     except OSError as error:
         problem = f"the runner {str(settings.runner)!r} can't be started: {error}"
         raise RunnerError.of("host", "runner_unavailable", problem, True) from None
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Launcher:

@@ -10,6 +10,7 @@ import sys
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Self
 
@@ -26,6 +27,19 @@ def find_runner() -> Path:
         if (base / RUNNER).is_file():
             return base / RUNNER
     raise FileNotFoundError(f"the runner is neither in {package / '_runner'} nor in a checkout around {package}")
+
+
+def start_of(runner: Path) -> list[str]:
+    """The beginning of a command line that starts a runner as a module, with what Python needs for it and no more.
+
+    A script is compiled at each start. A module's bytecode is kept beside it, where whoever may write can write the
+    runner itself. Without `site`, whose .pth files cost as much as the rest, psutil is found by its folder.
+    """
+    found = find_spec("psutil")
+    site = os.path.dirname(os.path.dirname(found.origin)) if found and found.origin else ""
+    code = f"import os, sys; sys.path[:0] = [os.path.dirname(sys.argv.pop(1))]; sys.path += [{site!r}]\n"
+    code += f"from {runner.stem} import main; os._exit(main(sys.argv[1:]))"
+    return [sys.executable, "-I", "-S", "-c", code, str(runner)]
 
 
 @dataclass(frozen=True)
@@ -65,8 +79,7 @@ class RunnerSettings:
 
     def command(self, *arguments: str) -> list[str]:
         """The command line, of a runner that is stopped when the calling thread or process dies."""
-        command = [sys.executable, "-P", str(self.runner), "--profile", self.profile]
-        command += ["--die-with-parent", str(os.getpid())]
+        command = [*start_of(self.runner), "--profile", self.profile, "--die-with-parent", str(os.getpid())]
         if self.profiles_dir is not None:
             command += ["--profiles-dir", str(self.profiles_dir)]
         if self.store_dir is not None:
