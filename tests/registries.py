@@ -4,24 +4,29 @@
         registry.load(LAYOUT, "org/sir")  # an OCI image layout, byte for byte
         OciBundleRepository(f"{registry.host}/org/sir", tmp_path / "cache", insecure=True)
 
-With `users` it asks for one of them (htpasswd), with `tls` it has a certificate of `servers.authority`.
+With `users` it asks for one of them (htpasswd), with `tls` it has a certificate of `servers.authority`, with `tokens`
+it wants those of a `TokenService`, as the registries of the large hosts do.
 """
 
 import base64
+import hashlib
 import json
 import os
 import shutil
 import socket
+import ssl
 import subprocess
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import trustme
-from servers import authority
+from servers import LocalServer, authority
 
 LAYOUT = Path(__file__).resolve().parent / "registry" / "oci"
 PROGRAM = shutil.which("docker-registry", path=f"{os.environ.get('PATH', os.defpath)}:/usr/bin:/usr/sbin")
@@ -34,8 +39,16 @@ needs_htpasswd = pytest.mark.skipif(HTPASSWD is None, reason="htpasswd is not in
 class Registry:
     """See the module. Its process ends with the block."""
 
-    def __init__(self, folder: Path, *, users: Mapping[str, str] | None = None, tls: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        users: Mapping[str, str] | None = None,
+        tls: bool = False,
+        tokens: "TokenService | None" = None,
+    ) -> None:
         self.folder, self.users, self.tls = folder / "docker-registry", dict(users or {}), tls
+        self.tokens = tokens
         self.storage = self.folder / "storage"
         self.folder.mkdir(parents=True)
 
@@ -76,6 +89,8 @@ class Registry:
                 mode = "-Bbc" if number == 0 else "-Bb"
                 subprocess.run(["htpasswd", mode, str(path), user, password], check=True, capture_output=True)
             config["auth"] = {"htpasswd": {"realm": "tests", "path": str(path)}}
+        if self.tokens is not None:
+            config["auth"] = {"token": self.tokens.settings(self.folder)}
         return config
 
     def _certificate(self) -> dict[str, str]:
@@ -107,8 +122,6 @@ class Registry:
         for user, password in list(self.users.items())[:1]:
             given["Authorization"] = "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
         request = urllib.request.Request(url, body, given, method=method)
-        import ssl
-
         context = ssl.create_default_context(cafile=authority().bundle) if self.tls else None
         opener = urllib.request.build_opener(
             urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
@@ -120,8 +133,6 @@ class Registry:
             return error.code, dict(error.headers), error.read()
 
     def put_blob(self, repository: str, data: bytes) -> None:
-        import hashlib
-
         _, headers, _ = self.request("POST", f"/v2/{repository}/blobs/uploads/", b"")
         location = headers["Location"]
         digest = hashlib.sha256(data).hexdigest()
@@ -150,6 +161,55 @@ class Registry:
         )
         assert status == 200, body
         return body
+
+
+class TokenService:
+    """Gives signed tokens (JWT) for what is asked to one user, by the specification of docker's token server."""
+
+    ISSUER, SERVICE = "tests", "registry.tests"
+
+    def __init__(self, server: LocalServer, user: str, password: str) -> None:
+        self.server, self.login = server, "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+        self.scopes: list[str] = []
+        self.ca = trustme.CA()
+        self.certificate = self.ca.issue_cert("tokens.test", key_type=trustme.KeyType.RSA)
+        server.behave("/token", self.answer)
+
+    def settings(self, folder: Path) -> dict[str, str]:
+        """A registry's `auth.token`."""
+        bundle = folder / "tokens.pem"
+        bundle.write_bytes(self.ca.cert_pem.bytes())
+        realm = {"realm": self.server.url("/token"), "rootcertbundle": str(bundle)}
+        return {**realm, "service": self.SERVICE, "issuer": self.ISSUER}
+
+    def answer(self, handler: Any) -> None:
+        query = parse_qs(urlsplit(handler.path).query)
+        if handler.headers.get("Authorization") != self.login or query.get("service") != [self.SERVICE]:
+            return handler.answer(401, "application/json", b"{}")
+        self.scopes += query.get("scope", [])
+        kinds = [scope.split(":") for scope in query.get("scope", [])]
+        access = [{"type": kind, "name": name, "actions": actions.split(",")} for kind, name, actions in kinds]
+        handler.answer(200, "application/json", json.dumps({"token": self.sign(access)}).encode())
+
+    def sign(self, access: list[dict[str, Any]]) -> str:
+        """A token for `access`, by RS256; the certificate of its key comes with it."""
+        from cryptography import x509
+        from cryptography.hazmat.primitives import hashes, serialization
+        from cryptography.hazmat.primitives.asymmetric import padding
+
+        key = serialization.load_pem_private_key(self.certificate.private_key_pem.bytes(), None)
+        chain = [x509.load_pem_x509_certificate(blob.bytes()) for blob in self.certificate.cert_chain_pems]
+        der = [base64.b64encode(item.public_bytes(serialization.Encoding.DER)).decode() for item in chain]
+        now = int(time.time())
+        times = {"nbf": now - 60, "iat": now, "exp": now + 300, "jti": os.urandom(8).hex()}
+        claims = {"iss": self.ISSUER, "sub": "user", "aud": self.SERVICE, "access": access, **times}
+        parts = [_base64url(json.dumps(part).encode()) for part in ({"typ": "JWT", "alg": "RS256", "x5c": der}, claims)]
+        signature = key.sign(".".join(parts).encode(), padding.PKCS1v15(), hashes.SHA256())  # type: ignore[union-attr, call-arg, arg-type]
+        return ".".join([*parts, _base64url(signature)])
+
+
+def _base64url(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
 def free_port() -> int:

@@ -575,3 +575,16 @@ def test_an_upload_goes_to_the_registry_alone(server: LocalServer, tmp_path: Pat
     with pytest.raises(BundleError) as error:
         repository(server, tmp_path).push(tmp_path / "source", "v1")
     assert error.value.type == "registry_response_invalid"
+
+
+# --- by way of a proxy
+
+
+def test_the_proxy_of_the_environment(server: LocalServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    digest = Artifact().serve(server)
+    monkeypatch.setenv("http_proxy", server.url("/", credentials="proxy:user"))
+    monkeypatch.setenv("no_proxy", "localhost")
+    found = OciBundleRepository("registry.invalid/org/x", tmp_path / "cache", insecure=True, environ={}, patience=QUICK)
+    assert found.ensure_local(digest)[0] == digest
+    assert {item.path.partition("/v2/")[0] for item in server.log} == {"http://registry.invalid"}
+    assert {item.headers["Proxy-Authorization"] for item in server.log} == {basic("proxy", "user")}

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import stat
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -14,14 +15,19 @@ from pathlib import Path
 import oras.provider
 import pytest
 from conftest import write_bundle
-from environments import ECHO, Environments, sim_task
-from registries import LAYOUT, Registry, needs_htpasswd, needs_registry
-from servers import authority
+from environments import ECHO, Environments, sim_task, wait_until
+from registries import LAYOUT, Registry, TokenService, needs_htpasswd, needs_registry
+from servers import LocalServer, authority
+from typer.testing import CliRunner
 
 from modelops.adapters.bundle import BundleError
 from modelops.adapters.bundle.artifact import Blob, sha256_of, write_index
 from modelops.adapters.bundle.oci import OciBundleRepository
 from modelops.adapters.bundle.transport import Patience
+from modelops.commands.bundle import app
+from modelops.services.bundles import find_bundle
+from modelops.services.dask_simulation import DaskSimulationService
+from modelops.worker.settings import WorkerSettings
 
 pytestmark = needs_registry
 IMPATIENT = Patience(attempts=3, first_wait=0.01, longest_wait=1, connect=5, idle=5, grace=20)
@@ -57,11 +63,6 @@ def published_files() -> dict[str, bytes]:
         layer["annotations"]["org.opencontainers.image.title"]: (blobs / layer["digest"][7:]).read_bytes()
         for layer in manifest["layers"]
     }
-
-
-def requests(registry: Registry) -> int:
-    """How many requests the registry has had: its log has a line each."""
-    return (registry.folder / "log").read_text().count('"GET ')
 
 
 def test_what_the_published_tool_wrote_runs_cold_and_warm(
@@ -330,6 +331,24 @@ def test_credentials(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert SECRET not in caplog.text and auth not in caplog.text
 
 
+def test_tokens(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    own = {"REGISTRY_USERNAME": "user", "REGISTRY_PASSWORD": SECRET}
+    source = write_bundle(tmp_path / "source", ECHO)
+    with LocalServer(tls=False) as server:
+        tokens = TokenService(server, "user", SECRET)
+        with Registry(tmp_path, tokens=tokens) as registry:
+            pushed = repository(registry, "org/new", tmp_path / "pushing", **own).push(source, "v1")
+            assert "repository:org/new:pull,push" in tokens.scopes
+            found = repository(registry, "org/new", tmp_path / "cache", **own)
+            assert found.resolve("v1") == pushed
+            assert files_of(found.ensure_local(pushed)[1]) == files_of(source)
+            with pytest.raises(BundleError) as error:
+                repository(registry, "org/new", tmp_path / "refused").ensure_local(pushed)
+            assert error.value.type == "registry_denied"
+    assert SECRET not in caplog.text and tokens.login[6:] not in caplog.text
+
+
 def test_a_private_authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Registry(tmp_path, tls=True) as registry:
         digest = registry.load(LAYOUT, "org/sir")
@@ -372,3 +391,141 @@ def test_a_full_disk_leaves_nothing_that_is_used(
     assert not list((found.cache.root / "bundles").iterdir())
     again = repository(registry, "org/sir", tmp_path / "cache")
     assert files_of(again.ensure_local(digest)[1]) == published_files()
+
+
+# --- other processes, and the end of one
+
+FETCH = """
+import resource, sys
+from modelops.adapters.bundle import BundleError
+from modelops.adapters.bundle.oci import OciBundleRepository
+
+place, cache, digest, limit = sys.argv[1:]
+if limit != "0":
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
+try:
+    print(OciBundleRepository(place, cache, insecure=True).ensure_local(digest)[1])
+except BundleError as error:
+    sys.exit(f"{error.type} {error.retryable} {error}")
+"""
+
+
+def fetching(registry: Registry, cache: Path, digest: str, limit: int = 0) -> "subprocess.Popen[str]":
+    """A process that fetches a bundle, and may write files of at most `limit` bytes."""
+    place = f"{registry.host}/org/model"
+    command = [sys.executable, "-c", FETCH, place, str(cache), digest, str(limit)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.fixture
+def large(registry: Registry, tmp_path: Path) -> tuple[str, dict[str, bytes]]:
+    """A bundle of many layers in the registry: its digest and its files."""
+    files = {f"data/{number}.bin": os.urandom(200_000) for number in range(40)}
+    source = write_bundle(tmp_path / "source", ECHO, files=files)
+    return repository(registry, "org/model", tmp_path / "pushing").push(source, "v1"), files_of(source)
+
+
+def test_processes_share_a_cache(registry: Registry, tmp_path: Path, large: tuple[str, dict[str, bytes]]) -> None:
+    digest, files = large
+    processes = [fetching(registry, tmp_path / "cache", digest) for _ in range(4)]
+    answers = [process.communicate(timeout=120) for process in processes]
+    assert len({out for out, _ in answers}) == 1, answers
+    assert files_of(Path(answers[0][0].strip())) == files
+    assert sorted(path.name for path in (tmp_path / "cache" / "oci").iterdir()) == ["blobs", "bundles"]
+
+
+@pytest.mark.parametrize("blobs", [1, 10, pytest.param(25, marks=pytest.mark.full("another moment"))])
+def test_a_kill_leaves_nothing_that_is_used(
+    registry: Registry, tmp_path: Path, large: tuple[str, dict[str, bytes]], blobs: int
+) -> None:
+    digest, files = large
+    cache = tmp_path / "cache"
+    process = fetching(registry, cache, digest)
+    wait_until(lambda: len(list(cache.glob("oci/blobs/*"))) >= blobs or process.poll() is not None, "nothing comes")
+    process.kill()
+    process.communicate()
+    for kept in cache.glob("oci/blobs/*"):
+        assert sha256_of(kept.read_bytes()) == kept.name, "half a blob under its name"
+    there = len(list(cache.glob("oci/blobs/*")))
+    assert blobs <= there
+    out, error = fetching(registry, cache, digest).communicate(timeout=120)
+    assert files_of(Path(out.strip())) == files, error
+    assert not list(cache.glob("oci/.working-*")), "what the killed one left is swept"
+
+
+def test_what_can_not_be_written_is_said(
+    registry: Registry, tmp_path: Path, large: tuple[str, dict[str, bytes]]
+) -> None:
+    digest, files = large
+    process = fetching(registry, tmp_path / "cache", digest, limit=50_000)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 1 and error.startswith("cache_unwritable True") and "File too large" in error
+    assert not list((tmp_path / "cache").glob("oci/bundles/*")) and not list(
+        (tmp_path / "cache").glob("oci/.working-*")
+    )
+    out, error = fetching(registry, tmp_path / "cache", digest).communicate(timeout=120)
+    assert files_of(Path(out.strip())) == files, error
+
+
+# --- the command line, and workers
+
+
+def test_the_commands(registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODELOPS_BUNDLE_INSECURE", "true")
+    monkeypatch.chdir(tmp_path)
+    run = CliRunner()
+    source = write_bundle(tmp_path / "source", ECHO, files={".modelops-bundle/registry.yaml": REGISTRY_YAML})
+    (source / ".modelops-bundle" / "config.yaml").write_text("the tool's own")
+    pushed = run.invoke(app, ["push", str(source), f"{registry.host}/org/sir:v1"])
+    reference = pushed.stdout.strip()
+    assert pushed.exit_code == 0 and reference.startswith(f"{registry.host}/org/sir@sha256:"), pushed.stderr
+    assert run.invoke(app, ["push", str(source), f"{registry.host}/org/sir:v2"]).exit_code == 0
+    shown = run.invoke(app, ["show", f"{registry.host}/org/sir:v1"]).stdout
+    for words in (reference, "model sir: models.sir:SIR", "target fit: targets:fit", "probe.py", "registry.yaml"):
+        assert words in shown
+    assert "config.yaml" not in shown and "\x1b" not in shown
+    pulled = run.invoke(app, ["pull", f"{registry.host}/org/sir:v1"])
+    assert pulled.stdout.strip() == reference and (tmp_path / "sir" / "probe.py").stat().st_mode & 0o200
+    expected = {path: data for path, data in files_of(source).items() if not path.endswith("config.yaml")}
+    assert files_of(tmp_path / "sir") == expected
+    again = run.invoke(app, ["pull", reference])
+    assert again.exit_code == 1 and "directory_not_empty" in again.stderr
+    assert run.invoke(app, ["pull", reference, str(tmp_path / "deep" / "other")]).exit_code == 0
+    monkeypatch.setenv("MODELOPS_BUNDLE_REGISTRY", f"{registry.host}/org")
+    assert run.invoke(app, ["show", "sir:v1"]).stdout == shown
+    for arguments, words in (
+        (["show", "sir:absent"], "bundle_not_found"),
+        (["show", "Sir"], "bundle_ref_invalid"),
+        (["push", str(source), reference], "bundle_ref_invalid"),
+        (["push", str(tmp_path / "nowhere"), "sir:v3"], "bundle_not_found"),
+    ):
+        refused = run.invoke(app, arguments)
+        assert refused.exit_code == 1 and words in refused.stderr and refused.stdout == ""
+
+
+REGISTRY_YAML = """
+models: {"s\\eir": {entrypoint: "models.sir:SIR"}, sir: {entrypoint: "models.sir:SIR"}}
+targets: {fit: {entrypoint: "targets:fit"}}
+"""
+
+
+@pytest.mark.parametrize("told", ["by its own variables", "by the client"])
+def test_a_study_of_a_bundle_in_a_registry(
+    registry: Registry, tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch, told: str
+) -> None:
+    monkeypatch.setenv("MODELOPS_BUNDLE_INSECURE", "true")
+    monkeypatch.setenv("MODELOPS_RUNNER_STORE_DIR", str(store))
+    repository(registry, "org/sir", tmp_path / "cache").push(write_bundle(tmp_path / "source", ECHO), "v1")
+    if told == "by its own variables":
+        monkeypatch.setenv("MODELOPS_BUNDLE_REGISTRY", f"{registry.host}/org")
+        name = "sir:v1"
+    else:
+        name = f"{registry.host}/org/sir:v1"
+    found = find_bundle(name)
+    assert (found.registry is None) is (told == "by its own variables")
+    task = sim_task(found.reference, {"a": 1})
+    with DaskSimulationService(
+        settings=WorkerSettings(bundle_registry=found.registry), threads_per_worker=1
+    ) as service:
+        result = service.submit(task).result()
+    assert result.error is None, result

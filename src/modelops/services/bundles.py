@@ -64,7 +64,7 @@ def open_target(text: str, environ: Mapping[str, str] = os.environ) -> tuple[Oci
     """The repository of what a person names in a registry, and what it is there: a tag or a digest."""
     target = parse_target(text, environ.get(REGISTRY))
     cache = cache_dir(environ, default_storage_dir(environ))
-    return OciBundleRepository(str(target.place), cache, is_insecure(environ), environ=environ), target
+    return OciBundleRepository(str(target.place), cache, insecure=is_insecure(environ), environ=environ), target
 
 
 def resolve_target(text: str, environ: Mapping[str, str] = os.environ) -> tuple[OciBundleRepository, Target]:

@@ -3,7 +3,8 @@
 Below the root:
 
     blobs/<hex>      a manifest, an index or a file of a bundle, named by the SHA-256 of its content
-    bundles/<hex>/   a bundle, named by the digest of its manifest; read-only, its files are hard links to blobs
+    bundles/<hex>/   a bundle, named by the digest of its manifest, or the first characters of it; read-only, its
+                     files are hard links to blobs
 
 All of it appears by one rename, and is made aside, in a directory that is swept if its process dies.
 """
@@ -30,8 +31,9 @@ _CHUNK = 1 << 20
 class BundleCache:
     """Many threads and processes may use one root at once."""
 
-    def __init__(self, root: str | os.PathLike[str]) -> None:
+    def __init__(self, root: str | os.PathLike[str], name_length: int = 64) -> None:
         self.root = Path(root).absolute()
+        self._name_length = name_length
         self._blobs, self._bundles = self.root / "blobs", self.root / "bundles"
         with cache_errors(self.root):
             for folder in (self._blobs, self._bundles):
@@ -44,7 +46,7 @@ class BundleCache:
     def bundle(self, digest: str) -> Path | None:
         """The folder of a bundle that is here and undamaged, verified just now."""
         artifact = self.artifact(digest)
-        folder = self._bundles / digest
+        folder = self._folder(digest)
         if artifact is None or not folder.is_dir():
             return None
         if not _has_exactly(folder, artifact.files):
@@ -94,8 +96,11 @@ class BundleCache:
             os.chmod(folder, 0o555)
         return self._publish(aside, digest, working)
 
+    def _folder(self, digest: str) -> Path:
+        return self._bundles / digest[: self._name_length]
+
     def _publish(self, aside: Path, digest: str, working: WorkingDir) -> Path:
-        place = self._bundles / digest
+        place = self._folder(digest)
         with _locked(self._bundles):  # so that nobody takes away what another has just put there
             if place.exists():
                 if self.bundle(digest) is not None:

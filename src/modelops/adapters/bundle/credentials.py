@@ -5,7 +5,6 @@ host's helper in `credHelpers`, `credsStore`, and what is written in `auths`.
 """
 
 import base64
-import binascii
 import json
 import os
 import re
@@ -100,7 +99,7 @@ def _written(entry: Mapping[str, Any], host: str, path: Path) -> Credentials | N
         return None
     try:
         username, colon, secret = base64.b64decode(str(entry["auth"]), validate=True).decode().partition(":")
-    except (binascii.Error, UnicodeDecodeError):
+    except ValueError:  # of base64, or of UTF-8
         colon = ""
     if not colon:
         raise _invalid(path, f"the entry of {host} in auths is not user:password in base64")

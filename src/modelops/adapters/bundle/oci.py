@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 PARALLEL = 4  # layers that come at once
 MAX_REGISTRY_FILE = 1 << 20
+STRUCTURES = {"digest": 64, "digest_short": 12}  # how much of its digest names a copy
 
 
 class Description(NamedTuple):
@@ -55,21 +56,29 @@ class Description(NamedTuple):
 class OciBundleRepository:
     """The `BundleRepository` port on the registry at `registry_ref`, such as `ghcr.io/org/models`.
 
-    Copies lie in `cache_dir`, which many processes may share. `insecure` allows plain HTTP. Credentials are those of
-    `environ`, see `credentials`. BundleError for whatever keeps a bundle from being had.
+    It is made as the published class is. Copies lie in `cache_dir`, which many processes may share, under their digest
+    or, with `digest_short`, its first 12 characters. `default_tag` is what `resolve` looks up; a task's reference has
+    no tag. `insecure` allows plain HTTP. Credentials are those of `environ`, see `credentials`.
+    BundleError for whatever keeps a bundle from being had.
     """
 
     def __init__(
         self,
         registry_ref: str,
         cache_dir: str | os.PathLike[str],
+        cache_structure: str = "digest_short",
+        default_tag: str = "latest",
         insecure: bool = False,
         *,
         environ: Mapping[str, str] = os.environ,
         patience: Patience | None = None,
     ) -> None:
         self.place = parse_place(registry_ref)
-        self.cache = BundleCache(Path(cache_dir) / "oci")
+        if cache_structure not in STRUCTURES:
+            problem = f"cache_structure is {cache_structure!r}, and none of {', '.join(STRUCTURES)}"
+            raise BundleError("bundle_source_invalid", problem)
+        self.cache = BundleCache(Path(cache_dir) / "oci", STRUCTURES[cache_structure])
+        self.default_tag = default_tag
         self._insecure, self._environ, self._patience = insecure, environ, patience
         self._busy: dict[str, threading.Lock] = {}
         self._lock = threading.Lock()
@@ -94,10 +103,10 @@ class OciBundleRepository:
         with closing(self._client(place)) as registry:
             return registry.has_manifest(f"sha256:{digest}")
 
-    def resolve(self, tag: str) -> str:
+    def resolve(self, tag: str | None = None) -> str:
         """The digest that a tag of the registry's own repository has now, `sha256:<hex>`."""
         with closing(self._client(self.place)) as registry:
-            return f"sha256:{sha256_of(registry.manifest(tag))}"
+            return f"sha256:{sha256_of(registry.manifest(tag or self.default_tag))}"
 
     def describe(self, digest: str) -> Description:
         """What the registry says of the bundle `sha256:<hex>`."""
