@@ -189,12 +189,14 @@ def _content_type(start: bytes) -> str:
 
 
 def _details(fatal_error: Mapping[str, Any]) -> TableArtifact:
-    """The runner's error as an inline artifact; its long texts are cut where the whole would not fit."""
+    """The runner's error as an inline artifact; its long texts are cut where it would not fit, its task never."""
     room = INLINE_CAP
     content = json.dumps(fatal_error, default=str).encode()
+    said = {name: value for name, value in fatal_error.items() if name != "debug"}
+    whole = {"debug": fatal_error["debug"]} if "debug" in fatal_error else {}
     while len(content) > INLINE_CAP:
         room //= 2
-        content = json.dumps(_clipped(fatal_error, room), default=str).encode()
+        content = json.dumps({**_clipped(said, room), **whole}, default=str).encode()
     return TableArtifact(
         content_type="application/json", size=len(content), inline=content, checksum=digest_bytes(content)
     )

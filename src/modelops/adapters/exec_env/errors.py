@@ -40,6 +40,10 @@ class RunnerError(Exception):
         """What the runner measured until then."""
         return numbers(self.fatal_error.get("metrics"))
 
+    def about(self, failed_task: Mapping[str, Any]) -> Self:
+        """The same error with what somebody needs to run the task again; see `failed_task`."""
+        return type(self)({**self.fatal_error, "debug": dict(failed_task)})
+
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.fatal_error,)
 

@@ -22,6 +22,11 @@ def simulation_payload(task: SimTask) -> dict[str, Any]:
     if task.outputs is not None and not task.outputs:
         problem = "task.outputs is empty, and a result has at least one output; name some, or give None for all"
         raise RunnerError.of("input", "unsupported_field", problem)
+    return plain_simulation(task)
+
+
+def plain_simulation(task: SimTask) -> dict[str, Any]:
+    """A simulation as the runner takes it, without a look at what else the task asks for."""
     return {"entrypoint": str(task.entrypoint), "params": dict(task.params.params), "seed": task.seed}
 
 

@@ -27,7 +27,8 @@ from modelops.places import default_storage_dir
 from .answer import Answer, aggregation_return, error_return, parse_line, sim_return
 from .call import Call
 from .errors import RunnerError
-from .payload import aggregation_payload, simulation_payload
+from .failed_task import failed_task
+from .payload import aggregation_payload, plain_simulation, simulation_payload
 from .process import log_stderr
 from .runner_settings import RunnerSettings, StrPath
 
@@ -79,14 +80,18 @@ class SandboxedExecEnv(ABC):
                     return sim_return(task, answer, self.store)
             except RunnerError as error:
                 logger.info("the task with seed %d failed: %s", task.seed, error)
-                return error_return(task, error)
+                failed = failed_task(task.bundle_ref, plain_simulation(task), self.settings.profile)
+                return error_return(task, error.about(failed))
 
     def run_aggregation(self, task: AggregationTask, *, key: str | None = None) -> AggregationReturn:
         """Run one aggregation. RunnerError, with the `_fatal_error` in it, where there is no result."""
         with self._call(key or task.aggregation_id()) as call:
             payload = aggregation_payload(task, self.store)
-            with self._answer(task.bundle_ref, payload, call) as answer:
-                return aggregation_return(task, answer, self.store)
+            try:
+                with self._answer(task.bundle_ref, payload, call) as answer:
+                    return aggregation_return(task, answer, self.store)
+            except RunnerError as error:
+                raise error.about(failed_task(task.bundle_ref, payload, self.settings.profile)) from None
 
     def cancel(self, key: str, *, also_later: bool = False) -> bool:
         """Stop the calls with this key; whether there were any. They return or raise as `cancelled`.
