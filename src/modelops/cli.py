@@ -4,11 +4,15 @@ import typer
 
 from modelops.commands.bundle import app as bundle
 from modelops.commands.doctor import doctor
+from modelops.commands.leaks import leaks
+from modelops.commands.run import run
 from modelops.commands.study import study
 
 app = typer.Typer(help="Run simulation bundles in sandboxes.", no_args_is_help=True, add_completion=False)
 app.add_typer(bundle, name="bundle")
 app.command("doctor")(doctor)
+app.command("leaks")(leaks)
+app.command("run")(run)
 app.command("study")(study)
 
 

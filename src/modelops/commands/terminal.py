@@ -1,0 +1,53 @@
+"""How the commands for people print: never a control character of a bundle, amounts in human units."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.text import Text
+
+_SIZES = ("B", "KiB", "MiB", "GiB", "TiB")
+SECONDS = "_seconds"
+
+
+def consoles() -> tuple[Console, Console]:
+    """For results and for progress: standard output and standard error."""
+    return Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def printable(text: str) -> str:
+    """The text with all control characters but line ends and tabs written out."""
+    return "".join(c if c.isprintable() or c in "\t\n" else ascii(c)[1:-1] for c in text)
+
+
+def plain(text: object, style: str = "") -> Text:
+    """Text of a bundle, which is never markup."""
+    return Text(printable(str(text)), style)
+
+
+def size(count: float) -> str:
+    """Bytes as people read them."""
+    for unit in _SIZES[:-1]:
+        if count < 1024:
+            return f"{count:.4g} {unit}"
+        count /= 1024
+    return f"{count:.4g} {_SIZES[-1]}"
+
+
+def seconds(value: float) -> str:
+    """A duration as people read it."""
+    if value < 1:
+        return f"{value * 1000:.3g} ms"
+    return f"{value:.3g} s" if value < 120 else f"{int(value // 60)} min {value % 60:.0f} s"
+
+
+def amount(name: str, value: float) -> str:
+    """A metric or limit by its name's unit."""
+    if name.endswith("_bytes"):
+        return size(value)
+    return seconds(value) if name.endswith(SECONDS) else f"{value:g}"
+
+
+def listed(items: Sequence[object], most: int = 10) -> str:
+    """`1, 2, 3 and 7 more`."""
+    shown = ", ".join(map(str, items[:most]))
+    return shown if len(items) <= most else f"{shown} and {len(items) - most} more"

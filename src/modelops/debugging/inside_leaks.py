@@ -1,0 +1,1063 @@
+"""Runs in the sandbox: several tasks in one process, as a plain warm worker does, and a look at what they leave there.
+
+The last task is the victim; what is looked at, put back or watched is what the tasks before it change. The request:
+
+    tasks      the tasks, in their order
+    preload    modules to import before the first look, so that importing them is no change
+    look       compare the state of the process before the first task and before the victim
+    restore    keys of places whose old value is put back before the victim
+    watch      keys of places for which the line is sought that changes them
+    seed       modules whose global generator is seeded before the victim
+
+It sends a frame `task.N` for each task (a length, JSON, outputs), `changes`, `restored` and `lines` (JSON), and
+`library.N` for the native libraries that changed. The bundle shares this process: it can forge all of it.
+"""
+
+import copy
+import functools
+import gc
+import hashlib
+import importlib
+import os
+import struct
+import sys
+import time
+import types
+from collections import deque
+from contextlib import suppress
+from json import dumps
+from typing import Any
+
+LEAVES, NODES, DEPTH = 200, 20_000, 8  # of one place: leaves told apart, nodes looked at, levels
+LOOK_SECONDS, WATCH_SECONDS, WATCH_EVENTS = 20.0, 20.0, 2_000_000
+TEXT, CHANGES, FILE_BYTES, LIBRARY_BYTES = 120, 400, 1 << 20, 64 << 20
+PAGE, WORD, RANGES = 4096, 8, 256
+SCALARS = (type(None), bool, int, float, complex, str, bytes)
+CODE = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, type, types.ModuleType)
+HIDDEN = {"__dict__", "__weakref__", "__doc__", "__module__", "__builtins__", "__loader__", "__spec__", "__cached__",
+          "_abc_impl", "__abstractmethods__", "__annotations__", "__file__", "__path__", "__name__", "__package__",
+          "__warningregistry__", "__static_attributes__", "__firstlineno__"}  # fmt: skip
+MISSING: Any = type("Missing", (), {"__repr__": lambda self: "nothing"})()
+
+
+def main(request: dict[str, Any], pipe: Any, child: Any) -> None:
+    """The instrument: see above."""
+    wanted, wire = request["task"], request["wire"]
+    process = Process(child)
+    if wire:
+        with suppress(BaseException):  # each task will meet it again, and report it
+            child.load_object(wire)
+    for name in wanted.get("preload", ()):
+        with suppress(BaseException):
+            importlib.import_module(name)
+    before = process.look() if wanted.get("look") else None
+    saved = {key: place.save() for key in wanted.get("restore", ()) if (place := process.place(key))}
+    watcher = Watcher(process, wanted["watch"]) if wanted.get("watch") else None
+    known = set(sys.modules)
+    for number, task in enumerate(wanted["tasks"]):
+        if number == len(wanted["tasks"]) - 1:
+            if watcher:
+                send_json(pipe, child, "lines", watcher.stop())
+            if before is not None:
+                report_changes(before, process, pipe, child)
+            if wanted.get("restore"):
+                send_json(pipe, child, "restored", put_back(saved, process))
+            seed_generators(wanted.get("seed", ()))
+        head, body = run(task, wire, child)
+        head["modules"] = sorted(set(sys.modules) - known)[:5000]
+        text = dumps(head).encode()
+        pipe.send(child.OUTPUT, f"task.{number}", struct.pack(">I", len(text)) + text + body)
+    pipe.send(child.DONE)
+
+
+class Sink:
+    """A result pipe that keeps what the task sends."""
+
+    def __init__(self, child: Any) -> None:
+        self.child = child
+        self.outputs: dict[str, bytes] = {}
+        self.failure: Any = None
+        self.done = b""
+
+    def send(self, kind: bytes, name: str = "", body: bytes = b"") -> None:
+        """As the child's own pipe."""
+        if kind == self.child.OUTPUT:
+            self.outputs[name] = body
+        elif kind == self.child.ERROR:
+            self.failure = body.decode("utf-8", "replace")
+        elif kind == self.child.DONE:
+            self.done = body
+
+
+def run(task: dict[str, Any], wire: str, child: Any) -> tuple[dict[str, Any], bytes]:
+    """One task in this process: what there is to say of it, and the bytes of its outputs."""
+    sink = Sink(child)
+    try:
+        child.run_task_code({"task": task, "wire": wire}, sink)
+    except BaseException as error:
+        sink.outputs.clear()
+        child.report_exception(sink, error)
+        return {"outputs": [], "failure": sink.failure}, b""
+    if sink.done:
+        sink.outputs = {"result": sink.done}  # an aggregation's
+    sizes = [[name, len(body)] for name, body in sink.outputs.items()]
+    return {"outputs": sizes, "failure": None}, b"".join(sink.outputs.values())
+
+
+def send_json(pipe: Any, child: Any, name: str, value: Any) -> None:
+    """One frame of JSON."""
+    pipe.send(child.OUTPUT, name, dumps(value, default=repr).encode("utf-8", "replace"))
+
+
+def seed_generators(names: "list[str]") -> None:
+    """Seed the global generators of `random` and `numpy.random`, as far as they are asked for."""
+    for name in names:
+        if name in sys.modules:
+            sys.modules[name].seed(0)
+
+
+# --- what is in a value: bounded, safe for cycles, never by the value's own methods where there is another way
+
+
+class Leaves:
+    """The parts of one value: a digest of all, and the first of them by path."""
+
+    def __init__(self, value: Any, deadline: float) -> None:
+        self.found: dict[str, str] = {}
+        self.nodes, self.deadline = 0, deadline
+        self.seen: dict[int, int] = {}
+        self.hash = hashlib.blake2b(digest_size=16)
+        self.kept: list[Any] = []  # what was made on the way stays, lest its id is used again
+        self.walk(value, "", 0)
+        self.seen.clear()
+        self.digest = self.hash.digest()
+
+    def leaf(self, path: str, text: str) -> None:
+        """Take one part."""
+        self.hash.update(f"{path}\0{text}\1".encode("utf-8", "surrogatepass"))
+        if len(self.found) < LEAVES:
+            self.found[path] = text[:TEXT]
+
+    def walk(self, value: Any, path: str, depth: int) -> None:
+        """Take a value apart."""
+        self.nodes += 1
+        kind = type(value)
+        if kind in SCALARS:
+            return self.leaf(path, scalar(value))
+        if isinstance(value, (*CODE, functools._lru_cache_wrapper)):  # what these carry along are places of their own
+            return self.leaf(path, identity(value))
+        if depth > DEPTH or self.nodes > NODES or time.monotonic() > self.deadline:
+            return
+        if id(value) in self.seen:
+            return self.leaf(path, f"again {self.seen[id(value)]}")
+        self.seen[id(value)] = len(self.seen)
+        self.kept.append(value)
+        for take in (self.container, self.buffer, self.frame, self.state):
+            if take(value, kind, path, depth + 1):
+                return
+        self.leaf(path, identity(value))
+
+    def container(self, value: Any, kind: type, path: str, depth: int) -> bool:
+        """Built-in containers and what is derived from them."""
+        if isinstance(value, dict):
+            self.leaf(path, f"{kind.__name__} of {len(value)}")
+            for key, item in list(dict.items(value))[:NODES]:
+                self.walk(item, f"{path}[{label(key)}]", depth)
+        elif isinstance(value, (list, tuple, deque)):
+            self.leaf(path, f"{kind.__name__} of {len(value)}")
+            for index, item in enumerate(list(value)[:NODES]):
+                self.walk(item, f"{path}[{index}]", depth)
+        elif isinstance(value, (set, frozenset)):
+            parts = sorted(label(item) for item in list(value)[:NODES])
+            self.leaf(path, f"{kind.__name__} of {len(value)}: {', '.join(parts)}")
+        elif isinstance(value, types.MappingProxyType):
+            self.walk(dict(value), path, depth)
+        else:
+            return False
+        if kind not in (dict, list, tuple, set, frozenset, deque):
+            self.attributes(value, path, depth)
+        return True
+
+    def buffer(self, value: Any, kind: type, path: str, depth: int) -> bool:
+        """Arrays: form and bytes."""
+        dtype = getattr(kind, "dtype", None) is not None and getattr(value, "dtype", None)
+        if dtype and getattr(dtype, "hasobject", False):
+            self.leaf(path, f"{kind.__name__} of {value.shape}")
+            for index, item in enumerate(value.ravel().tolist()[:NODES]):
+                self.walk(item, f"{path}[{index}]", depth)
+            return True
+        try:
+            view = memoryview(value)
+            data = view.cast("B") if view.c_contiguous and view.nbytes else view.tobytes()
+        except (TypeError, ValueError, NotImplementedError, BufferError):
+            return False
+        digest = hashlib.blake2b(data, digest_size=8).hexdigest()
+        shown = numbers(value) if 0 < view.nbytes <= 64 * 1024 else ""
+        self.leaf(path, f"{kind.__name__} {dtype or view.format} {list(view.shape or [])} {shown}#{digest}")
+        return True
+
+    def frame(self, value: Any, kind: type, path: str, depth: int) -> bool:
+        """Data frames of pandas and polars, column by column."""
+        if kind.__name__ not in ("DataFrame", "Series") or not hasattr(value, "to_numpy"):
+            return False
+        try:
+            columns = list(value.columns) if kind.__name__ == "DataFrame" else [None]
+            self.leaf(path, f"{kind.__name__} {getattr(value, 'shape', '')} of {columns!r}"[:4000])
+            for name in columns:
+                part = value if name is None else value[name]
+                self.walk(part.to_numpy(), path if name is None else f"{path}[{label(name)}]", depth)
+        except Exception:
+            return False
+        return True
+
+    def state(self, value: Any, kind: type, path: str, depth: int) -> bool:
+        """Objects: their attributes, else what pickling would keep of them."""
+        if isinstance(value, (staticmethod, classmethod)):
+            self.walk(value.__func__, path, depth)
+            return True
+        if self.attributes(value, path, depth):
+            return True
+        if kind.__module__ in ("_thread", "socket", "_io", "weakref", "types", "builtins", "_contextvars", "re"):
+            return False
+        try:
+            parts = value.__reduce_ex__(4)
+        except Exception:
+            return False
+        if not isinstance(parts, tuple):
+            return False
+        self.leaf(path, kind.__name__)
+        for index, part in enumerate(parts[1:3]):
+            self.walk(part, f"{path}<{('made', 'state')[index]}>", depth)
+        return True
+
+    def attributes(self, value: Any, path: str, depth: int) -> bool:
+        """Instance attributes and slots; false where there are none."""
+        own = getattr(value, "__dict__", None)
+        slots = [name for base in type(value).__mro__ for name in slots_of(base)]
+        if not isinstance(own, dict) and not slots:
+            return False
+        self.leaf(path, type(value).__qualname__)
+        for name, item in list((own or {}).items()):
+            self.walk(item, f"{path}.{name}", depth)
+        for name in slots:
+            try:
+                item = object.__getattribute__(value, name)
+            except AttributeError:
+                continue
+            self.walk(item, f"{path}.{name}", depth)
+        return True
+
+
+def cached_values(function: Any) -> "list[Any]":
+    """What a functools cache holds, which only the garbage collector can tell."""
+    found = []
+    for part in gc.get_referents(function):
+        if type(part) is dict and part is not getattr(function, "__dict__", None):
+            for item in list(part.values()):
+                linked = type(item).__name__ == "_lru_list_elem"
+                inner = gc.get_referents(item) if linked else [item]
+                found.append([nested for nested in inner if type(nested).__name__ != "_lru_list_elem"])
+    return found
+
+
+def slots_of(kind: type) -> list[str]:
+    """The names of the slots of a class written in Python."""
+    slots = vars(kind).get("__slots__", ())
+    names = [slots] if isinstance(slots, str) else list(slots) if isinstance(slots, (list, tuple)) else []
+    hidden = [f"_{kind.__name__.lstrip('_')}{name}" if name.startswith("__") and not name.endswith("__") else name
+              for name in names]  # fmt: skip
+    return [name for name in hidden if name not in ("__dict__", "__weakref__")]
+
+
+def scalar(value: Any) -> str:
+    """A plain value, or its length and digest where it is long."""
+    if isinstance(value, (str, bytes)) and len(value) > TEXT:
+        data = value if isinstance(value, bytes) else value.encode("utf-8", "surrogatepass")
+        return f"{type(value).__name__} of {len(value)} #{hashlib.blake2b(data, digest_size=8).hexdigest()}"
+    try:
+        return repr(value)
+    except ValueError:  # an int of too many digits
+        return hex(value)[:TEXT] + hashlib.blake2b(hex(value).encode(), digest_size=8).hexdigest()
+
+
+def label(key: Any) -> str:
+    """A key of a container."""
+    if type(key) in SCALARS:
+        return scalar(key)
+    if type(key) is tuple:
+        return "(" + ", ".join(label(part) for part in key[:20]) + ")"
+    return identity(key)
+
+
+def identity(value: Any) -> str:
+    """What a thing is called, and which one it is."""
+    name = getattr(value, "__qualname__", None) or getattr(value, "__name__", None)
+    kind = type(value).__name__
+    return f"{kind} {name} @{id(value):x}" if isinstance(name, str) else f"{kind} @{id(value):x}"
+
+
+def shown(value: Any) -> str:
+    """A value for people."""
+    if value is MISSING:
+        return "nothing"
+    code = getattr(value, "__code__", None)
+    if isinstance(code, types.CodeType):
+        return f"function {value.__qualname__} ({code.co_filename}:{code.co_firstlineno})"[:TEXT]
+    if type(value) in SCALARS:
+        return scalar(value)[:TEXT]
+    if isinstance(value, CODE):
+        return f"{type(value).__name__} {getattr(value, '__module__', '')}.{getattr(value, '__qualname__', '?')}"[:TEXT]
+    return next(iter(Leaves(value, time.monotonic() + 1).found.values()), type(value).__name__)
+
+
+def numbers(value: Any) -> str:
+    """The first numbers of an array."""
+    try:
+        flat = value.ravel().tolist()[:3]
+    except Exception:
+        return ""
+    return f"{flat!r}"[:60] + " "
+
+
+# --- places: what can be compared, saved and put back
+
+
+class Place:
+    """Where a value is. `key` names it to the outside; `kind` and `name` are for people."""
+
+    kind = "state"
+    own = False
+
+    def __init__(self, key: str, name: str) -> None:
+        self.key, self.name = key, name
+
+    def get(self) -> Any:
+        """The value now; MISSING where there is none."""
+        raise NotImplementedError
+
+    def put(self, value: Any) -> None:
+        """Make it that value again."""
+        raise NotImplementedError
+
+    def leaves(self, deadline: float) -> Leaves:
+        """The value's parts."""
+        return Leaves(self.get(), deadline)
+
+    def save(self) -> Any:
+        """What `put_back` needs."""
+        value = self.get()
+        try:
+            return value, MISSING if value is MISSING else copy.deepcopy(value)
+        except Exception:
+            return value, MISSING
+
+    def put_back(self, saved: Any) -> None:
+        """Bind the old value again, with its old content."""
+        value, content = saved
+        if content is not MISSING and not same_content(value, content) and not fill(value, content):
+            value = content
+        if self.get() is not value:
+            self.put(value)
+
+
+def same_content(value: Any, content: Any) -> bool:
+    """Whether there is nothing to put back."""
+    return type(value) in SCALARS or isinstance(value, CODE) or value is content
+
+
+def fill(value: Any, content: Any) -> bool:
+    """Give an object its old content in place, so that all who hold it see it; false where that can't be done."""
+    if isinstance(value, (list, bytearray)):
+        value[:] = content
+    elif isinstance(value, (dict, set, deque)):
+        value.clear()
+        (value.extend if isinstance(value, deque) else value.update)(content)
+    elif hasattr(value, "dtype") and hasattr(value, "flags") and getattr(value, "shape", None) == content.shape:
+        value[...] = content
+    elif isinstance(getattr(value, "__dict__", None), dict):
+        vars(value).clear()
+        vars(value).update(vars(content))
+    else:
+        return False
+    return True
+
+
+class Attribute(Place):
+    """An attribute of a module or of a class."""
+
+    kind = "module attribute"
+
+    def __init__(self, key: str, owner: Any, attribute: str, name: str) -> None:
+        super().__init__(key, name)
+        self.owner, self.attribute = owner, attribute
+
+    def get(self) -> Any:
+        return vars(self.owner).get(self.attribute, MISSING)
+
+    def put(self, value: Any) -> None:
+        if value is MISSING:
+            delattr(self.owner, self.attribute)
+        else:
+            setattr(self.owner, self.attribute, value)
+
+
+class ClassAttribute(Attribute):
+    """An attribute of a class."""
+
+    kind = "class attribute"
+
+
+class FunctionState(Place):
+    """What a function carries along: default arguments, closure, attributes."""
+
+    kind = "function state"
+
+    def __init__(self, key: str, function: Any, name: str) -> None:
+        super().__init__(key, name)
+        self.function = function
+
+    def get(self) -> Any:
+        function = self.function
+        cells = [cell_content(cell) for cell in function.__closure__ or ()]
+        found = {"default": function.__defaults__, "keyword": function.__kwdefaults__, "closure": cells}
+        return {**found, "attributes": {k: v for k, v in vars(function).items() if k != "__wrapped__"}}
+
+    def put_back(self, saved: Any) -> None:
+        content = saved[1]
+        if content is MISSING:
+            return
+        function = self.function
+        function.__defaults__, function.__kwdefaults__ = content["default"], content["keyword"]
+        for cell, value in zip(function.__closure__ or (), content["closure"], strict=False):
+            if value is not MISSING and not isinstance(value, CODE):
+                cell.cell_contents = value
+        wrapped = {k: v for k, v in vars(function).items() if k == "__wrapped__"}
+        vars(function).clear()
+        vars(function).update({**content["attributes"], **wrapped})
+
+
+def cell_content(cell: Any) -> Any:
+    """What a closure's cell holds."""
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return MISSING
+
+
+class Cache(Place):
+    """A functools cache. It can be emptied, and not filled."""
+
+    kind = "functools cache"
+
+    def __init__(self, key: str, function: Any, name: str) -> None:
+        super().__init__(key, name)
+        self.function = function
+
+    def get(self) -> Any:
+        return cached_values(self.function)
+
+    def save(self) -> Any:
+        return None
+
+    def put_back(self, saved: Any) -> None:
+        self.function.cache_clear()
+
+
+class Setting(Place):
+    """A setting of the process, by what reads it and what sets it."""
+
+    def __init__(self, key: str, kind: str, name: str, read: Any, write: Any = None) -> None:
+        super().__init__(key, name)
+        self.kind, self.read, self.write = kind, read, write
+
+    def get(self) -> Any:
+        return self.read()
+
+    def save(self) -> Any:
+        return copy.copy(self.read())
+
+    def put_back(self, saved: Any) -> None:
+        if self.write is None:
+            raise TypeError("it can't be put back")
+        self.write(saved)
+
+
+class Variable(Place):
+    """An environment variable."""
+
+    kind = "environment variable"
+
+    def get(self) -> Any:
+        return os.environ.get(self.name, MISSING)
+
+    def put(self, value: Any) -> None:
+        if value is MISSING:
+            os.environ.pop(self.name, None)
+        else:
+            os.environ[self.name] = value
+
+
+class File(Place):
+    """A file below /tmp."""
+
+    kind = "file"
+
+    def get(self) -> Any:
+        try:
+            info = os.lstat(self.name)
+            if not os.path.isfile(self.name) or os.path.islink(self.name):
+                return ("special", info.st_mode)
+            if info.st_size > FILE_BYTES:
+                return ("large", info.st_size, info.st_mtime_ns)
+            with open(self.name, "rb") as file:
+                return file.read()
+        except OSError:
+            return MISSING
+
+    def put(self, value: Any) -> None:
+        if value is MISSING:
+            os.unlink(self.name)
+        elif isinstance(value, bytes):
+            os.makedirs(os.path.dirname(self.name), exist_ok=True)
+            with open(self.name, "wb") as file:
+                file.write(value)
+        else:
+            raise TypeError("it is too large, or no ordinary file")
+
+
+class Thread(Place):
+    """A thread that was started and goes on; it can't be put back."""
+
+    kind = "thread"
+
+    def get(self) -> Any:
+        return MISSING
+
+    def put_back(self, saved: Any) -> None:
+        raise TypeError("a thread can't be put back")
+
+
+class Native(Place):
+    """Bytes of a library's writable data."""
+
+    kind = "native data"
+
+    def __init__(self, key: str, library: "Library", offset: int, size: int) -> None:
+        super().__init__(key, f"{os.path.basename(library.path)} +{offset:#x}")
+        self.library, self.offset, self.size, self.own = library, offset, size, library.own
+
+    def get(self) -> Any:
+        return self.library.read(self.offset, self.size)
+
+    def put(self, value: Any) -> None:
+        self.library.write(self.offset, value)
+
+
+class Process:
+    """All places of this process."""
+
+    def __init__(self, child: Any) -> None:
+        self.stdlib = os.path.dirname(os.__file__)
+        self.ours = {sys.modules["__main__"], child}
+        self.tops: dict[str, bool] = {}
+        self.unheard = threads()
+        self.libraries: dict[str, Library] = {}
+
+    def is_own(self, module: Any) -> bool:
+        """Whether a module is the bundle's: it lies there, or a folder or file of its name does."""
+        file = getattr(module, "__file__", None) or ""
+        if file.startswith("/bundle/"):
+            return True
+        top = str(getattr(module, "__name__", "")).partition(".")[0]
+        if top not in self.tops:
+            bases = [base + top for base in ("/bundle/", "/bundle/src/", "/bundle/lib/", "/bundle/python/")]
+            self.tops[top] = bool(top) and any(os.path.isdir(b) or os.path.isfile(b + ".py") for b in bases)
+        return self.tops[top] and file.startswith("/venv/")
+
+    def modules(self) -> "list[tuple[str, Any, bool]]":
+        """Every module that has a name, the bundle's own first; and whether its content is looked into."""
+        found = []
+        for name, module in list(sys.modules.items()):
+            if isinstance(module, types.ModuleType) and module not in self.ours and not name.startswith("instrument"):
+                file = getattr(module, "__file__", None) or ""
+                theirs = file.startswith(("/bundle/", "/venv/", "/tmp/")) and not file.startswith(self.stdlib + "/")
+                found.append((name, module, theirs))
+        return sorted(found, key=lambda entry: (not self.is_own(entry[1]), not entry[2]))
+
+    def places(self) -> "list[Place]":
+        """Every place there is now."""
+        found: list[Place] = []
+        for name, module, theirs in self.modules():
+            own = self.is_own(module)
+            fresh: list[Place] = []
+            for attribute, value in list(vars(module).items()):
+                if attribute not in HIDDEN:
+                    fresh += self.places_of(name, module, attribute, value, theirs)
+            for place in fresh:
+                place.own = own
+            found += fresh
+        return [*found, *settings(), *(Variable(f"environ:{name}", name) for name in list(os.environ)), *files()]
+
+    def places_of(self, name: str, module: Any, attribute: str, value: Any, theirs: bool) -> "list[Place]":
+        """An attribute of a module, and what lies behind it where it is a class or a function of that module."""
+        found: list[Place] = []
+        if theirs or isinstance(value, CODE):
+            found.append(Attribute(f"attribute:{name}:{attribute}", module, attribute, f"{name}.{attribute}"))
+        if not theirs or getattr(value, "__module__", None) != name:
+            return found
+        if isinstance(value, type):
+            for inner, item in list(vars(value).items()):
+                if inner not in HIDDEN:
+                    key, label = f"class:{name}:{attribute}:{inner}", f"{name}.{attribute}.{inner}"
+                    found.append(ClassAttribute(key, value, inner, label))
+                    found += function_places(f"{name}:{attribute}.{inner}", label, item)
+        return found + function_places(f"{name}:{attribute}", f"{name}.{attribute}", value)
+
+    def place(self, key: str) -> Place | None:
+        """The place of a key, also where nothing is there yet."""
+        kind, _, rest = key.partition(":")
+        if kind == "environ":
+            return Variable(key, rest)
+        if kind == "file":
+            return File(key, rest)
+        if kind == "native":
+            return self.native_place(key, rest)
+        for place in settings():
+            if place.key == key:
+                return place
+        module = sys.modules.get(rest.partition(":")[0])
+        if module is None:
+            return None
+        path = rest.partition(":")[2]
+        if kind == "attribute":
+            return Attribute(key, module, path, f"{module.__name__}.{path}")
+        if kind == "class":
+            owner, _, attribute = path.partition(":")
+            return ClassAttribute(key, getattr(module, owner), attribute, f"{module.__name__}.{owner}.{attribute}")
+        owner_name, _, inner = path.rpartition(".")
+        value = vars(getattr(module, owner_name) if owner_name else module).get(inner)
+        return next((p for p in function_places(rest, rest, value) if p.key == key), None)
+
+    def native_place(self, key: str, rest: str) -> Place | None:
+        """The place of `path:offset:size` in a loaded library."""
+        path, offset, size = rest.rsplit(":", 2)
+        self.libraries = self.libraries or {library.path: library for library in load_libraries(self)}
+        library = self.libraries.get(path)
+        return None if library is None else Native(key, library, int(offset, 16), int(size))
+
+    def look(self) -> "Look":
+        """The state of the process now."""
+        return Look(self)
+
+
+def function_places(key: str, name: str, value: Any) -> "list[Place]":
+    """What a function carries along, or the cache around it."""
+    value = getattr(value, "__func__", value)
+    if isinstance(value, functools._lru_cache_wrapper):
+        return [Cache(f"cache:{key}", value, name)]
+    if not isinstance(value, types.FunctionType):
+        return []
+    carries = value.__defaults__ or value.__kwdefaults__ or value.__closure__ or vars(value)
+    return [FunctionState(f"function:{key}", value, name)] if carries else []
+
+
+def settings() -> "list[Place]":
+    """What a process has once."""
+    import decimal
+    import locale
+    import signal
+    import socket
+    import threading
+    import warnings
+
+    def umask() -> int:
+        value = os.umask(0o022)
+        os.umask(value)
+        return value
+
+    def context() -> list[Any]:
+        now = decimal.getcontext()
+        return [now.prec, now.rounding, now.Emin, now.Emax, now.capitals, now.clamp, sorted(map(str, now.traps))]
+
+    found: list[Place] = [
+        Setting("cwd", "working directory", "the working directory", os.getcwd, os.chdir),
+        Setting("umask", "umask", "the umask", umask, os.umask),
+        Setting("path", "sys.path", "sys.path", lambda: sys.path, lambda old: sys.path.__setitem__(slice(None), old)),
+        Setting("warnings", "warning filters", "warnings.filters", lambda: warnings.filters, restore_filters),
+        Setting("locale", "locale", "the locale", lambda: locale.setlocale(locale.LC_ALL),
+                lambda old: locale.setlocale(locale.LC_ALL, old)),
+        Setting("decimal", "decimal context", "the decimal context", context,
+                lambda old: decimal.setcontext(decimal.Context(*old[:6]))),
+        Setting("recursion", "recursion limit", "sys.getrecursionlimit()", sys.getrecursionlimit,
+                sys.setrecursionlimit),
+        Setting("gc", "garbage collector", "gc.isenabled()", gc.isenabled,
+                lambda old: gc.enable() if old else gc.disable()),
+        Setting("socket", "socket time-out", "socket.getdefaulttimeout()", socket.getdefaulttimeout,
+                socket.setdefaulttimeout),
+        Setting("hooks", "hooks", "sys.excepthook and its like", lambda: [sys.excepthook, sys.displayhook,
+                sys.unraisablehook, threading.excepthook, sys.gettrace(), sys.getprofile()]),
+        Setting("descriptors", "open descriptors", "open descriptors", descriptors),
+    ]  # fmt: skip
+    for number in signal.valid_signals():
+        name = signal.Signals(number).name if number in set(signal.Signals) else str(int(number))
+        read, write = (functools.partial(call, number) for call in (signal.getsignal, signal.signal))
+        found.append(Setting(f"signal:{int(number)}", "signal handler", name, read, write))
+    return found + generators()
+
+
+def generators() -> "list[Place]":
+    """The states of the global generators, as far as their modules are loaded."""
+    found: list[Place] = []
+    if "random" in sys.modules:
+        module = sys.modules["random"]
+        found.append(Setting("random", "random state", "random's generator", module.getstate, module.setstate))
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and "numpy.random" in sys.modules:
+        found.append(Setting("numpy.random", "random state", "numpy.random's global generator",
+                             numpy.random.get_state, numpy.random.set_state))  # fmt: skip
+        found.append(Setting("numpy.errstate", "numpy error state", "numpy.geterr()", numpy.geterr,
+                             lambda old: numpy.seterr(**old)))  # fmt: skip
+    return found
+
+
+def restore_filters(old: Any) -> None:
+    """Put the warning filters back, and let Python notice."""
+    import warnings
+
+    filters: Any = warnings.filters
+    filters[:] = old
+    getattr(warnings, "_filters_mutated", getattr(warnings, "_filters_mutated_lock_held", lambda: None))()
+
+
+def descriptors() -> dict[str, str]:
+    """What each open descriptor is, but for our own look at them."""
+    found = {}
+    for name in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else ():
+        with suppress(OSError):  # the one that lists them
+            found[name] = os.readlink(f"/proc/self/fd/{name}")
+    return {name: target for name, target in found.items() if not target.startswith(("/proc/", "pipe:"))}
+
+
+def threads() -> dict[int, Any]:
+    """The threads that Python knows."""
+    import threading
+
+    return {thread.ident or 0: thread for thread in threading.enumerate()}
+
+
+def files() -> "list[Place]":
+    """Every file below /tmp, the home among them; the count is bounded."""
+    found: list[Place] = []
+    for folder, _, names in os.walk("/tmp"):
+        found += [File(f"file:{os.path.join(folder, name)}", os.path.join(folder, name)) for name in sorted(names)]
+        if len(found) > 5000:
+            break
+    return found
+
+
+# --- native data
+
+
+class Library:
+    """A loaded shared library: where its writable data lies in memory, by its own program headers."""
+
+    def __init__(self, path: str, start: int, own: bool) -> None:
+        self.path, self.own = path, own
+        self.memory = os.open("/proc/self/mem", os.O_RDWR | os.O_CLOEXEC)
+        self.segments, self.bias = writable_segments(path, start)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Bytes at an address of the file's own numbering."""
+        return os.pread(self.memory, size, self.bias + offset)
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Put bytes back."""
+        os.pwrite(self.memory, data, self.bias + offset)
+
+    def image(self) -> "list[tuple[int, bytes]]":
+        """All writable data, a page at most at a time where some of it can't be read."""
+        found = []
+        for address, size in self.segments:
+            try:
+                found.append((address, self.read(address, size)))
+            except OSError:
+                continue
+        return found
+
+
+def writable_segments(path: str, start: int) -> "tuple[list[tuple[int, int]], int]":
+    """Address and size of each writable PT_LOAD less its PT_GNU_RELRO, and what to add for an address in memory."""
+    with open(path, "rb") as file:
+        head = file.read(64)
+        if head[:6] != b"\x7fELF\x02\x01":
+            return [], 0
+        at, size, count = struct.unpack_from("<Q", head, 32)[0], *struct.unpack_from("<HH", head, 54)
+        file.seek(at)
+        table = file.read(size * min(count, 64))
+    loads, relro = [], (0, 0)
+    for index in range(min(count, 64)):
+        kind, flags, _, address, _, _, length, _ = struct.unpack_from("<IIQQQQQQ", table, index * size)
+        if kind == 1:
+            loads.append((address, length, flags))
+        elif kind == 0x6474E552:
+            relro = (address, address + length)
+    lowest = min((address for address, _, _ in loads), default=0)
+    found = []
+    for address, length, flags in loads:
+        if flags & 2 and length <= 256 << 20:
+            first = max(address, relro[1]) if relro[0] <= address < relro[1] else address
+            found.append((first, address + length - first))
+    return [entry for entry in found if entry[1] > 0], start - lowest // PAGE * PAGE
+
+
+def load_libraries(process: Process) -> "list[Library]":
+    """The libraries of the bundle's environment. The interpreter, libc and allocators are left out."""
+    starts: dict[str, int] = {}
+    try:
+        with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as file:
+            for line in file:
+                parts = line.split(None, 5)
+                if len(parts) == 6 and parts[5].startswith(("/venv/", "/bundle/", "/tmp/")):
+                    path = parts[5].rstrip("\n")
+                    starts.setdefault(path, int(parts[0].partition("-")[0], 16))
+    except OSError:
+        return []
+    left_out = ("libpython", "libjemalloc", "libmimalloc", "libtcmalloc")
+    own = {getattr(module, "__file__", None) for _, module, _ in process.modules() if process.is_own(module)}
+    found = []
+    for path, start in starts.items():
+        if ".so" in os.path.basename(path) and not os.path.basename(path).startswith(left_out):
+            try:
+                found.append(Library(path, start, path in own or path.startswith("/bundle/")))
+            except (OSError, struct.error):
+                continue
+    return sorted(found, key=lambda library: not library.own)
+
+
+def changed_ranges(old: bytes, new: bytes) -> "list[tuple[int, int]]":
+    """Offset and size of what differs: pages first, words in those, neighbours as one."""
+    found: list[tuple[int, int]] = []
+    for page in range(0, min(len(old), len(new)), PAGE):
+        if old[page : page + PAGE] == new[page : page + PAGE]:
+            continue
+        for word in range(page, min(page + PAGE, len(new)), WORD):
+            if old[word : word + WORD] != new[word : word + WORD]:
+                size = min(WORD, len(new) - word)
+                if found and sum(found[-1]) == word:
+                    found[-1] = (found[-1][0], found[-1][1] + size)
+                else:
+                    found.append((word, size))
+                    if len(found) >= RANGES:
+                        return found
+    return found
+
+
+# --- before and after
+
+
+class Look:
+    """The state of the process at one moment. It holds what it saw, so that no identity is used twice."""
+
+    def __init__(self, process: Process) -> None:
+        deadline = time.monotonic() + LOOK_SECONDS
+        self.complete = True
+        self.places: dict[str, Place] = {}
+        self.values: dict[str, Any] = {}
+        self.leaves: dict[str, Leaves] = {}
+        for place in process.places():
+            if place.key in self.places:
+                continue
+            try:
+                value = place.get()
+                leaves = place.leaves(deadline)
+            except Exception:
+                continue
+            if not place.own and len(leaves.found) > 50:
+                leaves.found = {}
+            self.places[place.key], self.values[place.key], self.leaves[place.key] = place, value, leaves
+        self.complete = time.monotonic() < deadline
+        self.threads = threads()
+        self.images = {library.path: (library, library.image()) for library in load_libraries(process)}
+
+
+def report_changes(before: Look, process: Process, pipe: Any, child: Any) -> None:
+    """Send what differs from `before`, the bundle's own first, and the libraries whose data changed."""
+    after = process.look()
+    python = python_changes(before, after)
+    native = native_changes(before, after)
+    started = [thread_change(ident, thread) for ident, thread in after.threads.items() if ident not in before.threads]
+    for number, path in enumerate(sorted({change["library"] for change in native})):
+        if os.path.getsize(path) <= LIBRARY_BYTES and number < 16:
+            with open(path, "rb") as file:
+                pipe.send(child.OUTPUT, f"library.{number}", file.read())
+            for change in native:
+                if change["library"] == path:
+                    change["file"] = number
+    changes = sorted([*started, *python, *native], key=lambda change: not change["own"])
+    report = {"changes": changes[:CHANGES], "left_out": max(0, len(changes) - CHANGES)}
+    report["complete"] = before.complete and after.complete
+    report["native"] = "looked at" if os.access("/proc/self/maps", os.R_OK) else "no /proc in this sandbox"
+    send_json(pipe, child, "changes", report)
+
+
+def python_changes(before: Look, after: Look) -> "list[dict[str, Any]]":
+    """Places that are new, gone, bound to something else, or changed in content; one object counts once."""
+    found, told = [], set()
+    for key in [*after.places, *(key for key in before.places if key not in after.places)]:
+        old, new = before.values.get(key, MISSING), after.values.get(key, MISSING)
+        place = after.places.get(key) or before.places[key]
+        leaves = [look.leaves[key].found if key in look.leaves else {} for look in (before, after)]
+        digests = [look.leaves[key].digest if key in look.leaves else b"" for look in (before, after)]
+        if digests[0] == digests[1] or (key not in before.places and place.kind == "function state"):
+            continue
+        owner = key.split(":")[1] if key.startswith(("attribute:", "class:")) else ""
+        if owner and key not in before.places and not any(k.startswith(f"attribute:{owner}:") for k in before.places):
+            continue  # a module that was imported meanwhile
+        if id(new) in told and old is new:
+            continue
+        told.add(id(new))
+        how = "added" if key not in before.places else "gone" if key not in after.places else \
+            "content" if old is new or isinstance(place, (FunctionState, Setting, Cache)) else "rebound"  # fmt: skip
+        parts = [] if how in ("added", "gone") else different_leaves(*leaves)
+        found.append({"key": key, "kind": place.kind, "name": place.name, "how": how, "own": place.own,
+                      "old": shown(old), "new": shown(new), "parts": parts})  # fmt: skip
+    return found
+
+
+def different_leaves(old: dict[str, str], new: dict[str, str]) -> "list[list[str]]":
+    """The first parts that differ: path, old, new."""
+    found = []
+    for path in [*old, *(path for path in new if path not in old)]:
+        if old.get(path) != new.get(path):
+            found.append([path[:TEXT], old.get(path, "nothing"), new.get(path, "nothing")])
+            if len(found) >= 5:
+                break
+    return found
+
+
+def native_changes(before: Look, after: Look) -> "list[dict[str, Any]]":
+    """Ranges of writable data that differ, by library and address in its file."""
+    found = []
+    for path, (library, image) in after.images.items():
+        old = dict(before.images[path][1]) if path in before.images else {}
+        for address, data in image:
+            if address in old:
+                for offset, size in changed_ranges(old[address], data):
+                    at = address + offset
+                    values = [hexed(part[offset : offset + size]) for part in (old[address], data)]
+                    found.append({"key": f"native:{path}:{at:x}:{size}", "kind": "native data", "how": "content",
+                                  "name": f"{os.path.basename(path)} +{at:#x}", "own": library.own,
+                                  "old": values[0], "new": values[1], "parts": [], "library": path,
+                                  "offset": at, "size": size})  # fmt: skip
+    return found
+
+
+def hexed(data: bytes) -> str:
+    """Bytes, and the number that they are where they are one."""
+    if len(data) == WORD:
+        whole, real = int.from_bytes(data, "little"), struct.unpack("<d", data)[0]
+        if whole < 1 << 40:
+            return str(whole)
+        if 1e-12 < abs(real) < 1e15:
+            return f"{real!r} (as a double)"
+    return data[:24].hex(" ", 8) + (" .." if len(data) > 24 else "")
+
+
+def thread_change(ident: int, thread: Any) -> "dict[str, Any]":
+    """A thread that goes on, and where it stands."""
+    frame = sys._current_frames().get(ident)
+    lines: list[str] = []
+    while frame is not None and len(lines) < 20:
+        lines.append(f"{frame.f_code.co_filename}:{frame.f_lineno} in {called(frame.f_code)}")
+        frame = frame.f_back
+    theirs = [line for line in lines if line.startswith(("/bundle", "/venv", "/tmp"))]
+    return {"key": f"thread:{thread.name}", "kind": "thread", "name": f"the thread {thread.name!r}", "how": "added",
+            "own": True, "old": "nothing", "new": (theirs or lines or ["nowhere"])[0][:TEXT], "parts": []}  # fmt: skip
+
+
+def put_back(saved: dict[str, Any], process: Process) -> dict[str, str]:
+    """Put the old values back; key and problem of each that could not be."""
+    problems = {}
+    for key, value in saved.items():
+        try:
+            place = process.place(key)
+            if place is None:
+                raise LookupError("it is not there any more")
+            place.put_back(value)
+        except BaseException as error:
+            problems[key] = f"{type(error).__name__}: {error}"[:TEXT]
+    return problems
+
+
+# --- the line that does it
+
+
+class Watcher:
+    """Looks at some places after every line of code that is not the standard library's."""
+
+    def __init__(self, process: Process, keys: "list[str]") -> None:
+        self.places = {key: place for key in keys if (place := process.place(key))}
+        self.state = {key: self.glance(place) for key, place in self.places.items()}
+        self.lines: dict[str, dict[str, Any]] = {}
+        self.last: tuple[Any, int] | None = None
+        self.events, self.deadline = 0, time.monotonic() + WATCH_SECONDS
+        self.stdlib = os.path.dirname(os.__file__) + "/"
+        sys.settrace(self.on_event)
+
+    @staticmethod
+    def glance(place: Place) -> Any:
+        """Enough of a value to see that it changes."""
+        try:
+            return place.leaves(time.monotonic() + 1).digest
+        except Exception:
+            return None
+
+    def on_event(self, frame: Any, event: str, _: Any) -> Any:
+        """Called by the interpreter."""
+        file = frame.f_code.co_filename
+        if not file.startswith(("/bundle", "/venv", "/tmp")) or file.startswith(self.stdlib):
+            return None
+        self.events += 1
+        if self.events > WATCH_EVENTS or time.monotonic() > self.deadline or len(self.lines) == len(self.places):
+            sys.settrace(None)
+            return None
+        self.check()
+        if event == "return":
+            caller = frame.f_back
+            self.last = (caller.f_code, caller.f_lineno) if caller else None
+        else:
+            self.last = (frame.f_code, frame.f_lineno)
+        return self.on_event
+
+    def check(self) -> None:
+        """Charge what changed since the last line to that line."""
+        for key, place in self.places.items():
+            if key not in self.lines and (now := self.glance(place)) != self.state[key]:
+                self.state[key] = now
+                if self.last and self.last[0].co_filename.startswith(("/bundle", "/venv", "/tmp")):
+                    code, line = self.last
+                    self.lines[key] = {"file": code.co_filename, "line": line, "function": called(code),
+                                       "text": source_line(code.co_filename, line)}  # fmt: skip
+
+    def stop(self) -> dict[str, Any]:
+        """The line of each key for which there is one."""
+        sys.settrace(None)
+        self.check()
+        return self.lines
+
+
+def called(code: Any) -> str:
+    """The name of a function, with its class where this Python knows it."""
+    return str(getattr(code, "co_qualname", code.co_name))
+
+
+def source_line(file: str, number: int) -> str:
+    """A line of a source file."""
+    try:
+        with open(file, encoding="utf-8", errors="replace") as source:
+            for count, line in enumerate(source, 1):
+                if count == number:
+                    return line.strip()[:TEXT]
+    except OSError:
+        pass
+    return ""

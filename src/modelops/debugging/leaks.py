@@ -1,0 +1,395 @@
+"""Do tasks that share a process change one another's results, which ones, and through what?
+
+1. Every task cold, twice, the second time with another hash seed; where the two differ, a third time with the first
+   seed. What differs already there is the task's own: by the hash seed, or nondeterministic.
+2. All tasks in one shared process, in the given order, in reverse and shuffled; and each in a fork of the warm server,
+   which must equal cold.
+3. For each task that differs from cold: the smallest set of earlier tasks that is enough, by bisection.
+4. Those again with a look at the process before and after them. Then the old values are put back: what makes the
+   difference go is a cause, and the line that changes it is sought. What can't be tested so is a suspect.
+"""
+
+import json
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from modelops_contracts import digest_bytes
+
+from .compare import Difference, differences, differing
+from .policy import in_bytes, with_hash_seed
+from .shared import Change, Shared, SharedProcess, is_of_task, plain_result
+from .smallest import smallest_set
+from .tasks import Task, is_aggregation
+from .workbench import Outcome, Output, Workbench
+
+STABLE, HASH_SEED, NONDETERMINISTIC, UNKNOWN = "stable", "hash seed", "nondeterministic", "unknown"
+LEAST_SECONDS = 120.0  # that the search may take, however short the cold runs were
+GENERATORS = ("random", "numpy.random")
+Progress = Callable[[str, int, int], None]
+
+
+class CouldNotTell(Exception):
+    """The tasks could not be run at all; the sentence says why."""
+
+
+@dataclass
+class Cold:
+    """A task's cold runs. `unstable` are the outputs that differ among them, `differences` how."""
+
+    outcome: Outcome
+    verdict: str = STABLE
+    unstable: list[str] = field(default_factory=list)
+    differences: list[Difference] = field(default_factory=list)
+    seconds: float = 0.0
+    unseeded: list[str] = field(default_factory=list)  # generators that, seeded, make it deterministic
+
+
+@dataclass
+class Cause:
+    """A change without which the difference is gone, and the line that makes it, where that could be told."""
+
+    change: Change
+    line: Mapping[str, Any] | None = None
+
+
+@dataclass
+class Leak:
+    """Earlier tasks, as numbers from 0, that are together enough to change the result of others.
+
+    `examined` says how far it came: "proven", "suspects", or why nothing was looked at.
+    """
+
+    polluters: list[int]
+    victim: int
+    differences: list[Difference]
+    causes: list[Cause] = field(default_factory=list)
+    imports: list[str] = field(default_factory=list)  # modules whose import alone is enough
+    suspects: list[Change] = field(default_factory=list)
+    others: dict[int, bool | None] = field(default_factory=dict)  # victims: whether the same causes explain them
+    note: str = ""
+
+
+@dataclass
+class Findings:
+    """All that was found. Tasks are numbers from 0."""
+
+    cold: list[Cold] = field(default_factory=list)
+    orders: dict[str, list[int]] = field(default_factory=dict)
+    differs: dict[str, list[int]] = field(default_factory=dict)  # by order, or "fork": the tasks that differ from cold
+    fork: dict[int, list[Difference]] = field(default_factory=dict)
+    leaks: list[Leak] = field(default_factory=list)
+    not_reproduced: list[int] = field(default_factory=list)
+    not_searched: list[int] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    runs: int = 0
+    seconds: float = 0.0
+
+    @property
+    def status(self) -> int:
+        """The exit status: 1 a leak, 2 could not tell, 3 nondeterministic tasks, 0 none of these."""
+        if any(self.differs.values()):
+            return 1
+        verdicts = {cold.verdict for cold in self.cold}
+        if self.problems or UNKNOWN in verdicts:
+            return 2
+        return 3 if NONDETERMINISTIC in verdicts or HASH_SEED in verdicts else 0
+
+
+@dataclass(frozen=True)
+class _Case:
+    """A victim, with the earlier tasks of an order in which it differs."""
+
+    victim: int
+    earlier: tuple[int, ...]
+    outcome: Outcome
+    as_given: bool  # in the order that was given, which says most to whoever gave it
+
+
+class LeakSearch:
+    """One search. `jobs` runs go on at once; `progress` is called with what is done, how many of how many."""
+
+    def __init__(self, bench: Workbench, tasks: Sequence[Task], seed: int, jobs: int, progress: Progress) -> None:
+        self._bench, self._tasks = bench, list(tasks)
+        self._shared = SharedProcess(bench)
+        self._seed, self._progress = seed, progress
+        self._pool = ThreadPoolExecutor(jobs, thread_name_prefix="leaks")
+        self._lock = threading.Lock()
+        self._begun, self._deadline = time.monotonic(), 0.0
+        self.found = Findings()
+
+    def run(self) -> Findings:
+        """The whole search; CouldNotTell where no task could be run."""
+        try:
+            self._run_cold()
+            spent = sum(cold.seconds for cold in self.found.cold)
+            self._deadline = self._begun + max(LEAST_SECONDS, 3 * spent)
+            cases = self._run_orders()
+            self._explain_nondeterminism()
+            groups = self._find_polluters(cases)
+            self._examine(groups)
+        finally:
+            self._bench.stop()
+            self._pool.shutdown(cancel_futures=True)
+            self.found.seconds = time.monotonic() - self._begun
+        return self.found
+
+    # --- cold
+
+    def _run_cold(self) -> None:
+        now = str(self._bench.policy["execute"].get("environment", {}).get("PYTHONHASHSEED", "random"))
+        other = "1" if now != "1" else "2"
+        seeded = self._bench.under(with_hash_seed(self._bench.policy, other), "other-hash-seed")
+        first = [self._pool.submit(self._cold, task) for task in self._tasks]
+        second = [self._pool.submit(self._cold, task, seeded) for task in self._tasks]
+        for number, (one, two) in enumerate(zip(first, second, strict=True)):
+            cold = self._judge(self._tasks[number], *one.result(), *two.result())
+            self.found.cold.append(cold)
+            if number == 0 and cold.verdict == UNKNOWN:
+                raise CouldNotTell(str((cold.outcome.failure or {}).get("error")))
+            self._progress("cold", number + 1, len(self._tasks))
+
+    def _cold(self, task: Task, settings: Any = None) -> tuple[Outcome, float]:
+        begun = time.monotonic()
+        outcome = self._bench.task(task, settings)
+        self._count()
+        if is_aggregation(task) and outcome.failure is None:
+            outcome = _as_result(outcome)
+        return outcome, time.monotonic() - begun
+
+    def _judge(self, task: Task, one: Outcome, seconds: float, two: Outcome, more: float) -> Cold:
+        failed = [o.failure for o in (one, two) if o.failure and not is_of_task(o.failure)]
+        if failed:
+            return Cold(Outcome(failure=failed[0]), UNKNOWN)
+        unstable = differing(one, two)
+        if not unstable:
+            return Cold(one, seconds=max(seconds, more))
+        three, _ = self._cold(task)
+        by_itself = differing(one, three)
+        verdict, other = (NONDETERMINISTIC, three) if by_itself else (HASH_SEED, two)
+        names = sorted({*unstable, *by_itself})
+        return Cold(one, verdict, names, differences(one, other), max(seconds, more))
+
+    def _explain_nondeterminism(self) -> None:
+        """Seed the global generators, twice: what is the same then came from one of them."""
+        wanted = [number for number, cold in enumerate(self.found.cold) if cold.verdict == NONDETERMINISTIC]
+        for number in wanted[:1]:
+            cold = self.found.cold[number]
+            if self._is_deterministic(number, GENERATORS):
+                cold.unseeded = [name for name in GENERATORS if self._is_deterministic(number, [name])]
+
+    def _is_deterministic(self, number: int, seeded: Sequence[str]) -> bool:
+        runs = [self._pool.submit(self._together, [number], seed=list(seeded)) for _ in range(2)]
+        one, two = (run.result().outcomes[-1:] for run in runs)
+        return bool(one and two) and not differing(one[0], two[0])
+
+    # --- shared
+
+    def _run_orders(self) -> list[_Case]:
+        """Every order, and the forks; the tasks that differ from cold."""
+        sound = [number for number, cold in enumerate(self.found.cold) if not _is_crash(cold.outcome)]
+        shuffled = list(sound)
+        random.Random(self._seed).shuffle(shuffled)
+        orders = {"given": sound, "reverse": sound[::-1], "shuffled": shuffled}
+        self.found.orders = {name: order for name, order in orders.items() if len(order) > 1}
+        forks = self._pool.submit(self._run_forks)
+        runs = {name: self._pool.submit(self._together, order) for name, order in self.found.orders.items()}
+        cases: list[_Case] = []
+        for done, (name, run) in enumerate(runs.items(), 1):
+            cases += self._compare_order(name, run.result())
+            self._progress("shared", done, len(runs) + 1)
+        forks.result()
+        self._progress("shared", len(runs) + 1, len(runs) + 1)
+        return cases
+
+    def _compare_order(self, name: str, shared: Shared) -> list[_Case]:
+        order, cases = self.found.orders[name], []
+        for place, (number, outcome) in enumerate(zip(order, shared.outcomes, strict=False)):
+            if self._differs(number, outcome):
+                cases.append(_Case(number, tuple(order[:place]), outcome, name == "given"))
+        self.found.differs[name] = [case.victim for case in cases]
+        missing = order[len(shared.outcomes) :]
+        if missing:
+            why = (shared.failure or {}).get("error", "the process ended")
+            self.found.problems.append(f"{len(missing)} tasks were not run in the {name} order: {why}")
+        return [case for case in cases if case.earlier]
+
+    def _run_forks(self) -> None:
+        self.found.differs["fork"] = []
+        numbers = [number for number, cold in enumerate(self.found.cold) if cold.verdict != UNKNOWN]
+        served = self._bench.serve([self._tasks[number] for number in numbers])
+        for number, outcome in zip(numbers, served, strict=False):
+            self._count()
+            if outcome.failure is not None and not is_of_task(outcome.failure):
+                self.found.problems.append(f"the warm server did not run a task: {outcome.failure['error']}")
+                continue
+            outcome = _as_result(outcome) if "loss" in outcome.body else outcome
+            if self._differs(number, outcome):
+                cold = self.found.cold[number]
+                self.found.fork[number] = differences(cold.outcome, outcome, cold.unstable)
+                self.found.differs["fork"].append(number)
+
+    # --- the smallest sets
+
+    def _find_polluters(self, cases: Sequence[_Case]) -> dict[tuple[int, ...], list[_Case]]:
+        """The victims by the smallest sets of earlier tasks that were found for them."""
+        shortest: dict[int, _Case] = {}
+        for case in sorted(cases, key=lambda case: (not case.as_given, len(case.earlier))):
+            shortest.setdefault(case.victim, case)
+        known: list[tuple[int, ...]] = []
+        groups: dict[tuple[int, ...], list[_Case]] = {}
+        waiting = sorted(shortest.values(), key=lambda case: (not case.as_given, case.victim))
+        self.found.not_searched = []
+        total = len(waiting)
+        while waiting:
+            # The first alone: most often its set is that of the others as well.
+            now, waiting = (waiting[:1], waiting[1:]) if not known else (waiting, [])
+            for case, polluters in zip(now, self._pool_map(lambda c: self._polluters_of(c, known), now), strict=True):
+                if polluters == ():
+                    self.found.not_searched.append(case.victim)
+                elif polluters is None:
+                    self.found.not_reproduced.append(case.victim)
+                else:
+                    known.append(polluters) if polluters not in known else None
+                    groups.setdefault(polluters, []).append(case)
+                self._progress("bisect", total - len(waiting), total)
+        return groups
+
+    def _polluters_of(self, case: _Case, known: Sequence[tuple[int, ...]]) -> tuple[int, ...] | None:
+        """The smallest set; () where there is no time, None where it does not happen again."""
+        for guess in [*known, case.earlier[-1:]]:
+            if self._is_late():
+                return ()
+            if case.victim not in guess and self._is_polluted(case.victim, guess):
+                return guess
+        found = smallest_set(case.earlier, lambda part: self._is_polluted(case.victim, part))
+        return None if found is None else tuple(found)
+
+    def _is_polluted(self, victim: int, earlier: Sequence[int], **asked: Any) -> bool:
+        shared = self._together([*earlier, victim], **asked)
+        return len(shared.outcomes) == len(earlier) + 1 and self._differs(victim, shared.outcomes[-1])
+
+    # --- through what
+
+    def _examine(self, groups: Mapping[tuple[int, ...], list[_Case]]) -> None:
+        """Every set of polluters with the first of its victims; then the others, by the causes that were found."""
+        for done, (polluters, cases) in enumerate(groups.items()):
+            self._progress("examine", done, len(groups))
+            left = cases
+            while left:
+                case, *left = left
+                leak, modules = self._examine_one(case, polluters)
+                self.found.leaks.append(leak)
+                if not leak.causes:
+                    leak.others = dict.fromkeys((other.victim for other in left), None)
+                    break
+                keys = [cause.change.key for cause in leak.causes]
+                cured = partial(self._is_cured, polluters=polluters, keys=keys, modules=modules)
+                answers = self._pool_map(lambda c, cured=cured: cured(c.victim), left)  # type: ignore[misc]
+                explained = {other.victim: answer for other, answer in zip(left, answers, strict=True)}
+                leak.others = {victim: answer for victim, answer in explained.items() if answer is not False}
+                left = [other for other in left if explained[other.victim] is False]
+        self._progress("examine", len(groups), len(groups))
+
+    def _examine_one(self, case: _Case, polluters: tuple[int, ...]) -> tuple[Leak, list[str]]:
+        """What can be said of one victim, and the modules that its polluters import."""
+        cold = self.found.cold[case.victim]
+        leak = Leak(list(polluters), case.victim, differences(cold.outcome, case.outcome, cold.unstable))
+        if self._is_late():
+            leak.note = "there was no time to look for the cause; run it on fewer tasks"
+            return leak, []
+        again = self._together([*polluters, case.victim])
+        modules = again.modules
+        if again.outcomes and len(again.outcomes) == len(polluters) + 1:
+            leak.differences = differences(cold.outcome, again.outcomes[-1], cold.unstable) or leak.differences
+        if modules and self._is_polluted(case.victim, (), preload=modules):
+            leak.imports = smallest_set(modules, lambda m: self._is_polluted(case.victim, (), preload=m)) or []
+            return leak, modules
+        look = self._together([*polluters, case.victim], preload=modules, look=True)
+        if look.native and not look.native.startswith("looked"):
+            leak.note = f"native data was not looked at: {look.native}"
+        self._test(leak, look, modules)
+        return leak, modules
+
+    def _test(self, leak: Leak, look: Shared, modules: list[str]) -> None:
+        """Put changes back, the likeliest first, until the difference goes; then find the fewest that do it."""
+        own, all_there = [c for c in look.changes if c.own], look.changes
+        for part in _portions(own, all_there):
+            keys = [change.key for change in part]
+            if self._is_late() or not self._is_cured(leak.victim, leak.polluters, keys, modules):
+                continue
+            by_key = {change.key: change for change in part}
+            enough = smallest_set(keys, lambda k: bool(self._is_cured(leak.victim, leak.polluters, k, modules)))
+            if enough:
+                lines = self._together([*leak.polluters, leak.victim], preload=modules, watch=enough).lines
+                leak.causes = [Cause(by_key[key], lines.get(key)) for key in enough]
+                return
+        leak.suspects = own or all_there
+        if not leak.suspects:
+            leak.note = leak.note or "nothing that was looked at had changed"
+
+    def _is_cured(self, victim: int, polluters: Sequence[int], keys: list[str], modules: list[str]) -> bool | None:
+        """Whether the victim is as cold once these old values are back; None where there is no time."""
+        if self._is_late():
+            return None
+        shared = self._together([*polluters, victim], preload=modules, restore=keys)
+        return len(shared.outcomes) == len(polluters) + 1 and not self._differs(victim, shared.outcomes[-1])
+
+    # --- runs
+
+    def _together(self, numbers: Sequence[int], **asked: Any) -> Shared:
+        self._count()
+        return self._shared.run([self._tasks[number] for number in numbers], **asked)
+
+    def _differs(self, number: int, outcome: Outcome) -> bool:
+        cold = self.found.cold[number]
+        if cold.verdict == UNKNOWN or "failure" in cold.unstable:
+            return False
+        return bool(differing(cold.outcome, outcome, cold.unstable))
+
+    def _pool_map(self, function: Callable[[_Case], Any], cases: Sequence[_Case]) -> list[Any]:
+        return [run.result() for run in [self._pool.submit(function, case) for case in cases]]
+
+    def _is_late(self) -> bool:
+        return time.monotonic() > self._deadline
+
+    def _count(self) -> None:
+        with self._lock:
+            self.found.runs += 1
+
+
+def jobs_for(bench: Workbench, processors: int, available: int) -> int:
+    """How many runs fit side by side: as many as processors, while their memory limits fit what is free."""
+    limit = in_bytes(bench.policy["execute"]["limits"]["memory_bytes"])
+    return max(1, min(processors, available // max(1, int(limit)), 8))
+
+
+def _portions(own: Sequence[Change], everything: Sequence[Change]) -> list[list[Change]]:
+    """What is put back at once, in this order: what can do harm comes last. Equal portions are one."""
+    python_own = [c for c in own if not c.is_native]
+    python_all = [c for c in everything if not c.is_native]
+    native_own = [c for c in own if c.is_native]
+    portions: list[list[Change]] = []
+    for portion in (python_own, native_own, python_all, [*python_all, *native_own], list(everything)):
+        portion = [change for change in portion if change.can_be_put_back]
+        if portion and portion not in portions:
+            portions.append(portion)
+    return portions
+
+
+def _is_crash(outcome: Outcome) -> bool:
+    """Whether the task ends its process: it can't share one."""
+    failure = outcome.failure
+    return failure is not None and "exception" not in failure
+
+
+def _as_result(outcome: Outcome) -> Outcome:
+    """An aggregation's outcome, with its result as the one output."""
+    body = {name: value for name, value in outcome.body.items() if name != "metrics"}
+    content = plain_result(json.dumps(body).encode())
+    return Outcome({"result": Output(len(content), digest_bytes(content), content)}, body=outcome.body)

@@ -1,0 +1,205 @@
+"""Tasks that share one process in a sandbox: what is asked of `inside_leaks.py`, and what it says, taken as hostile."""
+
+import json
+import re
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from modelops_contracts import digest_bytes
+
+from .policy import Policy, scaled
+from .reading import Unreadable, read_apart
+from .tasks import Task
+from .workbench import Outcome, Output, Workbench
+
+PROGRAM = Path(__file__).with_name("inside_leaks.py")
+PER_TASK = ("wall_seconds", "cpu_seconds", "output_bytes", "stderr_bytes")  # limits that are of each task
+MAX_TEXT, MAX_CHANGES, MAX_HEAD = 2000, 1000, 4 << 20
+
+
+@dataclass(frozen=True)
+class Change:
+    """A place that is not as it was before the tasks. The process told it of itself.
+
+    `parts` are the first parts of its content that differ: path, before, after. `symbol` and `section` are of native
+    data, by the library that the process sent.
+    """
+
+    key: str
+    kind: str
+    name: str
+    how: str  # added, gone, rebound, content
+    own: bool  # the bundle's own, and not a dependency's
+    old: str
+    new: str
+    parts: tuple[tuple[str, str, str], ...] = ()
+    library: str = ""
+    symbol: str = ""
+    section: str = ""
+
+    @property
+    def can_be_put_back(self) -> bool:
+        """Whether the process knows how to undo it."""
+        return self.kind not in ("thread", "open descriptors", "hooks")
+
+    @property
+    def is_native(self) -> bool:
+        """Whether it lies in a library's data."""
+        return self.kind == "native data"
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What one shared process said: an outcome for each task that ended, and what was asked for besides."""
+
+    outcomes: list[Outcome]
+    modules: list[str] = field(default_factory=list)  # that were imported before the last task began, after the first
+    changes: list[Change] = field(default_factory=list)
+    complete: bool = True  # whether the look could take everything in
+    native: str = ""
+    problems: Mapping[str, str] = field(default_factory=dict)  # why something could not be put back
+    lines: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    failure: Mapping[str, Any] | None = None  # of the process itself
+
+
+class SharedProcess:
+    """Runs tasks in one process, under the workbench's profile with the limits of as many tasks."""
+
+    def __init__(self, bench: Workbench) -> None:
+        self._bench = bench
+
+    def run(self, tasks: Sequence[Task], policy: Policy | None = None, **asked: Any) -> Shared:
+        """One process. `asked` is what `inside_leaks.py` has besides the tasks."""
+        count = len(tasks) + 2
+        wider = scaled(policy or self._bench.policy, PER_TASK, count)
+        settings = self._bench.under(wider, f"shared-{count}")
+        outcome = self._bench.instrument(
+            PROGRAM, {"tasks": list(tasks), **asked}, settings, timeout=self._bench.timeout_seconds * count
+        )
+        return _parse(outcome, len(tasks))
+
+
+def _parse(outcome: Outcome, count: int) -> Shared:
+    outcomes: list[Outcome] = []
+    modules: list[str] = []
+    for number in range(count):
+        output = outcome.outputs.get(f"task.{number}")
+        if output is None:
+            break
+        try:
+            found, head = _task(output)
+        except (ValueError, KeyError, TypeError, struct.error, RecursionError) as error:
+            failure = {"type": "bad_result", "error": f"the shared process sent no task: {error}"}
+            return Shared(outcomes, failure=failure)
+        outcomes.append(found)
+        if number < count - 1:
+            modules = [name for name in head.get("modules", ()) if isinstance(name, str)][:5000]
+    if len(outcomes) < count and is_of_task(outcome.failure):
+        outcomes.append(Outcome(failure=outcome.failure))
+    told = _json(outcome.outputs.get("changes"))
+    return Shared(
+        outcomes,
+        modules,
+        _changes(told, outcome.outputs),
+        told.get("complete") is not False and not told.get("left_out"),
+        str(told.get("native", ""))[:MAX_TEXT],
+        {str(k): str(v)[:MAX_TEXT] for k, v in _json(outcome.outputs.get("restored")).items()},
+        {str(k): _line(v) for k, v in _json(outcome.outputs.get("lines")).items() if isinstance(v, dict)},
+        outcome.failure,
+    )
+
+
+def _task(output: Output) -> tuple[Outcome, Mapping[str, Any]]:
+    """One frame: a length, JSON, and the outputs one after the other."""
+    data = output.read()
+    (length,) = struct.unpack_from(">I", data)
+    if length > MAX_HEAD:
+        raise ValueError("its head is too long")
+    head = json.loads(data[4 : 4 + length])
+    if head["failure"] is not None:
+        told = json.loads(head["failure"])
+        exception = {key: str(told["exception"][key]) for key in ("type", "message")}
+        failure = {"type": str(told["type"]), "exception": exception, "traceback": str(told["traceback"])}
+        return Outcome(failure={**failure, "error": f"{exception['type']}: {exception['message']}"}), head
+    at, outputs = 4 + length, {}
+    for name, size in head["outputs"]:
+        content = data[at : at + size]
+        if not isinstance(name, str) or not isinstance(size, int) or not 0 <= size == len(content):
+            raise ValueError("its sizes are not those of its outputs")
+        content = plain_result(content) if name == "result" and len(head["outputs"]) == 1 else content
+        outputs[name] = Output(len(content), digest_bytes(content), content)
+        at += size
+    return Outcome(outputs), head
+
+
+def is_of_task(failure: Mapping[str, Any] | None) -> bool:
+    """Whether it is the task that failed, and not what its run needs."""
+    of_caller = ("cancelled", "shut_down", "runner_died", "runner_protocol", "output_unwritable")
+    return failure is not None and failure.get("phase") in ("execute", "result") and failure["type"] not in of_caller
+
+
+def plain_result(content: bytes) -> bytes:
+    """An aggregation's result in one spelling, so that it can be compared; anything else as it is."""
+    try:
+        return json.dumps(json.loads(content), sort_keys=True).encode()
+    except (ValueError, RecursionError):
+        return content
+
+
+def _json(output: Output | None) -> dict[str, Any]:
+    try:
+        value = json.loads(output.read()) if output is not None and output.size <= 64 << 20 else {}
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _line(told: Mapping[str, Any]) -> dict[str, Any]:
+    line = told.get("line")
+    texts = {name: str(told.get(name, ""))[:MAX_TEXT] for name in ("file", "function", "text")}
+    return {**texts, "line": line if isinstance(line, int) else 0}
+
+
+def _changes(told: Mapping[str, Any], outputs: Mapping[str, Output]) -> list[Change]:
+    entries = told.get("changes")
+    entries = [entry for entry in entries if isinstance(entry, dict)][:MAX_CHANGES] if isinstance(entries, list) else []
+    names = _native_names(entries, outputs)
+    found = []
+    for number, entry in enumerate(entries):
+        texts = {n: str(entry.get(n, ""))[:MAX_TEXT] for n in ("key", "kind", "name", "how", "old", "new", "library")}
+        parts = entry.get("parts") if isinstance(entry.get("parts"), list) else []
+        triples = tuple(tuple(str(t)[:MAX_TEXT] for t in p) for p in parts or () if isinstance(p, list) and len(p) == 3)
+        found.append(Change(**texts, own=entry.get("own") is True, parts=triples, **names.get(number, {})))  # type: ignore[arg-type]
+    return found
+
+
+def _native_names(entries: Sequence[Mapping[str, Any]], outputs: Mapping[str, Output]) -> dict[int, dict[str, str]]:
+    """Section and symbol of each native change, by its number, from the libraries that came along."""
+    named: dict[int, dict[str, str]] = {}
+    files: dict[Any, list[int]] = {}
+    for number, entry in enumerate(entries):
+        if all(isinstance(entry.get(name), int) for name in ("file", "offset", "size")):
+            files.setdefault(entry["file"], []).append(number)
+    for file, numbers in files.items():
+        output = outputs.get(f"library.{file}")
+        if output is None:
+            continue
+        ranges = [[entries[n]["offset"], entries[n]["size"]] for n in numbers]
+        try:
+            with output.as_file() as path:
+                told = read_apart("symbols", {"path": str(path), "ranges": ranges})
+            named.update({n: _name(entries[n], name) for n, name in zip(numbers, told, strict=True)})
+        except Unreadable:
+            continue
+    return named
+
+
+def _name(entry: Mapping[str, Any], told: Mapping[str, Any]) -> dict[str, str]:
+    library = re.sub(r".*/", "", str(entry.get("library", "")))
+    place = f"{library} {told['section'] or '?'}+{told['section_offset']:#x}"
+    guards = [name for name in told["symbols"] if name.startswith("guard variable")]
+    names = [name for name in told["symbols"] if name not in guards] or guards  # the guards of a name tell no more
+    return {"section": place, "symbol": ", ".join(names)}

@@ -1,0 +1,266 @@
+"""`modelops leaks`: every kind of leak is found and named, nothing else is, and the report says both."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from conftest import write_bundle
+from leaky import LEAKY, Leaky, native_bundle
+from typer.testing import CliRunner
+
+from modelops.cli import app
+
+NEEDS_A_COMPILER = pytest.mark.skipif(not (shutil.which("gcc") and shutil.which("g++")), reason="no C and C++ compiler")
+ALWAYS = ("a module global", "a cache whose content is changed", "numpy.random without a seed per task")
+
+
+class Search(NamedTuple):
+    """One run of the command: exit status, what it printed, and its JSON."""
+
+    status: int
+    text: str
+    report: dict[str, Any]
+
+    @property
+    def causes(self) -> list[dict[str, Any]]:
+        return [cause for leak in self.report["leaks"] for cause in leak["causes"]]
+
+
+@pytest.fixture
+def leaks(tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Search]:
+    """`leaks(bundle, "1-3", *options)` searches the tasks with those seeds."""
+    monkeypatch.setenv("MODELOPS_RUNNER_STORE_DIR", str(store))
+    monkeypatch.setenv("VENVS_DIR", str(tmp_path / "venvs"))
+
+    def call(bundle: Path, seeds: str, *options: str) -> Search:
+        file = tmp_path / "leaks.json"
+        arguments = ["leaks", str(bundle), "--json", str(file), *options]
+        if "--tasks" not in options:
+            arguments += ["--entrypoint", "main", "--seeds", seeds]
+        done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+        return Search(done.exit_code, done.stdout, json.loads(file.read_text()) if file.exists() else {})
+
+    return call
+
+
+@pytest.mark.parametrize(
+    "leaky",
+    [
+        pytest.param(leaky, id=name, marks=() if name in ALWAYS else pytest.mark.full("another kind of leak"))
+        for name, leaky in LEAKY.items()
+    ],
+)
+def test_a_leak_is_found_with_its_cause_and_its_line(
+    leaky: Leaky, leaks: Callable[..., Search], tmp_path: Path
+) -> None:
+    found = leaks(leaky.write(tmp_path / "bundle"), "1-3")
+    assert found.status == 1 and found.report["verdict"] == "leak", found.text
+    first = found.report["leaks"][0]
+    assert (first["polluters"], first["victims"]) == ([1], [2, 3])
+    assert first["differences"][0]["output"] == "out"
+    assert {(cause["kind"], cause["name"]) for cause in found.causes} == {(leaky.kind, leaky.name)}, found.text
+    for cause in found.causes:
+        assert leaky.line in cause["line"]["text"] and cause["line"]["file"] == "probe.py", cause
+    assert "task 1 changes tasks 2, 3" in found.text and f"{leaky.kind} {leaky.name}" in found.text
+    assert leaky.line in found.text and not found.report["orders"]["fork"]["differ"]
+
+
+@NEEDS_A_COMPILER
+@pytest.mark.parametrize(
+    ("language", "stripped", "symbols"),
+    [
+        pytest.param("C", False, "held_total"),
+        pytest.param("C++", False, "accumulate(double)::seen, accumulate(double)::calls"),
+        pytest.param("C++", True, "", marks=pytest.mark.full("the same without symbols")),
+    ],
+)
+def test_static_data_of_an_extension_is_named(
+    language: str, stripped: bool, symbols: str, leaks: Callable[..., Search], tmp_path: Path
+) -> None:
+    found = leaks(native_bundle(tmp_path / "bundle", language, stripped), "1-2")
+    assert found.status == 1, found.text
+    assert found.report["leaks"][0]["polluters"] == [1]
+    assert {cause["kind"] for cause in found.causes} == {"native data"}, found.text
+    assert {cause["symbol"] for cause in found.causes} == {symbols}
+    for cause in found.causes:
+        assert re.fullmatch(r"native\.cpython-\S+\.so \.bss\+0x[0-9a-f]+", cause["section"]), cause
+        assert "native.add(seed)" in cause["line"]["text"]
+    assert (symbols or ".bss+0x") in found.text
+
+
+def test_a_thread_that_goes_on_is_a_suspect(leaks: Callable[..., Search], tmp_path: Path) -> None:
+    code = """
+import threading, time
+def heartbeat():
+    while True:
+        time.sleep(0.01)
+def wire(entrypoint, params, seed):
+    running = threading.active_count()
+    threading.Thread(target=heartbeat, name="heart", daemon=True).start()
+    return {"out": {"threads": running}}
+"""
+    found = leaks(write_bundle(tmp_path / "bundle", code), "1-3")
+    assert found.status == 1 and found.causes == []
+    suspect = found.report["leaks"][0]["suspects"][0]
+    assert (suspect["kind"], suspect["name"]) == ("thread", "the thread 'heart'")
+    assert "probe.py:5 in heartbeat" in suspect["new"] and "suspects" in found.text and "'heart'" in found.text
+
+
+def test_a_leak_from_one_task_of_many_to_one(leaks: Callable[..., Search], tmp_path: Path) -> None:
+    code = """
+STATE = {}
+def wire(entrypoint, params, seed):
+    if seed == 3:
+        STATE["factor"] = 10
+    return {"out": {"value": seed * (STATE.get("factor", 1) if seed == 7 else 1)}, "same": str(seed)}
+"""
+    found = leaks(write_bundle(tmp_path / "bundle", code), "1-12")
+    assert found.status == 1
+    (leak,) = found.report["leaks"]
+    assert (leak["polluters"], leak["victims"]) == ([3], [7])
+    (gap,) = leak["differences"]
+    assert (gap["output"], gap["path"], gap["values"], gap["largest"]) == ("out", "$.value", ["7", "70"], 63)
+    (cause,) = leak["causes"]
+    assert cause["name"] == "probe.STATE" and ["['factor']", "nothing", "10"] in cause["parts"]
+    assert "task 3 changes task 7" in found.text
+
+
+@pytest.mark.full("sets of more than one take longer")
+def test_two_tasks_that_only_together_change_a_third(leaks: Callable[..., Search], tmp_path: Path) -> None:
+    code = """
+SEEN = set()
+def wire(entrypoint, params, seed):
+    both = {2, 4} <= SEEN
+    SEEN.add(seed)
+    return {"out": str(seed + both * (seed == 6))}
+"""
+    found = leaks(write_bundle(tmp_path / "bundle", code), "1-6")
+    (leak,) = found.report["leaks"]
+    assert (leak["polluters"], leak["victims"]) == ([2, 4], [6]) and "tasks 2, 4 together change task 6" in found.text
+    assert [cause["name"] for cause in leak["causes"]] == ["probe.SEEN"]
+
+
+@pytest.mark.full("another kind of leak")
+def test_an_import_that_changes_something_is_named(leaks: Callable[..., Search], tmp_path: Path) -> None:
+    code = """
+import sys
+def wire(entrypoint, params, seed):
+    if seed == 1:
+        import patches
+    return {"out": str("patches" in sys.modules or seed)}
+"""
+    bundle = write_bundle(tmp_path / "bundle", code, files={"patches.py": "X = 1\n"})
+    found = leaks(bundle, "1-2")
+    (leak,) = found.report["leaks"]
+    assert leak["imports"] == ["patches"] and leak["polluters"] == [1] and "importing patches" in found.text
+
+
+CLEAN = {
+    "a model with a generator of its own": """
+import random
+CALLS = []
+def wire(entrypoint, params, seed):
+    CALLS.append(seed)
+    return {"out": {"draw": random.Random(seed).random()}}
+""",
+    "a task that raises": """
+CALLS = []
+def wire(entrypoint, params, seed):
+    CALLS.append(seed)
+    if seed == 2:
+        raise ValueError("two is not for me")
+    return {"out": str(seed)}
+""",
+    "a task that kills its process": """
+import os
+def wire(entrypoint, params, seed):
+    if seed == 2:
+        os.kill(os.getpid(), 11)
+    return {"out": str(seed)}
+""",
+}
+
+
+@pytest.mark.parametrize("code", CLEAN.values(), ids=CLEAN.keys())
+def test_a_clean_bundle_has_no_leak(code: str, leaks: Callable[..., Search], tmp_path: Path) -> None:
+    found = leaks(write_bundle(tmp_path / "bundle", code), "1-4")
+    assert (found.status, found.report["verdict"], found.report["leaks"]) == (0, "no leak", []), found.text
+    assert "No task changes" in found.text
+
+
+UNSTABLE = {
+    "the clock": ("import time", "time.time_ns()", "nondeterministic", []),
+    "an address": ("", "id(object())", "nondeterministic", []),
+    "an unseeded generator": ("import random", "random.random()", "nondeterministic", ["random"]),
+    "the hash seed": ("", "sorted([hash('a'), hash('b')])", "hash seed", []),
+}
+
+
+@pytest.mark.parametrize(("start", "value", "verdict", "unseeded"), UNSTABLE.values(), ids=UNSTABLE.keys())
+def test_what_a_task_does_by_itself_is_no_leak(
+    start: str, value: str, verdict: str, unseeded: list[str], leaks: Callable[..., Search], tmp_path: Path
+) -> None:
+    code = f'{start}\ndef wire(entrypoint, params, seed):\n    return {{"loose": str({value}), "firm": str(seed)}}\n'
+    found = leaks(write_bundle(tmp_path / "bundle", code), "1-2")
+    assert (found.status, found.report["leaks"]) == (3, []), found.text
+    for task in found.report["tasks"]:
+        assert (task["verdict"], task["unstable"]) == (verdict, ["loose"])
+    assert found.report["tasks"][0]["unseeded"] == unseeded
+    assert "tasks 1, 2" in found.text and ("nothing seeds Python's random module" in found.text) == bool(unseeded)
+
+
+def test_a_leak_beside_what_is_nondeterministic_is_found(leaks: Callable[..., Search], tmp_path: Path) -> None:
+    code = """
+import time
+COUNT = 0
+def wire(entrypoint, params, seed):
+    global COUNT
+    COUNT += 1
+    return {"loose": str(time.time_ns()), "firm": str(COUNT)}
+"""
+    found = leaks(write_bundle(tmp_path / "bundle", code), "1-2")
+    assert found.status == 1 and {cause["name"] for cause in found.causes} == {"probe.COUNT"}
+
+
+def test_a_bundle_that_can_not_be_run(leaks: Callable[..., Search], tmp_path: Path) -> None:
+    project = '[project]\nname = "probe"\nversion = "1.0"\ndependencies = ["no-such-package-f00d"]\n'
+    found = leaks(write_bundle(tmp_path / "bundle", "", pyproject=project), "1-2")
+    assert (found.status, found.report["verdict"]) == (2, "could not tell") and "no-such-package-f00d" in found.text
+
+
+def test_tasks_of_a_file_and_the_page(leaks: Callable[..., Search], tmp_path: Path) -> None:
+    """What the bundle says is escaped on the page, and no control character of it reaches the terminal."""
+    code = """
+STATE = {}
+def wire(entrypoint, params, seed):
+    before = STATE.get("<script>alert(1)</script>\\x1b[2J", "none")
+    STATE["<script>alert(1)</script>\\x1b[2J"] = params["x"]
+    return {"out": before}
+"""
+    tasks = tmp_path / "tasks.jsonl"
+    tasks.write_text("".join(json.dumps({"entrypoint": "main", "params": {"x": x}, "seed": 1}) + "\n" for x in "ab"))
+    page = tmp_path / "leaks.html"
+    found = leaks(write_bundle(tmp_path / "bundle", code), "", "--tasks", str(tasks), "--html", str(page))
+    assert found.status == 1 and "\x1b" not in found.text
+    text = page.read_text()
+    assert "probe.STATE" in text and "&lt;script&gt;" in text
+    assert "<script" not in text and "http" not in text.replace("http-equiv", "") and "\x1b" not in text
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--seeds", "1"), "needs two"),
+        (("--seeds", "x"), "seeds"),
+        (("--limit", "memry=1GiB"), "no limit 'memry'"),
+        (("--profile", "none"), "no profile 'none'"),
+    ],
+)
+def test_what_can_not_be_searched_is_refused(options: tuple[str, ...], words: str, tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "bundle", "def wire(e, p, s): return {}")
+    done = CliRunner().invoke(app, ["leaks", str(bundle), "--entrypoint", "main", *options])
+    assert done.exit_code == 2 and words in done.stderr, done.stderr
