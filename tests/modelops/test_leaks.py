@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from modelops.cli import app
 
 NEEDS_A_COMPILER = pytest.mark.skipif(not (shutil.which("gcc") and shutil.which("g++")), reason="no C and C++ compiler")
-ALWAYS = ("a module global", "a cache whose content is changed", "numpy.random without a seed per task")
+ALWAYS = ("a module global", "a cache whose content is changed", "a file in the home")
 
 
 class Search(NamedTuple):
@@ -66,7 +66,9 @@ def test_a_leak_is_found_with_its_cause_and_its_line(
     for cause in found.causes:
         assert leaky.line in cause["line"]["text"] and cause["line"]["file"] == "probe.py", cause
     assert "task 1 changes tasks 2, 3" in found.text and f"{leaky.kind} {leaky.name}" in found.text
-    assert leaky.line in found.text and not found.report["orders"]["fork"]["differ"]
+    assert leaky.line in found.text
+    # Python itself reseeds the random module in every fork, so what is seeded at import differs there.
+    assert found.report["orders"]["fork"]["differ"] == ([1, 2, 3] if leaky.name == "random's generator" else [])
 
 
 @NEEDS_A_COMPILER

@@ -142,7 +142,7 @@ def show_failure(console: Console, failure: Mapping[str, Any], bundle: Path, com
         console.print(Text("last on standard error:", "dim"))
         console.print(plain(str(failure["stderr"])[-4000:].rstrip(), "dim"))
     _show_metrics(console, failure.get("metrics") or {})
-    if failure.get("phase") in ("execute", "result"):
+    if command and failure.get("phase") in ("execute", "result"):
         console.print()
         console.print(Text("to stand there: ", "bold") + plain(command))
 

@@ -560,6 +560,7 @@ class Process:
         self.stdlib = os.path.dirname(os.__file__)
         self.ours = {sys.modules["__main__"], child}
         self.tops: dict[str, bool] = {}
+        self.files: dict[str, bool] = {}
         self.unheard = threads()
         self.libraries: dict[str, Library] = {}
 
@@ -574,13 +575,26 @@ class Process:
             self.tops[top] = bool(top) and any(os.path.isdir(b) or os.path.isfile(b + ".py") for b in bases)
         return self.tops[top] and file.startswith("/venv/")
 
+    def is_own_file(self, file: str) -> bool:
+        """Whether code of that file is the bundle's: it lies there, or was installed from there."""
+        if file not in self.files:
+            inside = file.partition("/site-packages/")[2]
+            bases = [base + inside for base in ("/bundle/", "/bundle/src/", "/bundle/lib/", "/bundle/python/")]
+            installed = file.startswith("/venv/") and bool(inside) and any(os.path.isfile(base) for base in bases)
+            self.files[file] = file.startswith("/bundle/") or installed
+        return self.files[file]
+
+    def is_theirs(self, file: str) -> bool:
+        """Whether code of that file is the bundle's or a dependency's."""
+        return file.startswith(("/bundle/", "/venv/")) and not file.startswith(self.stdlib + "/")
+
     def modules(self) -> "list[tuple[str, Any, bool]]":
         """Every module that has a name, the bundle's own first; and whether its content is looked into."""
         found = []
         for name, module in list(sys.modules.items()):
             if isinstance(module, types.ModuleType) and module not in self.ours and not name.startswith("instrument"):
                 file = getattr(module, "__file__", None) or ""
-                theirs = file.startswith(("/bundle/", "/venv/", "/tmp/")) and not file.startswith(self.stdlib + "/")
+                theirs = self.is_theirs(file) or file.startswith("/tmp/")
                 found.append((name, module, theirs))
         return sorted(found, key=lambda entry: (not self.is_own(entry[1]), not entry[2]))
 
@@ -628,6 +642,14 @@ class Process:
         module = sys.modules.get(rest.partition(":")[0])
         if module is None:
             return None
+        found = self.module_place(key, module)
+        if found is not None:
+            found.own = self.is_own(module)
+        return found
+
+    def module_place(self, key: str, module: Any) -> Place | None:
+        """The place of a key in a module."""
+        kind, _, rest = key.partition(":")
         path = rest.partition(":")[2]
         if kind == "attribute":
             return Attribute(key, module, path, f"{module.__name__}.{path}")
@@ -993,7 +1015,7 @@ def put_back(saved: dict[str, Any], process: Process) -> dict[str, str]:
 
 
 class Watcher:
-    """Looks at some places after every line of code that is not the standard library's."""
+    """Looks at some places after every line of the bundle's code; of a dependency's too, where a place is its own."""
 
     def __init__(self, process: Process, keys: "list[str]") -> None:
         self.places = {key: place for key in keys if (place := process.place(key))}
@@ -1001,7 +1023,9 @@ class Watcher:
         self.lines: dict[str, dict[str, Any]] = {}
         self.last: tuple[Any, int] | None = None
         self.events, self.deadline = 0, time.monotonic() + WATCH_SECONDS
-        self.stdlib = os.path.dirname(os.__file__) + "/"
+        kinds = (Attribute, FunctionState, Cache)
+        theirs = any(isinstance(place, kinds) and not place.own for place in self.places.values())
+        self.is_watched = process.is_theirs if theirs else process.is_own_file
         sys.settrace(self.on_event)
 
     @staticmethod
@@ -1014,8 +1038,7 @@ class Watcher:
 
     def on_event(self, frame: Any, event: str, _: Any) -> Any:
         """Called by the interpreter."""
-        file = frame.f_code.co_filename
-        if not file.startswith(("/bundle", "/venv", "/tmp")) or file.startswith(self.stdlib):
+        if not self.is_watched(frame.f_code.co_filename):
             return None
         self.events += 1
         if self.events > WATCH_EVENTS or time.monotonic() > self.deadline or len(self.lines) == len(self.places):
@@ -1024,7 +1047,8 @@ class Watcher:
         self.check()
         if event == "return":
             caller = frame.f_back
-            self.last = (caller.f_code, caller.f_lineno) if caller else None
+            watched = caller is not None and self.is_watched(caller.f_code.co_filename)
+            self.last = (caller.f_code, caller.f_lineno) if watched else self.last
         else:
             self.last = (frame.f_code, frame.f_lineno)
         return self.on_event
@@ -1034,7 +1058,7 @@ class Watcher:
         for key, place in self.places.items():
             if key not in self.lines and (now := self.glance(place)) != self.state[key]:
                 self.state[key] = now
-                if self.last and self.last[0].co_filename.startswith(("/bundle", "/venv", "/tmp")):
+                if self.last:
                     code, line = self.last
                     self.lines[key] = {"file": code.co_filename, "line": line, "function": called(code),
                                        "text": source_line(code.co_filename, line)}  # fmt: skip

@@ -113,7 +113,8 @@ class Workbench:
         """Run tasks one after the other in forks of one warm server."""
         launcher = Launcher(self.settings)
         with self._call(self.timeout_seconds * (len(tasks) + 1)) as call:
-            server = Server(launcher, self.bundle, _made(self.folder / "served"), call)
+            place = _made(self.folder / "served")
+            server = Server(launcher, self.bundle, self.folder / "learned", place, call)
             try:
                 for task in tasks:
                     try:
