@@ -198,7 +198,7 @@ def execute(request: "dict[str, Any]", pipe: ResultPipe) -> None:
     caches.put()
     enter_bundle()
     enter_working_directory(request["shadow"])
-    pipe.before_done = lambda: tell_learned(pipe, caches, None)
+    pipe.before_done = lambda: tell_learned(pipe, caches)
     run_task_code(request, pipe)
 
 
@@ -447,7 +447,7 @@ class Caches:
                     yield path[len(HOME) + 1 :], content
 
 
-def tell_learned(pipe: ResultPipe, caches: Caches, known: "Any", told: "Any" = frozenset()) -> None:
+def tell_learned(pipe: ResultPipe, caches: "Any" = None, known: "Any" = None, told: "Any" = frozenset()) -> None:
     """NOTE frames before a task's last word. Nothing of this may fail a task.
 
     `learned` is JSON: `modules`, the names that are not `known` (none, where that is None), in the order of their
@@ -470,7 +470,7 @@ def tell_learned(pipe: ResultPipe, caches: Caches, known: "Any", told: "Any" = f
                 learned["sources"].append(origin[len(VENV) + 1 :])
         if any(learned.values()):
             pipe.send(NOTE, "learned", json.dumps(learned).encode())
-        for name, content in caches.grown() if caches.policy["told"] else ():
+        for name, content in caches.grown() if caches and caches.policy["told"] else ():
             pipe.send(NOTE, "cache/" + name, content)
 
 
@@ -789,6 +789,7 @@ def instrument(request: "dict[str, Any]", pipe: ResultPipe) -> None:
 
 def build(request: "dict[str, Any]", pipe: ResultPipe) -> None:
     """Call the hooks directly, on a copy in the tmpfs: some backends write into their source."""
+    pipe.before_done = lambda: tell_learned(pipe)
     import json
     import shutil
 
@@ -812,7 +813,7 @@ def build(request: "dict[str, Any]", pipe: ResultPipe) -> None:
 
 
 def compile_tree(request: "dict[str, Any]", pipe: ResultPipe) -> None:
-    """Send the bytecode of every module of the tree, as `unchecked-hash` pycs (PEP 552): they depend on
+    """Send the bytecode of modules, named `<tree>/<path>`, as `unchecked-hash` pycs (PEP 552): they depend on
     nothing but the source. A file that does not compile (a template, Python 2) is left out."""
     workers = []
     for index in range(request["workers"]):
@@ -840,7 +841,7 @@ def compile_share(modules: "list[Any]", prefix: str) -> None:
             py_compile.compile(
                 TREE + "/" + module,
                 cfile=prefix + str(number),
-                dfile=VENV + "/" + module,
+                dfile=VENV + "/" + module.partition("/")[2],
                 doraise=True,
                 invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
             )
@@ -1140,7 +1141,7 @@ from importlib.util import MAGIC_NUMBER
 from io import FileIO
 from typing import Any, ClassVar, NamedTuple, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
-FORMAT = 1  # part of every key under which something is kept: raise it when what is kept changes
+FORMAT = 2  # part of every key under which something is kept: raise it when what is kept changes
 MIB = 1 << 20
 BLOCK = 4096  # bytes that a file takes at least on a disk
 MAX_DEPTH = 64  # folders in folders, in anything that is unpacked or copied
@@ -2283,7 +2284,8 @@ class Store:
 
     run/<id>     scratch of one run, locked while the run lives; whoever comes later removes the dead
     wheels/<sha256>/<file name>          wheel files
-    trees/<key>                          wheels unpacked, with bytecode, and their manifest
+    trees/<key>                          wheels unpacked, with the bytecode made so far, and their manifest
+    imported/<key>                       modules of a tree that runs were seen to import
     built/<key>, resolved/<key>          which wheel a source gave; which wheels dependencies gave
     system/<key>                         copies of the host's everyday programs
     venvs/<key>                          whole environments, with REUSE=1
@@ -2310,7 +2312,7 @@ class Store:
         self.run = transient(os.path.join(base, "run"), cleanup)
         self.kept = base if keep else self.run
         self.venvs = os.path.abspath(venvs) if venvs else os.path.join(self.kept, "venvs")
-        for folder in ("wheels", "trees", "built", "resolved", "system", "locks"):
+        for folder in ("wheels", "trees", "imported", "built", "resolved", "system", "locks"):
             os.makedirs(os.path.join(self.kept, folder), mode=0o700, exist_ok=True)
 
     def path(self, *parts: str) -> str:
@@ -2501,6 +2503,8 @@ def unpack_wheel(wheel: str, target: str, library: str, max_bytes: int) -> dict[
                 else ""
             )
             for info in members:
+                if "/__pycache__/" in "/" + info.filename:
+                    continue  # bytecode comes from the compiler alone
                 place = place_of(info.filename, info_folder[: -len(".dist-info")] + ".data/", site, name)
                 with archive.open(info) as source:
                     write_member(source, info, os.path.join(target, place), record, name)
@@ -4167,6 +4171,7 @@ class Host(NamedTuple):
     stage: Stage
     bwrap: str
     uv: str | None
+    unpacker: "Unpacker"
     seccomp: list[bytes]
     times: dict[str, float]
     spent: dict[str, float]  # seconds that the sandboxes of each phase before the task have taken
@@ -4295,7 +4300,7 @@ class FileReceiver(Receiver):
 
     def opened(self, kind: bytes, name: str, size: int) -> None:
         twice = name in (self.notes if kind == NOTE else self.files)
-        if twice or len(self.files) >= self.limit or (kind == NOTE and name not in self.expected):
+        if twice or (name not in self.expected if kind == NOTE else len(self.files) >= self.limit):
             raise Failure(
                 "result", "bad_result", f"the sandbox sent {name[:100]!r} twice, unasked, or after {self.limit} files"
             )
@@ -4317,6 +4322,10 @@ class FileReceiver(Receiver):
         elif self.file:
             self.file.close()
             self.files[self.name] = (self.path, self.digest.hexdigest())
+            self.kept(self.name)
+
+    def kept(self, name: str) -> None:
+        """A file has come as a whole."""
 
     def sent(self, name: str) -> tuple[str, str]:
         """The path and sha256 of a file that had to come."""
@@ -4340,10 +4349,14 @@ WHEEL_NAME = re.compile(
 SDIST_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]*\.(tar\.gz|tar\.bz2|tar\.xz|tgz|zip)")
 
 
+def is_wheel_name(file_name: str) -> bool:
+    return WHEEL_NAME.fullmatch(file_name) is not None and len(file_name) <= 240
+
+
 def keep_wheel(store: Store, file_name: str, sha256: str, path: str | None = None) -> WheelFile:
     """Name a wheel of the store, moving it there first where `path` says that it is still in scratch."""
     match = WHEEL_NAME.fullmatch(file_name)
-    if match is None or len(file_name) > 240:
+    if match is None or not is_wheel_name(file_name):
         raise wheel_error(file_name[:200], "its file name is not that of a wheel")
     target = store.path("wheels", sha256, file_name)
     if path is not None:
@@ -4467,6 +4480,32 @@ NOTHING_TO_FETCH: dict[str, Any] = {
 }
 
 
+class Downloads(FileReceiver):
+    """What a fetch sends. A wheel that came as the lock has it is unpacked while others are still on their way."""
+
+    def __init__(self, host: Host, interpreter: Interpreter) -> None:
+        policy = host.profile.dependencies
+        super().__init__(host.store.scratch(f"fetched-{os.urandom(4).hex()}"), policy.max_packages + 1, ("lock",))
+        self.unpacker, self.interpreter, self.policy = host.unpacker, interpreter, policy
+        self.entries: list[dict[str, str]] = []
+
+    def data(self, chunk: bytes) -> None:
+        super().data(chunk)
+        self.unpacker.go_on()
+
+    def kept(self, name: str) -> None:
+        self.entries = self.entries or read_lock(self.notes.get("lock", b"[]"), self.policy)
+        if not name.isdecimal() or int(name) >= len(self.entries):
+            return
+        file_name = kept_name(self.entries[int(name)]).partition("/")[2]
+        path, sha256 = self.files[name]
+        if sha256 == self.entries[int(name)]["sha256"] and is_wheel_name(file_name):
+            named = os.path.join(self.folder, f"wheel-{name}", file_name)
+            os.mkdir(os.path.dirname(named))
+            os.link(path, named)
+            self.unpacker.add(WheelFile("", sha256, named), self.interpreter)
+
+
 class Resolver:
     """Turns requirements into wheels of the store; builds what has none, offline."""
 
@@ -4579,9 +4618,7 @@ class Resolver:
         tools = [Mount(self.host.stage.source(self.host.uv), uv)]
         box = make_sandbox(self.host, "fetch", [own, self.interpreter], own.executable, [*tools, *mounts], "/tmp")
         box.environment["SSL_CERT_FILE"] = CA_FILE
-        receiver = FileReceiver(
-            self.host.store.scratch(f"fetched-{os.urandom(4).hex()}"), self.policy.max_packages + 1, ("lock",)
-        )
+        receiver = Downloads(self.host, self.interpreter)
         with timed(self.host, "fetch"):
             run_phase(self.host, box, request, receiver)
         return receiver
@@ -4815,13 +4852,15 @@ def build_wheel(resolver: Resolver, source: str, project: Project) -> WheelFile:
         )
     for _ in range(2):
         venv = host.store.scratch(f"build-{os.urandom(4).hex()}")
-        assemble(resolver, install_wheels(resolver, resolver.wheels(requires)), venv)
+        trees = install_wheels(resolver, resolver.wheels(requires))
+        assemble(resolver, trees, venv)
         mounts = [Mount(source, SOURCE), Mount(venv, VENV)]
         box = make_sandbox(host, "build", [resolver.interpreter], f"{VENV}/bin/python", mounts, "/tmp")
         request = {"backend": project.backend, "backend_path": project.backend_path, "requires_met": met}
-        receiver = FileReceiver(host.store.scratch(f"built-{os.urandom(4).hex()}"), 1)
+        receiver = FileReceiver(host.store.scratch(f"built-{os.urandom(4).hex()}"), 1, ("learned",))
         with timed(host, "build"):
             outcome = run_phase(host, box, request, receiver)
+        remember_imported(host.store, [os.path.dirname(tree.path) for tree in trees], receiver.notes)
         if receiver.files:
             name, (path, sha256) = next(iter(receiver.files.items()))
             return keep_wheel(host.store, name, sha256, path)
@@ -4845,38 +4884,125 @@ def parse_lines(body: bytes | None) -> list[Any]:
 # install
 
 
+class Unpacker:
+    """Unpacks wheels in a few processes of its own, while later ones are still downloaded.
+
+    They are forks of the trusted side, each for one wheel, and end with it.
+    """
+
+    WORKERS = 2
+
+    def __init__(self, store: Store, policy: DependencyPolicy) -> None:
+        self.store, self.policy = store, policy
+        self.waiting: list[tuple[str, WheelFile, Interpreter]] = []
+        self.running: dict[int, str] = {}  # pid to key
+        self.known: set[str] = set()
+
+    def add(self, wheel: WheelFile, interpreter: Interpreter) -> str:
+        """Have a wheel unpacked, if its tree is not kept. Returns the tree's key."""
+        key = digest_of("tree", wheel.sha256, os.path.basename(wheel.path), interpreter.key())
+        if key not in self.known and not os.path.exists(self.store.path("trees", key)):
+            self.known.add(key)
+            self.waiting.append((key, wheel, interpreter))
+        self.go_on()
+        return key
+
+    def go_on(self, wait: bool = False) -> None:
+        """Take note of who has ended, and start who waits."""
+        for pid in list(self.running):
+            if os.waitpid(pid, 0 if wait else os.WNOHANG)[0]:
+                RUNNING.discard(pid)
+                del self.running[pid]
+                wait = False
+        while self.waiting and len(self.running) < self.WORKERS:
+            key, wheel, interpreter = self.waiting.pop(0)
+            with Killed.held():
+                pid = os.fork()
+                if pid == 0:
+                    self.work(key, wheel, interpreter)
+                RUNNING.add(pid)
+                self.running[pid] = key
+
+    def work(self, key: str, wheel: WheelFile, interpreter: Interpreter) -> NoReturn:
+        aside = self.store.scratch(f"tree-{key}")
+        try:
+            Killed.disown()
+            os.makedirs(os.path.join(aside, "files"), mode=0o755)
+            unpack_tree(wheel, aside, interpreter, self.policy)
+        except BaseException as error:
+            failure = error if isinstance(error, Failure) else host_failure(error) or internal_error(error)
+            with suppress(OSError):
+                write_file(aside + ".failed", json.dumps(failure.as_json({})["_fatal_error"]).encode())
+        finally:
+            os._exit(0)
+
+    def result(self, key: str) -> str:
+        """Where a tree is unpacked to; raises the Failure that kept it from it."""
+        while key in self.running.values() or any(key == other for other, *_ in self.waiting):
+            self.go_on(wait=True)
+            Killed.check()
+        self.known.discard(key)
+        aside = self.store.scratch(f"tree-{key}")
+        with suppress(FileNotFoundError), open(aside + ".failed", encoding="utf-8") as file:
+            told = json.load(file)
+            os.unlink(aside + ".failed")
+            remove_tree(aside)
+            plain = {name: told.pop(name) for name in ("phase", "type", "error", "retryable")}
+            raise Failure(**plain, **{name: value for name, value in told.items() if name not in ("code", "metrics")})
+        if not os.path.exists(os.path.join(aside, "manifest.json")):
+            problem = "a process that unpacked a wheel was killed; see that the machine has memory, and run again"
+            raise Failure("host", "host_exhausted", problem, True)
+        return aside
+
+    def close(self) -> None:
+        self.waiting.clear()
+        for pid in self.running:
+            os.kill(pid, signal.SIGKILL)  # not yet waited for, so still its own
+        while self.running:
+            self.go_on(wait=True)
+
+
+def unpack_tree(wheel: WheelFile, aside: str, interpreter: Interpreter, policy: DependencyPolicy) -> None:
+    files = os.path.join(aside, "files")
+    check_file_hash(wheel)
+    with deadline(policy.unpack_seconds, "install", "dependencies.unpack_seconds"):
+        metadata = unpack_wheel(wheel.path, files, interpreter.library, policy.max_wheel_bytes)
+    write_manifest(aside, {"files": list_files(files), **metadata})
+
+
+def write_manifest(folder: str, content: Mapping[str, Any]) -> None:
+    aside = os.path.join(folder, f"manifest-{os.getpid()}")
+    write_file(aside, json.dumps(content).encode())
+    os.rename(aside, os.path.join(folder, "manifest.json"))
+
+
 def install_wheel(resolver: Resolver, wheel: WheelFile) -> Tree:
-    """The unpacked, compiled tree of a wheel: the kept one, or a new one made aside and renamed into place."""
-    host, interpreter = resolver.host, resolver.interpreter
-    key = digest_of("tree", wheel.sha256, os.path.basename(wheel.path), interpreter.key())
+    """The unpacked tree of a wheel: the kept one, or a new one made aside and renamed into place."""
+    host = resolver.host
+    key = host.unpacker.add(wheel, resolver.interpreter)
     place = host.store.path("trees", key)
 
     def make() -> None:
-        aside = host.store.scratch(f"tree-{key}")
-        files = os.path.join(aside, "files")
-        os.makedirs(files, mode=0o755)
-        with timed(host, "install"):
-            check_file_hash(wheel)
-            with deadline(resolver.policy.unpack_seconds, "install", "dependencies.unpack_seconds"):
-                metadata = unpack_wheel(wheel.path, files, interpreter.library, resolver.policy.max_wheel_bytes)
-            compile_wheel(host, interpreter, files)
-            with open(os.path.join(aside, "manifest.json"), "w", encoding="utf-8") as file:
-                json.dump({"files": list_files(files), **metadata}, file)
-            os.rename(aside, place)
+        host.unpacker.add(wheel, resolver.interpreter)  # a kept one may have been damaged
+        os.rename(host.unpacker.result(key), place)
 
-    return host.store.once(key, lambda: read_tree(place), make)
+    with timed(host, "install"):
+        return host.store.once(key, lambda: read_tree(place), make)
 
 
 def install_wheels(resolver: Resolver, wheels: Iterable[WheelFile]) -> list[Tree]:
-    """The trees of wheels, as long as they do not come to more than an environment may."""
-    limit, used, trees = resolver.policy.max_environment_bytes, 0, []
+    """The trees of wheels, as long as they do not come to more than an environment may, with the bytecode that runs
+    were seen to want."""
+    limit, used, trees, wheels = resolver.policy.max_environment_bytes, 0, [], list(wheels)
+    for wheel in wheels:
+        resolver.host.unpacker.add(wheel, resolver.interpreter)
     for wheel in wheels:
         trees.append(install_wheel(resolver, wheel))
         used += sum(size + BLOCK for _, size, *_ in trees[-1].files)
         if used > limit:
             text = f"with {wheel.name} the environment is over {limit} bytes (dependencies.max_environment_bytes)"
             raise Failure("install", "environment_too_large", text)
-    return trees
+    return add_bytecode(resolver.host, resolver.interpreter, trees)
 
 
 def check_file_hash(wheel: WheelFile) -> None:
@@ -4892,37 +5018,116 @@ def check_file_hash(wheel: WheelFile) -> None:
         )
 
 
-class BytecodeReceiver(Receiver):
-    """Writes bytecode beside the modules it was asked for."""
-
-    def __init__(self, folder: str, modules: Iterable[str], cache_tag: str) -> None:
-        self.folder, self.missing, self.cache_tag = folder, set(modules), cache_tag
-
-    def opened(self, kind: bytes, name: str, size: int) -> None:
-        if kind != OUTPUT or name not in self.missing:
-            raise Failure("result", "bad_result", f"the compiler sent {name[:100]!r}, which nobody asked for")
-        self.missing.remove(name)
-        folder, base = os.path.split(os.path.join(self.folder, name))
-        os.makedirs(os.path.join(folder, "__pycache__"), mode=0o755, exist_ok=True)
-        self.file = open(os.path.join(folder, "__pycache__", f"{base[:-3]}.{self.cache_tag}.pyc"), "wb")  # noqa: SIM115
-
-    def data(self, chunk: bytes) -> None:
-        self.file.write(chunk)
-
-    def closed(self) -> None:
-        self.file.close()
+def tree_key(tree: Tree) -> str:
+    return os.path.basename(os.path.dirname(tree.path))
 
 
-def compile_wheel(host: Host, interpreter: Interpreter, files: str) -> None:
-    """Compile a wheel's modules in a sandbox of their own: one wheel can't touch another's bytecode."""
-    modules = [entry[0] for entry in list_files(files) if entry[0].startswith("lib/") and entry[0].endswith(".py")]
-    if not modules:
-        return
-    box = make_sandbox(host, "compile", [interpreter], interpreter.executable, [Mount(files, TREE)], "/tmp")
+def remember_imported(store: Store, trees: Iterable[str], notes: Mapping[str, bytes | bytearray]) -> bool:
+    """Note which modules of kept trees a sandbox said to have imported without bytecode. Its word decides no more
+    than which of our own sources are worth compiling. Returns whether any is new."""
+    try:
+        sources = json.loads(notes.get("learned") or b"{}").get("sources", [])
+        told = {source for source in sources if isinstance(source, str)}
+    except (ValueError, AttributeError, TypeError, RecursionError):
+        return False
+    new = False
+    for path in trees if told else ():
+        tree = read_tree(path)
+        own = told & {name for name, *_ in tree.files} if tree else set()
+        before = set(store.read("imported", os.path.basename(path)) or [])
+        if own - before:
+            store.write("imported", os.path.basename(path), sorted(own | before))
+            new = True
+    return new
+
+
+def bytecode_name(module: str, interpreter: Interpreter) -> str:
+    folder, base = os.path.split(module)
+    return f"{folder}/__pycache__/{base[: -len('.py')]}.{interpreter.cache_tag}.pyc"
+
+
+SMALL_WHEEL = 100  # modules to compile; more than that take a sandbox of their own
+
+
+def add_bytecode(host: Host, interpreter: Interpreter, trees: list[Tree]) -> list[Tree]:
+    """Compile what runs were seen to import and what has no bytecode yet, small wheels together. It only saves time:
+    what can't be compiled stays without, and is not tried again."""
+    wanted: dict[int, list[str]] = {}
+    for number, tree in enumerate(trees):
+        names = {name for name, *_ in tree.files}
+        imported = names & {*(host.store.read("imported", tree_key(tree)) or [])}
+        modules = {name for name in imported if bytecode_name(name, interpreter) not in names}
+        modules -= {*(host.store.read("imported", f"hard-{tree_key(tree)}") or [])} if modules else set()
+        if modules:
+            wanted[number] = sorted(modules)
+    small = [number for number, modules in wanted.items() if len(modules) <= SMALL_WHEEL]
+    batches = [[number] for number in wanted if number not in small] + ([small] if small else [])
+    trees = list(trees)
+    for batch in batches:
+        with timed(host, "install"):
+            made = compile_modules(host, interpreter, [(trees[number], wanted[number]) for number in batch])
+            for place, number in enumerate(batch):
+                own = {module: path for (index, module), path in made.items() if index == place}
+                key, hard = f"hard-{tree_key(trees[number])}", {*wanted[number]} - own.keys()
+                if hard:
+                    host.store.write("imported", key, sorted(hard | {*(host.store.read("imported", key) or [])}))
+                trees[number] = keep_bytecode(host.store, interpreter, trees[number], own)
+    return trees
+
+
+def compile_modules(
+    host: Host, interpreter: Interpreter, wanted: list[tuple[Tree, list[str]]]
+) -> dict[tuple[int, str], str]:
+    """Compile modules of trees in one sandbox, which sees those trees alone. Returns files of scratch by number of
+    the tree and module; a module that does not compile has none."""
+    modules = [f"{number}/{module}" for number, (_, names) in enumerate(wanted) for module in names]
+    for tree, names in wanted:
+        check_unaltered(tree, names)
+    mounts = [Mount(tree.path, f"{TREE}/{number}") for number, (tree, _) in enumerate(wanted)]
+    box = make_sandbox(host, "compile", [interpreter], interpreter.executable, mounts, "/tmp")
     workers = min(len(os.sched_getaffinity(0)), 8, 1 + len(modules) // 50)
-    run_phase(
-        host, box, {"modules": modules, "workers": workers}, BytecodeReceiver(files, modules, interpreter.cache_tag)
-    )
+    receiver = FileReceiver(host.store.scratch(f"compiled-{os.urandom(4).hex()}"), len(modules))
+    try:
+        run_phase(host, box, {"modules": modules, "workers": workers}, receiver)
+    except Failure as failure:
+        if failure.phase == "host":
+            raise
+        Log.line(f"{len(modules)} modules stay without bytecode: {failure.error}")
+        return {}
+    unasked = receiver.files.keys() - {*modules}
+    if unasked:
+        raise Failure("result", "bad_result", f"the compiler sent {min(unasked)[:100]!r}, which nobody asked for")
+    split = {name: name.partition("/") for name in receiver.files}
+    return {(int(number), module): receiver.files[name][0] for name, (number, _, module) in split.items()}
+
+
+def check_unaltered(tree: Tree, names: Iterable[str]) -> None:
+    """The sources are those that were hashed when the wheel was unpacked."""
+    known = {name: (size, mtime, mode) for name, size, mtime, mode in tree.files}
+    for name in names:
+        status = os.lstat(os.path.join(tree.path, name))
+        if (status.st_size, status.st_mtime_ns, status.st_mode) != known[name]:
+            remove_tree(os.path.dirname(tree.path))
+            text = f"{name} in {tree.path} was altered; what was kept has been removed, run again"
+            raise Failure("install", "store_damaged", text, retryable=True)
+
+
+def keep_bytecode(store: Store, interpreter: Interpreter, tree: Tree, made: Mapping[str, str]) -> Tree:
+    """Add bytecode to a kept tree. Whoever has read the old manifest goes on with what that names."""
+    folder = os.path.dirname(tree.path)
+    with store.locked(tree_key(tree)):
+        tree = read_tree(folder) or tree  # another run may have added some
+        known, files = {name for name, *_ in tree.files}, list(tree.files)
+        for module, path in made.items():
+            name = bytecode_name(module, interpreter)
+            target = os.path.join(tree.path, name)
+            if name not in known:
+                os.makedirs(os.path.dirname(target), mode=0o755, exist_ok=True)
+                os.rename(path, target)
+                status = os.lstat(target)
+                files.append([name, status.st_size, status.st_mtime_ns, status.st_mode])
+        write_manifest(folder, {"files": files, "groups": tree.groups, "requires": tree.requires})
+    return tree._replace(files=files)
 
 
 def make_venv(path: str, interpreter: Interpreter) -> None:
@@ -4967,6 +5172,8 @@ class Environment(NamedTuple):
     venv: str
     wires: list[list[str]]
     in_place: list[str]
+    trees: list[str]  # the kept trees that it is made of
+    key: str
 
 
 def prepare_environment(resolver: Resolver, bundle: Bundle, reuse: bool) -> Environment:
@@ -4977,6 +5184,7 @@ def prepare_environment(resolver: Resolver, bundle: Bundle, reuse: bool) -> Envi
     )
     if not reuse:
         return build_environment(resolver, bundle, host.store.scratch("venv"), key)
+    key = digest_of(key, environment_age(host.store, key))
 
     def make() -> None:
         os.makedirs(host.store.venvs, mode=0o711, exist_ok=True)
@@ -4994,14 +5202,15 @@ def build_environment(resolver: Resolver, bundle: Bundle, venv: str, key: str) -
     requires, own, wheels = bundle.project.requires, None, []
     if bundle.project.backend:
         wheels = [built_wheel(resolver, bundle, key)]
-        own = install_wheel(resolver, wheels[0])
+        own = install_wheels(resolver, wheels)[0]  # alone: nothing else is compiled beside the bundle's own code
         parsed = [parse_requirement(line, resolver.policy, "the bundle's metadata") for line in own.requires]
         requires = [requirement for requirement in parsed if "extra" not in requirement.marker]
     trees = install_wheels(resolver, [*wheels, *resolver.wheels(requires)])
     assemble(resolver, trees, venv)
     group = resolver.host.profile.bundle.entry_point_group
     wires = [[name, value] for tree in trees for name, value in tree.groups.get(group, {}).items()]
-    return Environment(venv, wires, built_in_place(own, bundle.path, resolver.interpreter) if own else [])
+    in_place = built_in_place(own, bundle.path, resolver.interpreter) if own else []
+    return Environment(venv, wires, in_place, [os.path.dirname(tree.path) for tree in trees], key)
 
 
 def built_wheel(resolver: Resolver, bundle: Bundle, key: str) -> WheelFile:
@@ -5042,6 +5251,22 @@ def add_in_place(environment: Environment, bundle: str, interpreter: Interpreter
         copy_plain(source, os.path.join(bundle, inner), os.stat(source).st_mode)
 
 
+MAX_AGE = 4  # how often a kept environment is made anew because there is more bytecode for it
+
+
+def environment_age(store: Store, key: str) -> int:
+    age = store.read("imported", f"environment-{key}")
+    return age if type(age) is int else 0
+
+
+def remember_run(host: Host, environment: Environment, notes: "Notes | None") -> None:
+    """Keep what a task said that it imported, for the environments of later runs."""
+    if notes and remember_imported(host.store, environment.trees, notes.found):
+        age = environment_age(host.store, environment.key)
+        if age < MAX_AGE:
+            host.store.write("imported", f"environment-{environment.key}", age + 1)
+
+
 def kept_environment(store: Store, key: str) -> Environment | None:
     """A kept environment, if every file of it is as it was when it was kept."""
     place = os.path.join(store.venvs, key)
@@ -5050,7 +5275,7 @@ def kept_environment(store: Store, key: str) -> Environment | None:
             record = json.load(file)
         venv = os.path.join(place, "venv")
         if record["files"] == digest_of(list_files(venv)):
-            return Environment(venv, record["wires"], record["in_place"])
+            return Environment(venv, record["wires"], record["in_place"], record["trees"], record["key"])
         Log.line(f"the environment {place} was altered; it is made again")
     except (OSError, ValueError, KeyError, TypeError):
         if not os.path.lexists(place):
@@ -5061,7 +5286,7 @@ def kept_environment(store: Store, key: str) -> Environment | None:
 
 
 def keep_environment(store: Store, key: str, aside: str, built: Environment) -> None:
-    record = {"wires": built.wires, "in_place": built.in_place, "files": digest_of(list_files(built.venv))}
+    record = {**built._asdict(), "files": digest_of(list_files(built.venv))}
     kept = os.path.join(aside, "kept")
     os.mkdir(kept, 0o711)
     os.rename(built.venv, os.path.join(kept, "venv"))
@@ -5251,7 +5476,9 @@ def open_host(options: argparse.Namespace, cleanup: ExitStack) -> Host:
         os.chmod(store.run, 0o710)
     stage = Stage(os.path.join(store.base, "stage"), store.run, identity)
     programs = seccomp_programs(profile.seccomp)
-    return Host(profile, store, identity, stage, bwrap, find_tool("uv"), programs, {}, {}, [])
+    unpacker = Unpacker(store, profile.dependencies)
+    cleanup.callback(unpacker.close)
+    return Host(profile, store, identity, stage, bwrap, find_tool("uv"), unpacker, programs, {}, {}, [])
 
 
 def check_psutil() -> None:
@@ -5304,6 +5531,7 @@ def run_task(options: argparse.Namespace, host: Host, cleanup: ExitStack) -> dic
     outputs = Outputs(options.out_dir, options.inline_max, Notes(host.profile.caches))
     cleanup.callback(outputs.remove_partial)
     result, usage = execute_task(host, workshop, task, outputs)
+    remember_run(host, workshop.environment, outputs.notes)
     return {**result, "metrics": metrics(host.times, usage, time.monotonic() - begun)}
 
 
@@ -5655,6 +5883,7 @@ class Server:
                 session.selector.unregister(0)
             self.longest = max(self.longest, time.monotonic() - begun)
         result = task_result(self.host, outcome, task, outputs)
+        remember_run(self.host, self.workshop.environment, outputs.notes)
         if outputs.notes and outputs.notes.found:
             self.grown = self.learned.take(outputs.notes.found) or self.grown
         return result
@@ -5767,7 +5996,7 @@ def print_bwrap(options: argparse.Namespace, host: Host) -> dict[str, Any]:
 def cache_command(options: argparse.Namespace, cleanup: ExitStack) -> dict[str, Any]:
     """Show what is kept, or remove what was not used for some days, or everything."""
     store = Store(options.store_dir or default_store(), options.venvs_dir, cleanup)
-    kinds = {kind: store.path(kind) for kind in ("wheels", "trees", "built", "resolved", "system")}
+    kinds = {kind: store.path(kind) for kind in ("wheels", "trees", "imported", "built", "resolved", "system")}
     kinds["venvs"] = store.venvs
     oldest = time.time() - options.older_than * 86400
     report = {}
@@ -5873,6 +6102,14 @@ class Killed(BaseException):
         for number in cls.SIGNALS:
             signal.signal(number, cls.stop)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, cls.SIGNALS)  # one that came before is raised here
+
+    @classmethod
+    def disown(cls) -> None:
+        """In a fork: be ended by signals, and with the parent."""
+        for number in cls.SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, cls.SIGNALS)
+        Libc.call("prctl", Libc.PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
     @classmethod
     def disarm(cls) -> None:

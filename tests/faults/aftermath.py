@@ -176,8 +176,8 @@ def wrong_in_tree(tree: Path) -> list[str]:
         if digest and digest != f"sha256={found}":
             wrong.append(f"{name} is not as RECORD says")
         compiled = list((record.parent.parent / name).parent.glob(f"__pycache__/{Path(name).stem}.*.pyc"))
-        if name.endswith(".py") and len(compiled) != 1:
-            wrong.append(f"{name} has no bytecode")
+        if name.endswith(".py") and len(compiled) > 1:
+            wrong.append(f"{name} has bytecode twice")
     return wrong
 
 

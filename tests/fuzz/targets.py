@@ -99,12 +99,16 @@ def files_of_a_phase(module: ModuleType, folder: Path, data: bytes) -> None:
     assert set(os.listdir(folder / "files")) <= {str(number) for number in range(5)}
 
 
-def bytecode(module: ModuleType, folder: Path, data: bytes) -> None:
-    """The compiler's files: those that were asked for, nowhere else."""
-    receiver = module.BytecodeReceiver(str(folder), ["lib/a.py", "lib/b/c.py"], "cpython-311")
-    feed(module, receiver, data)
-    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    assert found <= {"lib/__pycache__/a.cpython-311.pyc", "lib/b/__pycache__/c.cpython-311.pyc"}
+def notes_of_a_task(module: ModuleType, folder: Path, data: bytes) -> None:
+    """What a task tells of its imports and caches: names of modules, and files below the home's cache folders."""
+    limits = profile(module, "default")
+    notes = module.Notes(limits.caches)
+    feed(module, module.Outputs(None, 0, notes), data)
+    learned = module.Learned(limits, "key")
+    learned.take(notes.found)
+    assert all(part.isidentifier() for name in learned.modules for part in name.split("."))
+    for name in learned.files:
+        assert os.path.normpath(name) == name and name.startswith(".cache/")
 
 
 def lock_of_a_resolver(module: ModuleType, folder: Path, data: bytes) -> None:
@@ -289,7 +293,7 @@ def seeds(target: Callable[..., None]) -> list[bytes]:
 TARGETS = {
     target.__name__: target
     for target in (
-        answer_of_a_task, aggregation, files_of_a_phase, bytecode, lock_of_a_resolver, requirements_of_a_backend,
+        answer_of_a_task, aggregation, files_of_a_phase, notes_of_a_task, lock_of_a_resolver, requirements_of_a_backend,
         wheel, source, planted,
     )
 }  # fmt: skip
