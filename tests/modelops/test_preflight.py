@@ -11,10 +11,12 @@ from typer.testing import CliRunner
 
 from modelops.adapters.bundle.registry import read_registry
 from modelops.adapters.exec_env.runner_settings import RunnerSettings
+from modelops.cli import app as modelops
 from modelops.commands.bundle import app
 from modelops.services.preflight import (
     Finding,
     check_bundle,
+    check_entrypoint,
     check_parameters,
     check_reproducibility,
     check_workers,
@@ -62,7 +64,7 @@ def told(findings: list[Finding]) -> list[tuple[str, str]]:
 
 def test_nothing_to_find(check: Callable[..., list[Finding]]) -> None:
     files = {"models.py": MODEL, "data/a.csv": "1", ".modelops-bundle/registry.yaml": REGISTRY}
-    assert check(files, entrypoints=["models.x/baseline", "models:Model"][1:], targets=["models:fit"]) == []
+    assert check(files, entrypoints=["models/baseline", "models:Model"], targets=["models:fit"]) == []
 
 
 def test_all_that_is_wrong_at_once(check: Callable[..., list[Finding]]) -> None:
@@ -178,6 +180,39 @@ def test_parameters(tmp_path: Path) -> None:
         (finding,) = check_parameters(registry, model, [{"beta": 1}, {"betta": 2}])
         assert finding.level == "error" and "'betta'" in finding.message and "beta, gamma" in finding.message
     assert check_parameters(registry, "other/baseline", [{"anything": 1}]) == [], "the registry says nothing of it"
+
+
+def test_entry_points_that_the_registry_does_not_have(tmp_path: Path) -> None:
+    (tmp_path / ".modelops-bundle").mkdir()
+    (tmp_path / ".modelops-bundle" / "registry.yaml").write_text(
+        'models: {sir: {entrypoint: "models.sir:SIR", scenarios: [baseline]}, seir: {entrypoint: "models.seir:S"}}'
+    )
+    registry = read_registry(tmp_path)
+    for known in ("models.sir/baseline", "sir/baseline", "models.seir/anything", "any:object"):
+        assert list(check_entrypoint(registry, known)) == []
+    (model,) = check_entrypoint(registry, "models.sri/baseline")
+    (scenario,) = check_entrypoint(registry, "models.sir/basline")
+    assert "'models.sri'" in model.message and "models.sir:SIR" in model.message
+    assert "'basline'" in scenario.message and "has baseline" in scenario.message
+    assert list(check_entrypoint(read_registry(tmp_path / "none"), "a.b/c")) == []
+
+
+def test_a_study_begins_with_it(tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODELOPS_RUNNER_STORE_DIR", str(store))
+    registry = 'models: {sir: {entrypoint: "model.sir:SIR", parameters: [beta]}}'
+    files = {".modelops-bundle/registry.yaml": registry, "model/sir.py": "class SIR: ..."}
+    bundle = write_bundle(tmp_path / "bundle", ECHO, files=files)
+    out = tmp_path / "out"
+    command = ["study", "--bundle", str(bundle), "--entrypoint", "model.sir/baseline", "--out", str(out)]
+    for more, words in (
+        (["--target", "model.sir:absent"], "error: target_missing: the target 'model.sir:absent'"),
+        (["--params", '{"betta": 1}'], "error: parameters: the model model.sir does not take 'betta'; it takes beta"),
+    ):
+        refused = CliRunner().invoke(modelops, [*command, *more])
+        assert refused.exit_code == 2 and not out.exists() and refused.stdout == ""
+        assert words in refused.stderr and "--no-check" in refused.stderr
+    ran = CliRunner().invoke(modelops, [*command, "--params", '{"beta": 1}', "--threads", "1"])
+    assert ran.exit_code == 0 and json.loads(ran.stdout)["simulations"]["succeeded"] == 1, ran.stderr
 
 
 def test_workers_that_differ() -> None:

@@ -20,6 +20,8 @@ from modelops.services.bundles import describe_bundle, find_bundle, open_target,
 from modelops.services.preflight import check_bundle
 from modelops.worker.settings import runner_settings
 
+from .findings import lines_of, printable
+
 app = typer.Typer(help="Bundles: the code of tasks, addressed by the digest of its content.", no_args_is_help=True)
 
 Repository = Annotated[
@@ -123,9 +125,7 @@ def check(
     if as_json:
         print(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
-        for finding in findings:
-            print(f"{finding.level}: {finding.check}: {printable(finding.message)}\n    {printable(finding.remedy)}")
-        print(f"{len(findings)} findings" if findings else "nothing found: the bundle can be run")
+        print("\n".join(lines_of(findings)) or "nothing found: the bundle can be run")
     if any(finding.level == "error" for finding in findings):
         raise typer.Exit(1)
 
@@ -146,11 +146,6 @@ def open_repository(path: Path | None) -> LocalBundleRepository:
         path = default_storage_dir() / "bundles"
         path.mkdir(parents=True, exist_ok=True)
     return LocalBundleRepository(path)
-
-
-def printable(text: str) -> str:
-    """What others wrote, as a terminal can show it without doing what it says."""
-    return "".join(character if character.isprintable() else "?" for character in text)[:4000]
 
 
 def refused(error: BundleError) -> typer.Exit:

@@ -27,13 +27,16 @@ from modelops.adapters.bundle.registry import read_registry
 from modelops.adapters.exec_env.runner_settings import profile_digest
 from modelops.services.bundles import FoundBundle, find_bundle
 from modelops.services.dask_simulation import DaskSimulationService
+from modelops.services.preflight import Finding, check_bundle, check_parameters, check_workers, describe_here
 from modelops.services.study import Study
 from modelops.services.study_folder import StudyFolder, StudyMismatch
 from modelops.services.study_inputs import parameter_sets, parse_grid, parse_params, parse_seeds, read_json, read_table
 from modelops.services.study_json import find_targets, read_study_json, study_of
 from modelops.services.study_run import Ended, StudyRun, limit_of_failures
 from modelops.services.study_tables import write_tables
-from modelops.worker.settings import WorkerSettings
+from modelops.worker.settings import WorkerSettings, runner_settings
+
+from .findings import lines_of
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +79,9 @@ def study(
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of each; as many as processors.")] = None,
     profile: Annotated[str | None, typer.Option(help="Name or path of the sandbox profile.")] = None,
     timeout: Annotated[float | None, typer.Option(help="Seconds that one task may take in all.")] = None,
+    no_check: Annotated[
+        bool, typer.Option("--no-check", help="Begin without looking first for what would fail.")
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
 ) -> None:
     """Run a parameter study of a bundle, every task in a sandbox, and write the results as they come."""
@@ -94,6 +100,8 @@ def study(
             _refuse(file, entrypoint=entrypoint, params=params, grid=grid, table=table, seeds=seeds)
             plan = study_of(read_study_json(file), found.reference, read_registry(found.folder), target, data)
         limit = None if max_failures is None else limit_of_failures(max_failures, plan.points)
+        if not no_check:
+            _check(plan, found, profile, inside=scheduler is None)
         folder = StudyFolder(place, plan, _profile(profile))
     except (BundleError, ContractViolationError, StudyMismatch, ValueError, OSError) as error:
         typer.echo(f"the study can't begin: {error}", err=True)
@@ -106,7 +114,10 @@ def study(
     )
 
     def make_service() -> DaskSimulationService:
-        return DaskSimulationService(scheduler, settings, n_workers=workers, threads_per_worker=threads)
+        service = DaskSimulationService(scheduler, settings, n_workers=workers, threads_per_worker=threads)
+        if scheduler is not None and not no_check:
+            _tell(check_workers(service.client.run(describe_here)))
+        return service
 
     with folder:
         if retry_failed:
@@ -148,6 +159,23 @@ def _out(out: Path | None, file: Path | None) -> Path:
     if out is None and file is None:
         raise ValueError("name a directory for the results with --out")
     return out if out is not None else Path(f"{file.stem}.results")  # type: ignore[union-attr]
+
+
+def _check(plan: Study, found: FoundBundle, profile: str | None, *, inside: bool) -> None:
+    """Tell what the preflight finds; ValueError where no task, or no target, could run."""
+    targets = [target.entrypoint for target in plan.targets]
+    settings = runner_settings(profile)
+    findings = check_bundle(found.folder, settings, entrypoints=[plan.entrypoint], targets=targets, inside=inside)
+    registry = read_registry(found.folder)
+    findings += check_parameters(registry, plan.entrypoint, (point.parameters.params for point in plan.points))
+    _tell(findings)
+    if any(finding.level == "error" for finding in findings):
+        raise ValueError("see the errors above; --no-check begins in spite of them")
+
+
+def _tell(findings: list[Finding]) -> None:
+    for line in lines_of(findings):
+        typer.echo(line, err=True)
 
 
 def _profile(profile: str | None) -> dict[str, Any]:

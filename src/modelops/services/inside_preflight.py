@@ -44,20 +44,18 @@ def problem_of(child: Any, kind: str, name: str) -> str:
         except BaseException as raised:  # a module may also call sys.exit
             error = error or f"{type(raised).__name__}: {raised}"
             continue
-        if callable(found) or (kind == "target" and hasattr(found, "evaluate")) or ":" not in reference:
+        if callable(found) or (kind == "target" and hasattr(found, "evaluate")):
             return ""
         error = error or f"{reference} is {type(found).__name__}, which can't be called"
     return error or f"{name!r} is not of the form module:object"
 
 
 def references(kind: str, name: str) -> list[str]:
-    """What a name may stand for: `module:object`, `module/scenario` of a task, or a target's old form."""
+    """What a name may stand for: `module:object`, or a target's old form `module.object/name`."""
     if ":" in name:
         return [name]
     path, slash, last = name.partition("/")
-    if not slash:
+    if not slash or kind != "target":
         return []
-    if kind == "entrypoint":
-        return [path]
     module, _, attribute = path.rpartition(".")
     return [f"{module}:{attribute}", f"{path}:{last}"] if module else [f"{path}:{last}"]

@@ -49,10 +49,14 @@ def check_bundle(
     *,
     entrypoints: Sequence[str] = (),
     targets: Sequence[str] = (),
+    inside: bool = True,
     timeout_seconds: float = 600,
     environ: Mapping[str, str] = os.environ,
 ) -> list[Finding]:
-    """All that is found, errors first. `entrypoints` and `targets` are looked for besides those of the registry."""
+    """All that is found, errors first. `entrypoints` and `targets` are looked for besides those of the registry.
+
+    Without `inside`, only what can be read: for a machine that has no sandbox of its own.
+    """
     findings = [*check_reproducibility(bundle, environ)]
     registry = BundleRegistry()
     try:
@@ -60,10 +64,15 @@ def check_bundle(
     except BundleError as error:
         findings.append(Finding("error", "registry", str(error), "correct the file, or take it out of the bundle"))
     findings += check_data_files(bundle, registry)
-    entries = [*entrypoints, *(model.entrypoint for model in registry.models.values())]
+    findings += [finding for name in entrypoints for finding in check_entrypoint(registry, name)]
+    entries = [
+        *(name for name in entrypoints if ":" in name),
+        *(model.entrypoint for model in registry.models.values()),
+    ]
     named = [*targets, *(target.entrypoint for target in registry.targets.values())]
     asked = {"entrypoints": list(dict.fromkeys(entries)), "targets": list(dict.fromkeys(named))}
-    findings += _check_inside(bundle, settings, asked, timeout_seconds)
+    if inside:
+        findings += _check_inside(bundle, settings, asked, timeout_seconds)
     return sorted(findings, key=lambda finding: finding.level != "error")
 
 
@@ -99,6 +108,22 @@ def check_data_files(bundle: Path, registry: BundleRegistry) -> Iterator[Finding
                 if not place.is_relative_to(top) or not place.exists():
                     message = f"the {kind} {name!r} needs {path!r}, which is not in the bundle"
                     yield Finding("error", "data_file", message, "add the file, or take it out of registry.yaml")
+
+
+def check_entrypoint(registry: BundleRegistry, entrypoint: str) -> Iterator[Finding]:
+    """A task's `model/scenario` that the registry does not have. What it means is the wire function's to say."""
+    model, slash, scenario = entrypoint.partition("/")
+    if not slash or not registry.models:
+        return
+    known = [entry for name, entry in registry.models.items() if model in (name, entry.entrypoint.partition(":")[0])]
+    remedy = "correct the name, or register the model and its scenarios in registry.yaml"
+    if not known:
+        names = ", ".join(sorted(entry.entrypoint for entry in registry.models.values()))
+        yield Finding("warning", "entrypoint", f"the bundle's registry has no model {model!r}; it has {names}", remedy)
+    elif all(entry.scenarios for entry in known) and not any(scenario in entry.scenarios for entry in known):
+        names = ", ".join(sorted({name for entry in known for name in entry.scenarios}))
+        message = f"the model {model!r} has no scenario {scenario!r} in the bundle's registry; it has {names}"
+        yield Finding("warning", "entrypoint", message, remedy)
 
 
 def check_parameters(
