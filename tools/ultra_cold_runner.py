@@ -104,8 +104,9 @@ def child_main() -> None:
     null = os.open("/dev/null", os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
-    for fd in (pipe.fd, *request["descriptors"].values()):
+    for fd in (pipe.fd, request["stacks_fd"], *request["descriptors"].values()):
         os.set_inheritable(fd, False)
+    tell_stacks(request["stacks_fd"])
     pipe.send(STARTED)
     try:
         PHASES[request["phase"]](request, pipe)
@@ -117,6 +118,17 @@ def child_main() -> None:
             sys.stderr.flush()
         finally:
             os._exit(0)  # no atexit handlers, no waiting for threads: the task is over
+
+
+STACKS_SIGNAL = 60  # a real-time signal, which no library takes for its own
+
+
+def tell_stacks(fd: int) -> None:
+    """Write the stacks of all threads to a pipe of their own when a signal ends this process, or the host asks."""
+    import faulthandler
+
+    faulthandler.enable(fd, all_threads=True)
+    faulthandler.register(STACKS_SIGNAL, fd, all_threads=True)
 
 
 def read_all(fd: int) -> bytes:
@@ -161,16 +173,75 @@ def report_exception(pipe: ResultPipe, error: BaseException) -> None:
         kind = "memory_limit"
     else:
         kind = "task_exception"
+    causes: list[Any] = []
     try:
+        chain = chain_of(error)
+        causes = [describe_cause(cause) for cause in chain]
+        left_out = sum(cut_traceback(cause) for cause in chain)
         text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+        text += "[of the frames above, " + str(left_out) + " in the middle were left out]\n" if left_out else ""
     except BaseException:
         text = "<the traceback could not be formatted>"
     body = {
         "type": kind,
         "exception": {"type": str(type(error).__name__)[:256], "message": clip(message)},
         "traceback": clip(text),
+        "causes": causes,
     }
     pipe.send(ERROR, "", json.dumps(body).encode("utf-8", "replace"))
+
+
+def chain_of(error: BaseException, limit: int = 10) -> "list[Any]":
+    """The exception and those that it came from, as a traceback tells them; a longer chain is cut."""
+    chain: list[Any] = []
+    link: Any = error
+    while link is not None and link not in chain:
+        if len(chain) == limit:
+            chain[-1].__cause__ = chain[-1].__context__ = None
+            break
+        chain.append(link)
+        context = None if link.__suppress_context__ else link.__context__
+        link = link.__cause__ if link.__cause__ is not None else context
+    return chain
+
+
+def describe_cause(error: "Any") -> "dict[str, Any]":
+    """What the host needs to say whether the sandbox was the cause."""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    code = last.tb_frame.f_code if last is not None else None
+    names = [kind.__module__ + "." + kind.__qualname__ for kind in type(error).__mro__]
+    found = getattr(error, "filename", None)
+    return {
+        "types": [str(name)[:256] for name in names[:12]],
+        "message": str(error)[:4096],
+        "errno": error.errno if isinstance(getattr(error, "errno", None), int) else 0,
+        "filename": os.fsdecode(found)[:4096] if isinstance(found, (str, bytes)) else "",
+        "module": str(error.name)[:256] if isinstance(error, ImportError) else "",
+        "status": error.returncode if isinstance(getattr(error, "returncode", None), int) else 0,
+        "raised_in": os.path.basename(code.co_filename) + ":" + code.co_name if code is not None else "",
+    }
+
+
+ENDS = 100  # frames at either end of a traceback that are told
+CUT: "list[Any]" = []  # what was cut off: to free it frame by frame takes longer than all the rest
+
+
+def cut_traceback(error: "Any") -> int:
+    """Take the middle out of a long traceback, as that of a recursion is. Returns how many frames it had."""
+    count = 0
+    front = behind = walk = error.__traceback__
+    while walk is not None:
+        count += 1
+        front = walk if count == ENDS else front
+        behind = behind.tb_next if count > ENDS else behind
+        walk = walk.tb_next
+    if count <= 2 * ENDS:
+        return 0
+    CUT.append(front.tb_next)
+    front.tb_next = behind
+    return count - 2 * ENDS
 
 
 def clip(text: str) -> str:
@@ -287,20 +358,121 @@ def require_module(entrypoint: str) -> None:
 
 
 def to_bytes(name: str, value: "Any") -> bytes:
-    if isinstance(value, bytes):
-        return value
-    if isinstance(value, (bytearray, memoryview)):
+    """A value as people mean it: bytes, text, a data frame as an Arrow IPC file, an array as .npy, the rest as JSON.
+
+    No library is imported for a value that is none of its own.
+    """
+    if isinstance(value, (bytes, bytearray, memoryview)):
         return bytes(value)
     import json
 
+    problem: Any = None
+    kinds = [kind.__module__.partition(".")[0] + "." + kind.__name__ for kind in type(value).__mro__]
+    known = next((kind for kind in kinds if kind in WRITERS or kind in WRITE_INSTEAD), "")
     try:
         if isinstance(value, str):
             return value.encode()
-        return json.dumps(value, allow_nan=False).encode()
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ChildError(
-            "bad_result", "output " + repr(name) + " is " + type_name(value) + ", neither bytes nor JSON: " + str(error)
-        ) from None
+        if known in WRITERS:
+            return bytes(WRITERS[known](value))
+        if not known:
+            return json.dumps(value, allow_nan=False, default=plain).encode()
+    except (TypeError, ValueError, RecursionError, ImportError) as error:
+        problem = error
+    except Exception as error:  # the library's own kinds
+        if known not in WRITERS:
+            raise
+        problem = error
+    text = "output " + repr(name) + " is " + type_name(value) + ", neither bytes nor JSON"
+    if problem is not None:
+        text += ": " + (type_name(problem) + ": " if known else "") + str(problem)
+    if known in WRITE_INSTEAD:
+        text += "; return " + WRITE_INSTEAD[known]
+    raise ChildError("bad_result", text)
+
+
+def arrow_of_polars(frame: "Any") -> bytes:
+    import io
+
+    buffer = io.BytesIO()
+    frame.write_ipc(buffer)
+    return buffer.getvalue()
+
+
+def arrow_of_pyarrow(table: "Any") -> bytes:
+    """An IPC file, which is what published wire functions write, rather than a stream."""
+    import io
+
+    buffer = io.BytesIO()
+    with importlib.import_module("pyarrow").ipc.new_file(buffer, table.schema) as writer:
+        writer.write(table)
+    return buffer.getvalue()
+
+
+def arrow_of_pandas(frame: "Any") -> bytes:
+    """By pyarrow, else by polars. An index that is more than a count from 0 becomes columns."""
+    index = frame.index
+    if type_name(index) != "RangeIndex" or index.start != 0 or index.step != 1 or index.name is not None:
+        frame = frame.reset_index()
+    try:
+        return arrow_of_pyarrow(importlib.import_module("pyarrow").Table.from_pandas(frame, preserve_index=False))
+    except ModuleNotFoundError:
+        polars = importlib.import_module("polars")
+    return arrow_of_polars(polars.DataFrame({str(name): column.tolist() for name, column in frame.items()}))
+
+
+def npy_of(array: "Any") -> bytes:
+    import io
+
+    buffer = io.BytesIO()
+    numpy = importlib.import_module("numpy")
+    numpy.save(buffer, numpy.asarray(array), allow_pickle=False)
+    return buffer.getvalue()
+
+
+WRITERS: "dict[str, Any]" = {
+    "polars.DataFrame": arrow_of_polars,
+    "polars.LazyFrame": lambda frame: arrow_of_polars(frame.collect()),
+    "polars.Series": lambda series: arrow_of_polars(series.to_frame()),
+    "pyarrow.Table": arrow_of_pyarrow,
+    "pyarrow.RecordBatch": arrow_of_pyarrow,
+    "pandas.DataFrame": arrow_of_pandas,
+    "pandas.Series": lambda series: arrow_of_pandas(series.to_frame()),
+    "numpy.ndarray": npy_of,
+    "jaxlib.ArrayImpl": npy_of,
+    "torch.Tensor": lambda tensor: npy_of(tensor.detach().cpu()),
+}
+# One line to write, for what has no form of its own or where a writer fails.
+WRITE_INSTEAD = {
+    "pandas.DataFrame": "frame.to_csv(), or declare pyarrow or polars in the bundle's dependencies",
+    "pandas.Series": "series.to_csv(), or declare pyarrow or polars in the bundle's dependencies",
+    "numpy.ndarray": "array.tolist(), or an array of numbers",
+    "numpy.MaskedArray": "array.filled(..)",
+    "xarray.Dataset": "dataset.to_dataframe().reset_index(), or bytes(dataset.to_netcdf())",
+    "xarray.DataArray": "array.to_dataframe(name).reset_index(), or array.values",
+    "duckdb.DuckDBPyRelation": "relation.pl() or relation.arrow()",
+    "_duckdb.DuckDBPyRelation": "relation.pl() or relation.arrow()",
+    "scipy._spbase": "matrix.toarray()",
+    "scipy.spmatrix": "matrix.toarray()",
+    "matplotlib.Figure": "the bytes of a file: buffer = io.BytesIO(); figure.savefig(buffer); buffer.getvalue()",
+    "pathlib.PurePath": "what is in the file: path.read_bytes()",
+    "_io.BytesIO": "buffer.getvalue()",
+    "_io.StringIO": "buffer.getvalue()",
+    "_io._IOBase": "what is in the file: file.read()",
+}
+
+
+def plain(value: "Any") -> "Any":
+    """Inside of JSON: arrays and scalars of numpy and its like as lists and numbers, dates and paths as text."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if hasattr(value, "columns"):
+        raise TypeError("a " + type_name(value) + " is inside of it; return each data frame as an output of its own")
+    if hasattr(value, "isoformat"):
+        return value.isoformat()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    hint = "; write sorted(..), as a set has no order" if isinstance(value, (set, frozenset)) else ""
+    raise TypeError("an object of type " + type_name(value) + hint)
 
 
 def aggregate(task: "dict[str, Any]", pipe: ResultPipe) -> None:
@@ -322,17 +494,10 @@ def aggregate(task: "dict[str, Any]", pipe: ResultPipe) -> None:
     if not math.isfinite(result["loss"]):
         raise ChildError("bad_result", "the loss is " + str(result["loss"]) + "; it must be finite")
     try:
-        body = json.dumps(result, allow_nan=False, default=plain_number).encode()
+        body = json.dumps(result, allow_nan=False, default=plain).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise ChildError("bad_result", "the target's dict can't be written as JSON: " + str(error)) from None
     pipe.send(DONE, "", body)
-
-
-def plain_number(value: "Any") -> "Any":
-    """Arrays and scalars of numpy and its like, as plain lists and numbers."""
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    raise TypeError("an object of type " + type_name(value))
 
 
 def call_target(target: "Any", sim_returns: "list[Any]", target_data: "Any") -> "Any":
@@ -3267,6 +3432,7 @@ class Outcome(NamedTuple):
     violation: Violation | None
     stderr: str
     usage: Usage
+    stacks: str = ""  # what the sandbox told of where it stood, at its end
 
 
 class Receiver:
@@ -3391,10 +3557,35 @@ def parse_child_error(body: bytes) -> dict[str, Any]:
         fields = [exception["type"], exception["message"], report["traceback"], kind]
         if kind not in CHILD_ERRORS or not all(isinstance(field, str) for field in fields):
             raise ValueError("wrong fields")
+        causes = [parse_cause(cause) for cause in report.get("causes", [])[:10]]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise Failure("result", "bad_result", "the sandbox sent an error report that is not one") from None
     clean = [clip(field).encode("utf-8", "replace").decode() for field in fields]
-    return {"type": kind, "exception": {"type": clean[0][:256], "message": clean[1]}, "traceback": clean[2]}
+    exception = {"type": clean[0][:256], "message": clean[1]}
+    told = {"type": kind, "exception": exception, "traceback": clean[2]}
+    return {**told, "causes": causes} if causes else told
+
+
+class Cause(NamedTuple):
+    """What a child says of an exception, or of one that it came from. Its names may be anybody's, its lengths ours."""
+
+    types: list[str]  # the class and its bases, with their modules
+    message: str
+    errno: int
+    filename: str
+    module: str  # of an ImportError
+    status: int  # of a CalledProcessError
+    raised_in: str  # file:function
+
+
+def parse_cause(cause: dict[str, Any]) -> Cause:
+    """ValueError, KeyError or TypeError where it is not one."""
+    given = Cause(**cause)
+    texts = [given.message, given.filename, given.module, given.raised_in, *given.types]
+    if not all(isinstance(text, str) for text in texts) or {type(given.errno), type(given.status)} != {int}:
+        raise ValueError("wrong fields")
+    cut = [text[:4096].encode("utf-8", "replace").decode() for text in texts]
+    return Cause(cut[4:16], cut[0], given.errno, cut[1], cut[2], given.status, cut[3])
 
 
 class Supervisor:
@@ -3402,6 +3593,8 @@ class Supervisor:
 
     One thread, one loop: the death signal of --die-with-parent belongs to the thread that started bwrap.
     """
+
+    DEPTH = 1  # the task's process is a child of the sandbox's init
 
     def __init__(
         self,
@@ -3421,6 +3614,7 @@ class Supervisor:
         self.rlimits, self.gate = rlimits(self.limits), -1
         self.request["shadow"] = box.policy.shadow_max_entries if box.policy.working_directory == "shadow" else 0
         self.stderr, self.stderr_bytes = bytearray(), 0
+        self.stacks, self.stacks_fd = bytearray(), -1
         self.status = bytearray()
         self.child_pid, self.child_fd = 0, -1
         self.exit_code: int | None = None
@@ -3456,7 +3650,7 @@ class Supervisor:
         """Start bwrap with the descriptors it needs and no others, as the sandbox's own host uid."""
         import resource  # noqa: F401  (the fork may not be able to read it)
 
-        result, stderr, status, gate = (pipe(cleanup) for _ in range(4))
+        result, stderr, status, gate, stacks = (pipe(cleanup) for _ in range(5))
         identity = self.host.identity
         if identity.uid is None:
             self.gate = gate[1].fileno()
@@ -3469,8 +3663,12 @@ class Supervisor:
         arguments = bwrap_arguments(self.box, Descriptors(programs, *own))
         options, command = arguments[: arguments.index("--")], arguments[arguments.index("--") :]
         packed = memory_file(cleanup, "arguments", b"".join(os.fsencode(option) + b"\0" for option in options))
-        request = {**self.request, "result_fd": result[1].fileno(), "descriptors": self.descriptors}
-        inherited = [result[1].fileno(), *own, packed, *programs, *self.descriptors.values()]
+        for end in stacks:  # whoever writes more than the pipe holds loses it
+            os.set_blocking(end.fileno(), False)
+        self.stacks_fd = stacks[0].fileno()
+        request = {**self.request, "result_fd": result[1].fileno(), "stacks_fd": stacks[1].fileno()}
+        request["descriptors"] = self.descriptors
+        inherited = [result[1].fileno(), stacks[1].fileno(), *own, packed, *programs, *self.descriptors.values()]
         privileges: dict[str, Any] = (
             {"user": identity.uid, "group": identity.gid, "extra_groups": []} if identity.uid else {}
         )
@@ -3488,7 +3686,7 @@ class Supervisor:
             )
         except OSError as error:
             raise start_failure(self.box.phase, f"{error.filename or self.host.bwrap}: {error.strerror}") from None
-        for given in (result[1], stderr[1], status[1], gate[0]):
+        for given in (result[1], stderr[1], status[1], gate[0], stacks[1]):
             given.close()
         for end, take in ((result[0], self.on_result), (stderr[0], self.on_stderr), (status[0], self.on_status)):
             os.set_blocking(end.fileno(), False)
@@ -3606,6 +3804,7 @@ class Supervisor:
         """Kill whatever is left, members before the namespace's init, and reap it; then nothing can be alive."""
         with Killed.held():
             self.judge()
+            self.hear_stacks()
             if self.cgroup:
                 self.cgroup.kill()
             if self.child_fd >= 0:
@@ -3631,6 +3830,21 @@ class Supervisor:
                     "memory_limit", "memory_bytes", self.limits.memory_bytes, self.monitor.memory
                 )
         self.violation = self.violation or seen
+        if self.violation and self.violation.type in ("timeout", "cpu_limit"):
+            self.ask_for_stacks()
+
+    def ask_for_stacks(self) -> None:
+        """Have the task's process say where it stands, before it is killed. If it does not, nobody waits for long."""
+        import select
+
+        if not signal_task(self.child_pid, self.DEPTH, STACKS_SIGNAL):
+            return
+        end = time.monotonic() + 0.5
+        while time.monotonic() < end and select.select([self.stacks_fd], [], [], 0.05 if self.stacks else 0.5)[0]:
+            self.hear_stacks()
+
+    def hear_stacks(self) -> None:
+        self.stacks = (self.stacks + (read_some(self.stacks_fd) or b""))[:TEXT_CAP]
 
     def outcome(self, ended: float) -> Outcome:
         """What came of it. Raises the Failure that a frame was refused with."""
@@ -3644,8 +3858,9 @@ class Supervisor:
             timeout = self.violation is not None and self.violation.type == "timeout"
             self.violation = seen if timeout else self.violation or seen
         return Outcome(
-            self.frames.done, self.frames.name, self.frames.error, self.exit_code, self.violation, stderr, usage
-        )
+            self.frames.done, self.frames.name, self.frames.error, self.exit_code, self.violation, stderr, usage,
+            bytes(self.stacks).decode("utf-8", "replace"),
+        )  # fmt: skip
 
 
 class Ready(NamedTuple):
@@ -3673,6 +3888,7 @@ class Session(Supervisor):
 
     GRACE = 2.0  # seconds that the sandbox has to end a task and to clean up; then it is given up
     count = 0
+    DEPTH = 2  # the task is a fork of the process that is the init's child
 
     def __init__(self, host: "Host", box: Sandbox, request: dict[str, Any]) -> None:
         super().__init__(host, box, {**request, "phase": "serve"}, Receiver())
@@ -3734,6 +3950,8 @@ class Session(Supervisor):
         self.monitor, self.begun, self.finished_at = Monitor(), time.monotonic(), 0.0
         self.violation, self.failure, self.exit_code, self.ended = None, None, None, False
         self.stderr, self.stderr_bytes, self.served = bytearray(), 0, self.served + 1
+        self.hear_stacks()
+        self.stacks.clear()
         body = pack(task)
         running = self.write(TASK + len(body).to_bytes(8, "big") + body)
         while running and not self.ended and not self.finished_at:
@@ -3746,6 +3964,7 @@ class Session(Supervisor):
                 self.wait_for_end()
         self.alive = (self.ended or bool(self.finished_at)) and self.served < self.host.profile.serve.tasks_per_sandbox
         self.drain()
+        self.hear_stacks()
         if self.cgroup:
             self.judge()
         if self.exit_code is None:
@@ -3908,8 +4127,28 @@ RUNNING: set[int] = set()  # children of this process that no sandbox's end conc
 
 def own_children() -> set[int]:
     """Every child of this process that was not waited for, those inherited as subreaper included."""
-    with open(f"/proc/self/task/{os.getpid()}/children", encoding="utf-8") as file:
-        return {int(pid) for pid in file.read().split()}
+    return set(children_of(os.getpid()))
+
+
+def children_of(pid: int) -> list[int]:
+    """Oldest first."""
+    with open(f"/proc/{pid}/task/{pid}/children", encoding="utf-8") as file:
+        return [int(child) for child in file.read().split()]
+
+
+def signal_task(init: int, depth: int, number: int) -> bool:
+    """Send a signal to the oldest descendant of the sandbox's init in that generation; false where there is none."""
+    with suppress(OSError, IndexError), ExitStack() as cleanup:
+        parent = init
+        for _ in range(depth - 1):
+            parent = children_of(parent)[0]
+        task = children_of(parent)[0]
+        process = os.pidfd_open(task)
+        cleanup.callback(os.close, process)
+        if children_of(parent)[0] == task:  # else the descriptor may be another's, with the same pid
+            signal.pidfd_send_signal(process, number)
+            return True
+    return False
 
 
 def sum_memory(psutil: Any, members: list[Any], limit: float) -> tuple[float, bool]:
@@ -4091,13 +4330,28 @@ def sysctl_findings() -> str:
 
 
 LIMIT_WORDS = {
-    "timeout": "it ran for {seen:.1f} s",
-    "cpu_limit": "it used {seen:.1f} s of CPU",
-    "memory_limit": "it used {seen:.0f} bytes of memory",
-    "pids_limit": "it had {seen:.0f} processes and threads",
-    "output_limit": "it wrote {seen:.0f} bytes",
+    "timeout": "it ran for {}",
+    "cpu_limit": "it used {} of CPU time",
+    "memory_limit": "it used {} of memory",
+    "pids_limit": "it had {} processes and threads",
+    "output_limit": "it wrote {}",
     "tmpfs_limit": "it filled /tmp",
 }
+
+
+def quantity(name: str, value: float) -> str:
+    """The value of a limit of that name, in words: 4.0 GiB, 10 minutes, 256."""
+    if name.endswith("_bytes"):
+        unit = next((unit for unit in ("TiB", "GiB", "MiB", "KiB") if value >= UNITS[unit]), "")
+        return f"{value / UNITS[unit]:.1f} {unit}" if unit else f"{value:.0f} bytes"
+    if not name.endswith("_seconds"):
+        return f"{value:,.0f}"
+    unit, seconds = ("hour", 3600) if value >= 7200 else ("minute", 60) if value >= 120 else ("second", 1)
+    amount = f"{value / seconds:.1f}".removesuffix(".0")
+    return f"{amount} {unit}" + ("" if amount == "1" else "s")
+
+
+TOLD = "(the stacks of its threads, as the sandbox itself told them)\n"
 
 
 def failure_of(outcome: Outcome, phase: str) -> Failure | None:
@@ -4106,8 +4360,8 @@ def failure_of(outcome: Outcome, phase: str) -> Failure | None:
     section, phase = phase, "install" if phase == "compile" else phase  # the contract knows compiling as part of it
     if outcome.violation:
         kind, name, value, seen = outcome.violation
-        words = LIMIT_WORDS[kind].format(seen=seen)
-        text = f"the {phase} phase was ended: {words}, and the limit {section}.{name} of the profile is {value:g}"
+        words, limit = LIMIT_WORDS[kind].format(quantity(name, seen)), quantity(name, value)
+        text = f"the {phase} phase was ended: {words}, and the limit {section}.{name} of the profile is {limit}"
         return Failure(
             phase,
             kind,
@@ -4115,6 +4369,7 @@ def failure_of(outcome: Outcome, phase: str) -> Failure | None:
             kind == "timeout" and phase == "fetch",
             stderr=stderr,
             limit={"name": name, "value": value, "seen": seen},
+            traceback=TOLD + outcome.stacks if outcome.stacks else "",
         )
     if outcome.error:
         return reported_failure(outcome.error, phase, stderr)
@@ -4123,7 +4378,7 @@ def failure_of(outcome: Outcome, phase: str) -> Failure | None:
     if outcome.exit_code is None:
         return start_failure(phase, stderr)
     if outcome.exit_code > 128:
-        return signal_failure(outcome.exit_code - 128, phase, stderr)
+        return signal_failure(outcome.exit_code - 128, phase, stderr, outcome.stacks)
     return Failure(
         phase,
         "no_result",
@@ -4151,12 +4406,11 @@ def reported_failure(error: Mapping[str, Any], phase: str, stderr: str) -> Failu
     return Failure(phase, kind, text, retryable, exception=exception, traceback=error["traceback"], stderr=stderr)
 
 
-def signal_failure(number: int, phase: str, stderr: str) -> Failure:
+def signal_failure(number: int, phase: str, stderr: str, stacks: str) -> Failure:
     name = signal.Signals(number).name if number in set(signal.Signals) else str(number)
     kinds = {"SIGXCPU": "cpu_limit", "SIGXFSZ": "file_size_limit"}
-    return Failure(
-        phase, kinds.get(name, "crashed"), f"the {phase} phase was ended by {name}", stderr=stderr, signal=name
-    )
+    text, told = f"the {phase} phase was ended by {name}", TOLD + stacks if stacks else ""
+    return Failure(phase, kinds.get(name, "crashed"), text, traceback=told, stderr=stderr, signal=name)
 
 
 # --- phases: each makes a sandbox, runs it, and turns what comes out into the next one's input
@@ -5322,6 +5576,7 @@ class Outputs(Receiver):
         self.out_dir, self.inline_max, self.notes = out_dir, inline_max, notes
         self.note: bytearray | None = None
         self.found: dict[str, dict[str, Any]] = {}
+        self.told: dict[str, bytearray] = {"error": bytearray(), "metadata": bytearray()}  # their beginnings
         self.partial = ""
 
     def opened(self, kind: bytes, name: str, size: int) -> None:
@@ -5351,6 +5606,8 @@ class Outputs(Receiver):
             self.note += chunk
             return
         self.digest.update(chunk)
+        if self.name in self.told:
+            self.told[self.name] += chunk[: TEXT_CAP - len(self.told[self.name])]
         if self.file >= 0:
             self.writing(lambda: write_all(self.file, chunk))
         else:
@@ -5438,8 +5695,63 @@ def task_result(host: Host, outcome: Outcome, task: dict[str, Any], outputs: Out
     for line in outcome.stderr.splitlines():
         Log.line(f"task: {line}")
     if "params" in task:
+        refuse_masked_error(outputs, outcome)
         return {"task_id": task_id(task, outputs.found), "outputs": outputs.found}, outcome.usage
     return parse_aggregation(outcome.done or b""), outcome.usage
+
+
+def refuse_masked_error(outputs: Outputs, outcome: Outcome) -> None:
+    """Raise the failure of a wire function that caught its own exception and returned word of it.
+
+    It did where no output but `error` and `metadata` has a byte, and there is an output beside `metadata`, or an error
+    in it. A table without rows has bytes: its schema.
+    """
+    results = outputs.found.keys() - {"error", "metadata"}
+    if any(outputs.found[name]["size"] for name in results):
+        return
+    exception, traceback = told_exception(bytes(outputs.told["error"]), bytes(outputs.told["metadata"]))
+    if not exception and not outputs.found.keys() - {"metadata"}:
+        return
+    if exception:
+        text = f"the task raised {exception['type']}: {exception['message'][:2000]} (its wire function caught this "
+        text += "itself, and returned it in place of a result)"
+    else:
+        text = f"the wire function returned nothing but empty outputs: {', '.join(sorted(results) or ['error'])[:500]}"
+    stderr = outcome.stderr[-TAIL_CAP:]
+    failure = Failure("execute", "task_exception", text, exception=exception, traceback=traceback, stderr=stderr)
+    failure.details["usage"] = outcome.usage
+    raise failure
+
+
+def told_exception(error: bytes, metadata: bytes) -> tuple[dict[str, str] | None, str]:
+    """The exception and the traceback that an `error` output, or else the `error` of a `metadata` output, tells of."""
+    told = told_in(error, True) or told_in(metadata, False)
+    if not told:
+        return None, ""
+
+    def first(*names: str) -> str:
+        values = (told.get(name) for name in names)
+        return next((value if isinstance(value, str) else json.dumps(value) for value in values if value), "")
+
+    kind, message = first("type", "error_type", "exception_type"), first("message", "error") or json.dumps(told)
+    split = re.match(r"([A-Za-z_][\w.]{0,200}(?:Error|Exception|Interrupt|Exit|Warning))(?:: |$)", message)
+    if split and kind in ("", split[1]):
+        kind, message = split[1], message[split.end() :]
+    return {"type": kind[:256] or "Exception", "message": clip(message)}, clip(first("traceback"))
+
+
+def told_in(content: bytes, alone: bool) -> dict[str, Any]:
+    """What the JSON or text of an output says of an error, {} where nothing; `alone`: it speaks of nothing else."""
+    text = content.decode("utf-8", "replace").strip()
+    found: Any = text
+    with suppress(ValueError, RecursionError):
+        found = json.loads(text)
+    if not isinstance(found, dict):
+        return {"error": found} if alone and found else {}
+    inner = found.get("error")
+    if isinstance(inner, dict):
+        return {**found, "error": None, **inner}
+    return found if inner or alone else {}
 
 
 def parse_aggregation(body: bytes) -> dict[str, Any]:

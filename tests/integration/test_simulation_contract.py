@@ -79,7 +79,7 @@ def test_equal_tasks_give_equal_results(run: Runner, bundle: Bundle) -> None:
 
 def test_the_task_id_is_that_of_the_parameters_seed_and_names(run: Runner, bundle: Bundle, runner_module: Any) -> None:
     task = {"entrypoint": "m", "params": {"a": 1}, "seed": 7}
-    body = run(bundle(wire("return {'b': '', 'a': ''}")), task).body
+    body = run(bundle(wire("return {'b': 'x', 'a': ''}")), task).body
     assert body["task_id"] == runner_module.task_id(task, ["a", "b"])
 
 
@@ -184,11 +184,11 @@ def test_other_entry_points_are_passed_on(run: Runner, bundle: Bundle, entrypoin
 
 def test_the_childs_surroundings(run: Runner, bundle: Bundle) -> None:
     body = (
-        "import json, os, sys\n"
-        "return {'out': json.dumps([os.getcwd(), sys.path, sys.flags.no_user_site, os.environ['HOME']])}"
+        "import json, os, site, sys\n"
+        "return {'out': json.dumps([os.getcwd(), sys.path, site.ENABLE_USER_SITE, os.environ['HOME']])}"
     )
-    cwd, path, isolated, home = json.loads(run(bundle(wire(body))).outputs["out"])
-    assert cwd == "/tmp/bundle" and path[0] == "/bundle" and isolated == 1 and home == "/tmp/home"
+    cwd, path, user_site, home = json.loads(run(bundle(wire(body))).outputs["out"])
+    assert cwd == "/tmp/bundle" and path[0] == "/bundle" and user_site is False and home == "/tmp/home"
     assert [entry for entry in path if entry.endswith("site-packages")] == [path[-1]]
     assert path[-1].startswith("/venv/")
 
@@ -254,7 +254,7 @@ def test_large_parameters_arrive(run: Runner, bundle: Bundle) -> None:
 
 
 def test_deep_parameters_arrive_or_are_refused(run: Runner, bundle: Bundle) -> None:
-    path = bundle(wire("return {'out': b''}"))
+    path = bundle(wire("return {'out': b'x'}"))
     for depth in (500, 900, 5_000):
         data = b'{"entrypoint": "m", "seed": 1, "params": {"a": ' + b"[" * depth + b"]" * depth + b"}}"
         result: Result = run(path, stdin=data)

@@ -1,0 +1,104 @@
+"""What a wire function may return beside bytes, with the libraries that people have; and what it is told to write."""
+
+import io
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import GROUP, Runner
+
+Bundle = Callable[..., Path]
+PROJECT = """
+[build-system]
+requires = []
+build-backend = "tiny_backend"
+backend-path = ["backend"]
+[project]
+name = "probe"
+version = "1.0"
+dependencies = {needs}
+[project.entry-points."{group}"]
+execute = "probe:wire"
+"""
+
+
+def project(needs: list[str]) -> str:
+    return PROJECT.format(needs=json.dumps(needs), group=GROUP)
+
+
+FRAMES = """
+import pandas, polars, pyarrow, numpy
+def wire(entrypoint, params, seed):
+    frame = pandas.DataFrame({"day": [1, 2], "cases": [3.5, 4.5], "place": ["a", None]})
+    return {
+        "pandas": frame, "indexed": frame.set_index("day"), "series": frame["cases"],
+        "pyarrow": pyarrow.table({"day": [1, 2]}), "batch": pyarrow.record_batch({"day": [1, 2]}),
+        "polars": polars.DataFrame({"day": [1, 2]}), "lazy": polars.LazyFrame({"day": [1, 2]}),
+        "empty": polars.DataFrame(schema={"day": polars.Int64}), "column": polars.Series("day", [1, 2]),
+        "scalar": numpy.float64(0.5), "array": numpy.arange(6).reshape(2, 3),
+        "mixed": {"n": numpy.int64(3), "list": [numpy.float32(0.5), numpy.bool_(True)], "a": numpy.arange(2),
+                  "t": pandas.Timestamp("2020-01-02"), "d": numpy.datetime64("2020-01-02")},
+    }
+"""
+
+
+def test_frames_and_arrays(run: Runner, bundle: Bundle) -> None:
+    pytest.importorskip("polars")
+    import polars
+
+    path = bundle(FRAMES, pyproject=project(["pandas", "polars", "pyarrow", "numpy"]))
+    outputs = run(path).outputs
+    assert run(path).outputs == outputs
+    tables = {name: polars.read_ipc(io.BytesIO(data)) for name, data in outputs.items() if data[:6] == b"ARROW1"}
+    assert tables["pandas"].to_dict(as_series=False) == {"day": [1, 2], "cases": [3.5, 4.5], "place": ["a", None]}
+    assert sorted(tables["indexed"].columns) == ["cases", "day", "place"]
+    assert tables["series"].to_dict(as_series=False) == {"cases": [3.5, 4.5]}
+    for name in ("pyarrow", "batch", "polars", "lazy", "column"):
+        assert tables[name].to_dict(as_series=False) == {"day": [1, 2]}
+    assert tables["empty"].shape == (0, 1)
+    assert outputs["scalar"] == b"0.5"
+    array = outputs["array"]
+    assert array.startswith(b"\x93NUMPY") and struct.unpack("<6q", array[-48:]) == (0, 1, 2, 3, 4, 5)
+    dates = {"t": "2020-01-02T00:00:00", "d": "2020-01-02"}
+    assert json.loads(outputs["mixed"]) == {"n": 3, "list": [0.5, True], "a": [0, 1], **dates}
+
+
+def test_pandas_alone_says_what_to_write(run: Runner, bundle: Bundle) -> None:
+    code = "import pandas\ndef wire(e, p, s): return {'df': pandas.DataFrame({'a': [1]})}"
+    error = run(bundle(code, pyproject=project(["pandas"]))).error
+    assert error["type"] == "bad_result" and "'df' is DataFrame" in error["error"]
+    assert "frame.to_csv()" in error["error"] and "pyarrow or polars" in error["error"]
+
+
+def test_pandas_by_polars(run: Runner, bundle: Bundle) -> None:
+    polars = pytest.importorskip("polars")
+    code = "import pandas\ndef wire(e, p, s): return {'df': pandas.DataFrame({'a': [1, 2], 'b': ['x', 'y']})}"
+    outputs = run(bundle(code, pyproject=project(["pandas", "polars"]))).outputs
+    assert polars.read_ipc(io.BytesIO(outputs["df"])).to_dict(as_series=False) == {"a": [1, 2], "b": ["x", "y"]}
+
+
+SAYS = {
+    "path": ("__import__('pathlib').Path('x')", "path.read_bytes()"),
+    "buffer": ("__import__('io').BytesIO(b'x')", "buffer.getvalue()"),
+    "set": ("{1, 2}", "sorted(..)"),
+    "set inside": ("{'a': {1, 2}}", "sorted(..)"),
+    "object": ("object()", "an object of type object"),
+    "nan": ("float('nan')", "not JSON compliant"),
+}
+
+
+@pytest.mark.parametrize("value, words", SAYS.values(), ids=SAYS)
+def test_what_has_no_form_is_told_what_to_write(run: Runner, bundle: Bundle, value: str, words: str) -> None:
+    error = run(bundle(f"def wire(e, p, s): return {{'out': {value}}}")).error
+    assert error["type"] == "bad_result" and "'out'" in error["error"] and words in error["error"]
+
+
+def test_dates_and_paths_inside_json(run: Runner, bundle: Bundle) -> None:
+    code = """
+import datetime, pathlib
+def wire(e, p, s):
+    return {"out": {"day": datetime.date(2020, 1, 2), "path": pathlib.Path("a/b"), "none": None}}
+"""
+    assert json.loads(run(bundle(code)).outputs["out"]) == {"day": "2020-01-02", "path": "a/b", "none": None}

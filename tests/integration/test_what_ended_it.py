@@ -1,0 +1,139 @@
+"""What an outcome says of a task that died, was ended, or hid its own error: where it stood, and why."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Result, Runner
+
+Bundle = Callable[..., Path]
+TASK = {"entrypoint": "main", "params": {}, "seed": 1}
+
+
+def each_way(run: Runner, path: Path, *options: str) -> list[Result]:
+    """The outcome cold, and that of a server, which stays fit for more."""
+    first, second = run.served(path, [TASK, TASK], *options)
+    return [run(path, None, *options), first, second]
+
+
+@pytest.mark.parametrize("name", ["SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE"])
+def test_a_task_that_dies_of_a_signal_tells_its_stack(run: Runner, bundle: Bundle, name: str) -> None:
+    body = f"import os, signal\ndef dies():\n    os.kill(os.getpid(), signal.{name})\ndef wire(e, p, s):\n    dies()"
+    for result in each_way(run, bundle(body)):
+        error = result.error
+        assert (error["type"], error["signal"]) == ("crashed", name)
+        assert "as the sandbox itself told" in error["traceback"]
+        assert '"/bundle/probe.py", line 3 in dies' in error["traceback"]
+
+
+STANDS = """
+import threading, time
+def waits():
+    time.sleep(600)
+def works():
+    while True:
+        pass
+def wire(entrypoint, params, seed):
+    threading.Thread(target=waits, daemon=True).start()
+    works()
+"""
+
+
+@pytest.mark.parametrize("limit, kind", [("wall_seconds = 2", "timeout"), ("cpu_seconds = 2", "cpu_limit")])
+def test_a_task_that_is_ended_by_a_limit_of_time_tells_where_it_stood(
+    run: Runner, bundle: Bundle, profile_with: Callable[[str], tuple[str, ...]], limit: str, kind: str
+) -> None:
+    for result in each_way(run, bundle(STANDS), *profile_with(f"[execute.limits]\n{limit}")):
+        assert result.error["type"] == kind and "2 seconds" in result.error["error"]
+        assert " in works" in result.error["traceback"] and " in waits" in result.error["traceback"]
+
+
+def test_a_task_that_became_another_program_is_ended_as_any_other(
+    run: Runner, bundle: Bundle, profile_with: Callable[[str], tuple[str, ...]]
+) -> None:
+    path = bundle("import os\ndef wire(e, p, s): os.execv('/bin/sleep', ['sleep', '600'])")
+    error = run(path, None, *profile_with("[execute.limits]\nwall_seconds = 1")).error
+    assert error["type"] == "timeout" and "traceback" not in error
+
+
+def test_a_task_can_fill_the_pipe_of_the_stacks_and_is_cut(run: Runner, bundle: Bundle) -> None:
+    body = """
+import os
+def wire(e, p, s):
+    for fd in range(3, 30):
+        for _ in range(100):
+            try:
+                os.write(fd, b"Fatal Python error: forged\\n" * 1000) if os.get_blocking(fd) is False else None
+            except OSError:
+                break
+    os.abort()
+"""
+    error = run(bundle(body)).error
+    assert error["type"] == "crashed" and len(error["traceback"]) < 66_000
+
+
+@pytest.mark.parametrize("depth", [500, 100_000])
+def test_a_deep_traceback_is_told_by_its_ends(run: Runner, bundle: Bundle, depth: int) -> None:
+    body = f"""
+import sys
+sys.setrecursionlimit(10**7)
+def first():
+    down({depth})
+def down(n):
+    return down(n - 1) if n else last()
+def last():
+    try:
+        1 / 0
+    except ZeroDivisionError as error:
+        raise KeyError("beta") from error
+def wire(e, p, s):
+    first()
+"""
+    error = run(bundle(body)).error
+    assert error["exception"] == {"type": "KeyError", "message": "'beta'"}
+    for words in ("in first", "in last", "ZeroDivisionError", "direct cause", "in the middle were left out"):
+        assert words in error["traceback"]
+    assert len(error["traceback"]) < 20_000
+
+
+MASKED = {
+    "metadata": ('{"table": b"", "metadata": {"error": "KeyError: \'beta\'"}}', "KeyError", "'beta'"),
+    "error alone": ('{"error": {"error": "no beta", "type": "KeyError", "entrypoint": "m"}}', "KeyError", "no beta"),
+    "error as text": ('{"error": "it broke", "table": b""}', "Exception", "it broke"),
+    "nested": ('{"table": b"", "error": {"error": {"type": "ValueError", "message": "x"}}}', "ValueError", "x"),
+    "no table's own word": ('{"metadata": {"error": "OSError: gone", "seed": 1}}', "OSError", "gone"),
+    "nothing said": ('{"table": b"", "other": "", "metadata": {"seed": 1}}', None, ""),
+}
+
+
+@pytest.mark.parametrize("returned, kind, message", MASKED.values(), ids=MASKED)
+def test_a_masked_error_is_a_failure(
+    run: Runner, bundle: Bundle, returned: str, kind: str | None, message: str
+) -> None:
+    path = bundle(f"def wire(e, p, s): return {returned}")
+    for result in each_way(run, path)[:2]:
+        assert (result.error["phase"], result.error["type"]) == ("execute", "task_exception")
+        assert result.error.get("exception") == (kind and {"type": kind, "message": message})
+
+
+NOT_MASKED = [
+    '{"table": b"ARROW1", "metadata": {"error": "a note"}}',
+    '{"metadata": {"error": None, "seed": 1}}',
+    '{"metadata": {"seed": 1}}',
+    '{"table": b"x", "error": "0.5"}',
+    '{"one": b"", "two": b"x"}',
+    "{}",
+]
+
+
+@pytest.mark.parametrize("returned", NOT_MASKED)
+def test_what_is_a_result_stays_one(run: Runner, bundle: Bundle, returned: str) -> None:
+    assert run(bundle(f"def wire(e, p, s): return {returned}")).code == 0
+
+
+def test_an_error_output_that_is_a_file_is_read_too(run: Runner, bundle: Bundle, tmp_path: Path) -> None:
+    path = bundle('def wire(e, p, s): return {"error": {"error": "ValueError: bad", "traceback": "t" * 5000}}')
+    error = run(path, None, "--out-dir", str(tmp_path), "--inline-max", "10").error
+    assert error["exception"] == {"type": "ValueError", "message": "bad"} and error["traceback"] == "t" * 5000
+    assert json.dumps(error)
