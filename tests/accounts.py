@@ -16,36 +16,41 @@ from conftest import PROFILES, RUNNER
 USER = 61999  # an ordinary uid: nobody's, and none of those that the profiles give to sandboxes
 
 SLOW = int(os.environ.get("SLOW_MACHINE", "1"))  # an emulated processor: limits of time are that many times longer
-SMALL = f"""
+
+
+def limits(times: int) -> str:
+    """Small limits of space, and of time."""
+    times *= SLOW
+    return f"""
 [bundle]
-inspect_seconds = {2 * SLOW}
+inspect_seconds = {2 * times}
 [dependencies]
 private_addresses = true
 max_wheel_bytes = "64MiB"
 max_environment_bytes = "96MiB"
-unpack_seconds = {4 * SLOW}
+unpack_seconds = {4 * times}
 [fetch]
 tmp_bytes = "64MiB"
 [fetch.limits]
-wall_seconds = {8 * SLOW}
+wall_seconds = {8 * times}
 memory_bytes = "1GiB"
 output_bytes = "32MiB"
 [build]
 tmp_bytes = "64MiB"
 [build.limits]
-wall_seconds = {3 * SLOW}
+wall_seconds = {3 * times}
 memory_bytes = "256MiB"
 processes = 40
 output_bytes = "16MiB"
 [compile.limits]
-wall_seconds = {6 * SLOW}
+wall_seconds = {6 * times}
 memory_bytes = "256MiB"
 [execute]
 tmp_bytes = "64MiB"
 shm_bytes = "32MiB"
 [execute.limits]
-wall_seconds = {2 * SLOW}
-cpu_seconds = {1 * SLOW}
+wall_seconds = {2 * times}
+cpu_seconds = {1 * times}
 memory_bytes = "256MiB"
 processes = 40
 file_bytes = "32MiB"
@@ -53,14 +58,21 @@ open_files = 64
 output_bytes = "4MiB"
 stderr_bytes = "1MiB"
 """
+
+
+# No /proc, and nobody but the filter refuses user namespaces.
+NO_PROC = '[sandbox]\nproc = false\nhostname = ""\nnested_userns = "seccomp"\nmasked = []\n'
 # Profiles of the tests, by name: small limits, servers of this machine may be named, or a protection is off.
 TEST_PROFILES = {
     "local": "[dependencies]\nprivate_addresses = true\n",
     "init-in-reach": "[sandbox]\nmasked = []\n",
     "init-may-stay": "[seccomp]\ndeny_if = []\n",
     "init-open": "[sandbox]\nmasked = []\n[seccomp]\ndeny_if = []\n",
-    "small": SMALL,
-    "small-no-proc": '[sandbox]\nproc = false\nhostname = ""\nnested_userns = "seccomp"\nmasked = []\n' + SMALL,
+    "small": limits(30),  # time that the slowest machine has
+    "small-no-proc": NO_PROC + limits(30),
+    "brief": limits(1),  # for what is a matter of time
+    "brief-no-proc": NO_PROC + limits(1),
+    "twelve-seconds": "[dependencies]\nprivate_addresses = true\n[fetch.limits]\nwall_seconds = " + str(12 * SLOW),
 }
 
 

@@ -16,8 +16,9 @@ import pytest
 # Fewer where the machine can't have all: PROBE_PROFILES=container in an ordinary container.
 PROFILES = tuple((os.environ.get("PROBE_PROFILES") or "default,strict,container,debug").split(","))
 # The profiles of the tests are one of those, with a change.
-EXTENDS = {"small-no-proc": "container"}
-EXTENDS |= dict.fromkeys(("local", "small", "init-in-reach", "init-may-stay", "init-open"), "default")
+EXTENDS = dict.fromkeys(("small-no-proc", "brief-no-proc"), "container")
+EXTENDS |= dict.fromkeys(("local", "small", "brief", "twelve-seconds"), "default")
+EXTENDS |= dict.fromkeys(("init-in-reach", "init-may-stay", "init-open"), "default")
 NO_CONTROL: dict[str, str] = {}  # probe to why it can't be shown to succeed with the protection off
 CONTROLS_DONE: set[str] = set()
 TRIED: list[dict[str, Any]] = []  # one entry for each hostile bundle

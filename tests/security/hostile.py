@@ -20,6 +20,9 @@ def main(request, pipe, child):
 """
 
 
+PATIENCE = 300 * SLOW  # seconds: no claim, only an end
+
+
 class HostileRunner(Runner):
     """The real runner, started by an account, under a profile; each call is an entry of the report."""
 
@@ -62,7 +65,7 @@ class HostileRunner(Runner):
         *arguments: str,
         env: Mapping[str, str] | None = None,
         stdin: bytes | None = None,
-        timeout: float = 60 * SLOW,
+        timeout: float = PATIENCE,
         name: str = "",
     ) -> Result:
         task = {"entrypoint": "main", "params": {}, "seed": 1} if task is None else task
@@ -91,7 +94,7 @@ class HostileRunner(Runner):
         command = self.command("--bundle-path", str(bundle), "--serve", *arguments)
         line = json.dumps(task).encode() + b"\n"
         done = subprocess.run(
-            command, input=line, capture_output=True, env=self.environment(env), timeout=60 * SLOW, **self.privileges()
+            command, input=line, capture_output=True, env=self.environment(env), timeout=PATIENCE, **self.privileges()
         )
         greeting, answer = done.stdout.splitlines(keepends=True)
         assert "serving" in parse_line(greeting), greeting
@@ -120,6 +123,11 @@ class HostileRunner(Runner):
                 return
             self.peak = max(self.peak, int(found[0].split()[1]) * 1024)
             time.sleep(0.02)
+
+    def brief(self) -> "HostileRunner":
+        """The same, small limits and all, with limits of time that are soon over."""
+        profile = self.profile.replace("small", "brief")
+        return _RUNNERS.setdefault((self.account.name, profile), HostileRunner(self.account, profile))
 
     def bundle(self, wire: str = "", **options: Any) -> Path:
         """Write a bundle where the account can read it; see write_bundle."""

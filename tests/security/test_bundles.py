@@ -188,6 +188,7 @@ TREES = [
         ("ran",),
     ),
     Hostile("nothing at all", emptied, REFUSED),
+    Hostile("two entry points", entry_point('probe:wire"\nmore = "probe:wire'), ("bundle/many_wire_entry_points",)),
 ]
 TEXTS = [
     Hostile("TOML that is not", replace("pyproject.toml", "[[[[["), REFUSED),
@@ -211,7 +212,6 @@ TEXTS = [
     Hostile("a backend is code", build_system('requires=[]\nbuild-backend="os;import os"'), REFUSED),
     Hostile("an entry point is code", entry_point("os:system('x')"), ("execute/*", "bundle/*", "install/*")),
     Hostile("an entry point of 1 MB", entry_point("x" * 1_000_000 + ":y"), ("execute/*", *REFUSED, "install/*")),
-    Hostile("two entry points", entry_point('probe:wire"\nmore = "probe:wire'), ("bundle/many_wire_entry_points",)),
 ]
 LINES = [
     "-e .", "-e /etc", "-r /etc/shadow", "-c /etc/shadow", "--index-url https://127.0.0.1:1/simple/",
@@ -247,7 +247,7 @@ def check(hostile: HostileRunner, case: Hostile, **options: Any) -> Any:
     bundle = hostile.bundle(WIRE)
     case.make(bundle)
     before = {path.name for path in bundle.iterdir()}
-    result = hostile(bundle, name=case.name, timeout=20, **options)
+    result = hostile(bundle, name=case.name, **options)
     assert fits(ends(result), case.ends), f"{ends(result)}: {str(result.body)[:600]}"
     text = str(result.body) + result.stderr
     for line in shadow_lines():
@@ -276,7 +276,7 @@ def test_tree_in_turns(case: Hostile, hostile: HostileRunner) -> None:
     check(hostile, case)
 
 
-@turns("case", TEXTS, ("root", "small"), ("user", "small"))
+@turns("case", TEXTS, ("root", "brief"), ("user", "brief"))
 def test_text(case: Hostile, hostile: HostileRunner) -> None:
     check(hostile, case)
 

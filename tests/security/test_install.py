@@ -424,7 +424,7 @@ SLOW_FILES = {
 }
 
 
-@runs(("root", "small"), ("user", "small"))
+@runs(("root", "brief"), ("user", "brief"))
 @pytest.mark.parametrize("name", SLOW_FILES)
 def test_the_host_is_not_kept_busy(name: str, hostile: HostileRunner, server: LocalServer) -> None:
     """What the runner itself unpacks and reads has a limit of time too."""
