@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import psutil
 import pytest
-from conftest import PROFILES, RUNNER
+from conftest import PROFILES, RUNNER, keep_bytecode
 
 USER = 61999  # an ordinary uid: nobody's, and none of those that the profiles give to sandboxes
 
@@ -121,12 +121,14 @@ def accounts(base: Path) -> dict[str, Account]:
     for name, text in TEST_PROFILES.items():
         head = 'description = "for tests"\nextends = "default"\n'
         (base / "profiles" / f"{name}.toml").write_text(head + text)
+    keep_bytecode(sys.executable, base / "tools" / RUNNER.name)
     if os.geteuid() != 0:
         return {"user": Account("user", None, sys.executable, folder("user"))}
     root = Account("root", None, sys.executable, folder("root"))
-    own = folder("user")
+    own, python = folder("user"), user_python(base)
     os.chown(own, USER, USER)
-    return {"root": root, "user": Account("user", USER, user_python(base), own)}
+    keep_bytecode(python, base / "tools" / RUNNER.name)
+    return {"root": root, "user": Account("user", USER, python, own)}
 
 
 def user_python(base: Path) -> str:

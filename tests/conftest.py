@@ -33,6 +33,18 @@ ROOT = Path(__file__).resolve().parent.parent
 RUNNER = ROOT / "tools" / "ultra_cold_runner.py"
 PROFILES = ROOT / "sandbox-profiles"
 GROUP = "modelops.wire"
+# As `python -m` starts a module, wherever the caller is: Python keeps its bytecode, and need not compile it each time.
+START = "import runpy, sys; sys.path.insert(0, sys.argv.pop(1)); runpy.run_module({!r}, None, '__main__', True)"
+
+
+def start_of(python: str, runner: Path) -> list[str]:
+    """The command that starts the runner, but for its arguments."""
+    return [python, "-P", "-c", START.format(runner.stem), str(runner.parent)]
+
+
+def keep_bytecode(python: str, runner: Path) -> None:
+    """Where its folder can't be written, each start compiles it."""
+    subprocess.run([python, "-m", "py_compile", str(runner)], stderr=subprocess.DEVNULL)
 
 
 class Result(NamedTuple):
@@ -66,13 +78,13 @@ def parse_line(stdout: bytes) -> dict[str, Any]:
 
 
 class Runner:
-    """Calls the runner as a shell user does, with a store of its own that goes with the session."""
+    """Calls the runner, with a store of its own that goes with the session."""
 
     def __init__(self, store: Path) -> None:
         self.store = store
 
     def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, str(RUNNER), "--store-dir", str(self.store), *arguments]
+        return [*start_of(sys.executable, RUNNER), "--store-dir", str(self.store), *arguments]
 
     def environment(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
         switches = ("REUSE", "PRESERVE_TMP", "VENVS_DIR", "SANDBOX_PROFILES_DIR")
@@ -127,6 +139,7 @@ def store() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def run(store: Path) -> Runner:
+    keep_bytecode(sys.executable, RUNNER)
     return Runner(store)
 
 

@@ -75,7 +75,7 @@ def run_limited(
 def python_starts(runner: FaultRunner, limits: Mapping[int, int]) -> bool:
     """Whether the interpreter can start, and come to the end of the runner's file, under these limits: before that no
     code of ours runs that could say something."""
-    command = [*runner.command()[:2], "--help"]
+    command = runner.command("--help")
 
     def limit() -> None:
         for kind, value in limits.items():

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from accounts import HERE, SLOW, Account
-from conftest import RUNNER, Result, Runner, parse_line, write_bundle
+from conftest import RUNNER, Result, Runner, parse_line, start_of, write_bundle
 from evidence import TRIED
 
 CALLS_THE_TASK = """
@@ -34,8 +34,9 @@ class HostileRunner(Runner):
 
     def command(self, *arguments: str) -> list[str]:
         profiles = str(self.account.folder.parent / "profiles")
-        _, _, *rest = super().command(*arguments, "--profile", self.profile, "--profiles-dir", profiles)
-        return [self.account.python, str(self.account.folder.parent / "tools" / RUNNER.name), *rest]
+        start = start_of(self.account.python, self.account.folder.parent / "tools" / RUNNER.name)
+        where = ("--store-dir", str(self.store), "--profile", self.profile, "--profiles-dir", profiles)
+        return [*start, *where, *arguments]
 
     def environment(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
         tools = f"{os.path.dirname(self.account.python)}:{os.environ['PATH']}"
