@@ -81,7 +81,7 @@ BOMBS = [
         "memory of a child that is gone from its parent",
         "r, w = os.pipe()\nif os.fork() == 0:\n os.setsid()\n"
         " if os.fork() == 0:\n  kept = fill(600 << 20); hold(); os._exit(0)\n os._exit(0)\n"
-        "os.close(w); os.read(r, 1)",
+        "os.close(w); os.read(r, 1); hold()",
         MEMORY,
     ),
     Bomb(
