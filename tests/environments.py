@@ -62,7 +62,7 @@ def runners(tmp_path: Path) -> list[int]:
     ]
 
 
-def wait_until(condition: Callable[[], bool], problem: str, seconds: float = 30) -> None:
+def wait_until(condition: Callable[[], bool], problem: str, seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, problem

@@ -19,7 +19,7 @@ from servers import LocalServer, wheel
 
 THOROUGH = os.environ.get("THOROUGH") == "1"
 SEED = int(os.environ.get("FAULT_SEED") or random.SystemRandom().randrange(1 << 32))  # printed, to repeat a run
-PATIENCE = 60  # seconds: no claim, only an end
+PATIENCE = 300  # seconds: no claim, only an end
 TASK = b'{"entrypoint": "main", "params": {}, "seed": 1}'
 PROJECT = """
 [build-system]

@@ -114,7 +114,7 @@ class Served:
         self.process.stdin.flush()
 
     def receive(self) -> dict[str, Any]:
-        return parse_line(self.lines.get(timeout=120))
+        return parse_line(self.lines.get(timeout=300))
 
     def ask(self, do: str, **params: Any) -> dict[str, Any]:
         self.send({"entrypoint": "main", "params": {"do": do, **params}, "seed": 7})
@@ -146,7 +146,7 @@ def serve(run: Runner, bundle: Callable[..., Path]) -> Serve:
             assert process.stdin is not None
             if not process.stdin.closed:
                 process.stdin.close()
-            process.wait(timeout=60)
+            process.wait(timeout=300)
         finally:
             process.kill()
             process.wait()
@@ -258,7 +258,7 @@ def test_end_of_input_lets_the_running_task_finish(serve: Serve) -> None:
         served.send({"entrypoint": "main", "params": {"do": "sleep", "seconds": 1}, "seed": 1})
         served.process.stdin.close()
         assert "outputs" in served.receive()
-        assert served.process.wait(timeout=30) == 0
+        assert served.process.wait(timeout=300) == 0
 
 
 def test_sigterm_answers_the_running_task_and_leaves_nothing(serve: Serve, store: Path) -> None:
@@ -267,7 +267,7 @@ def test_sigterm_answers_the_running_task_and_leaves_nothing(serve: Serve, store
         served.send({"entrypoint": "main", "params": {"do": "sleep"}, "seed": 1})
         served.process.send_signal(signal.SIGTERM)
         assert served.receive()["_fatal_error"]["type"] == "killed"
-        assert served.process.wait(timeout=30) == 128 + signal.SIGTERM
+        assert served.process.wait(timeout=300) == 128 + signal.SIGTERM
     assert not [name for name in os.listdir(store / "run") if str(served.process.pid) in name]
 
 

@@ -16,7 +16,7 @@ from servers import LocalServer, hang
 
 Bundle = Callable[..., Path]
 TASK = b'{"entrypoint": "main", "params": {}, "seed": 1}'
-PATIENCE = 60  # seconds: no claim, only an end
+PATIENCE = 300  # seconds: no claim, only an end
 
 
 def wait_for(condition: Callable[[], object], what: str) -> None:

@@ -81,7 +81,7 @@ def seeds(results: list[SimReturn]) -> list[int]:
 def test_the_port(service: DaskSimulationService, ref: str) -> None:
     port: SimulationService = service
     future = port.submit(sim_task(ref, seed=7))
-    assert seeds([future.result(timeout=60)]) == [7]
+    assert seeds([future.result(timeout=300)]) == [7]
     assert future.done() and future.exception() is None and not future.cancel()
     assert list(service.executors().values()) == ["warm"]
     assert all(report["healthy"] for report in service.health_check().values())
@@ -110,10 +110,10 @@ def test_equal_tasks_are_submissions_of_their_own(service: DaskSimulationService
 def test_replicates(service: DaskSimulationService, ref: str) -> None:
     replicates = ReplicateSet(sim_task(ref, seed=10), 4)
     plain = service.submit_replicate_set(replicates)
-    assert seeds(list(plain.result(timeout=60))) == [10, 11, 12, 13]  # type: ignore[arg-type]
+    assert seeds(list(plain.result(timeout=300))) == [10, 11, 12, 13]  # type: ignore[arg-type]
     assert plain.done() and plain.exception() is None and not plain.cancel()
     total = service.submit_replicate_set(replicates, TOTAL, target_data={"scale": 2})
-    found = total.result(timeout=60)
+    found = total.result(timeout=300)
     assert isinstance(found, AggregationReturn) and found.loss == 92.0 and found.n_replicates == 4
     assert service.gather([plain, total]) == [plain.result(), found]
 
@@ -130,7 +130,7 @@ def test_failed_aggregations_are_values(service: DaskSimulationService, ref: str
     bad = ReplicateSet(sim_task(ref, {"fail": 2}, seed=1), 2)
     first = service.submit_replicate_set(good, "fit.targets:broken")
     with pytest.raises(RunnerError, match="no target today"):
-        first.result(timeout=60)
+        first.result(timeout=300)
     error = first.exception()
     assert isinstance(error, RunnerError) and error.fatal_error["type"] == "task_exception"
     second, third = service.gather(service.submit_batch_with_aggregation([bad, good], TOTAL))
@@ -164,7 +164,7 @@ def test_a_killed_worker_loses_no_task(
         orphans = psutil.Process(victim).children(recursive=True)
         os.kill(victim, signal.SIGKILL)
         assert seeds(service.gather(futures)) == list(range(8))
-        assert total.result(timeout=60).loss == 28.0
+        assert total.result(timeout=300).loss == 28.0
         wait_until(lambda: not any(alive(child) for child in orphans), "a runner outlived its worker")
     WorkingDir(tmp_path / "storage" / "incoming").close()  # the next environment sweeps what the dead one left
 
@@ -209,7 +209,7 @@ def test_cancelling(
         for future in (running, waiting):
             result = future.result()
             assert result.error is not None and result.error.error_type == "cancelled"
-        assert seeds([service.submit(sim_task(ref, seed=3)).result(timeout=60)]) == [3]
+        assert seeds([service.submit(sim_task(ref, seed=3)).result(timeout=300)]) == [3]
 
 
 def test_a_result_that_is_not_there_in_time(service: DaskSimulationService, ref: str) -> None:

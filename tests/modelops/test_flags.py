@@ -124,7 +124,7 @@ def test_importing_the_old_names_is_harmless() -> None:
 def old_runner(*arguments: str, flag: str | None, stdin: bytes = b"") -> "subprocess.CompletedProcess[bytes]":
     extra = {} if flag is None else {"MODELOPS_ENABLE_LEGACY_COLD": flag}
     command = [sys.executable, "-m", "modelops.worker.cold_runner", *arguments]
-    return subprocess.run(command, input=stdin, capture_output=True, env=environment(**extra), timeout=120)
+    return subprocess.run(command, input=stdin, capture_output=True, env=environment(**extra), timeout=300)
 
 
 def environment(**extra: str) -> dict[str, str]:

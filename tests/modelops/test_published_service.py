@@ -79,7 +79,7 @@ def test_the_client_is_the_callers(cluster: distributed.Client, ref: str, enviro
     for _ in range(2):
         with DaskSimulationService(cluster, config) as service:
             assert service.client is cluster
-            assert service.submit(task(ref)).result(timeout=60).error is None
+            assert service.submit(task(ref)).result(timeout=300).error is None
         assert cluster.status == "running" and cluster.submit(abs, -1).result() == 1
 
 
@@ -124,19 +124,19 @@ def test_scenarios_and_failures(service: DaskSimulationService, ref: str) -> Non
 
 
 def test_a_bundle_that_is_not_there(service: DaskSimulationService) -> None:
-    result = service.submit(task("sha256:" + "0" * 64)).result(timeout=60)
+    result = service.submit(task("sha256:" + "0" * 64)).result(timeout=300)
     assert result.error is not None and result.error.error_type == "bundle_not_found"
     assert "not found" in result.error.message.lower()
 
 
 def test_large_parameters(service: DaskSimulationService, ref: str) -> None:
-    result = service.submit(task(ref, padding="x" * 700_000)).result(timeout=60)
+    result = service.submit(task(ref, padding="x" * 700_000)).result(timeout=300)
     assert result.error is None
 
 
 @pytest.mark.parametrize("target", [OLD, "dummy.targets/compute_loss", "package.fits.targets/compute_loss"])
 def test_aggregation_in_the_old_form(service: DaskSimulationService, ref: str, target: str) -> None:
-    found = service.submit_replicate_set(ReplicateSet(task(ref), 3), target_entrypoint=target).result(timeout=60)
+    found = service.submit_replicate_set(ReplicateSet(task(ref), 3), target_entrypoint=target).result(timeout=300)
     assert isinstance(found, AggregationReturn) and (found.loss, found.n_replicates) == (0.25, 3)
     assert found.diagnostics["method"] == "simple_test"
 
@@ -148,7 +148,7 @@ def test_aggregations_side_by_side(service: DaskSimulationService, ref: str) -> 
 
 
 def test_fifty_replicates(service: DaskSimulationService, ref: str) -> None:
-    found = service.submit_replicate_set(ReplicateSet(task(ref), 50), OLD).result(timeout=120)
+    found = service.submit_replicate_set(ReplicateSet(task(ref), 50), OLD).result(timeout=300)
     assert isinstance(found, AggregationReturn) and found.n_replicates == 50
 
 
@@ -162,6 +162,6 @@ def test_cancelling(service: DaskSimulationService, ref: str) -> None:
     waiting = [service.submit(task(ref, seed)) for seed in range(2, 5)]
     wait_until(lambda: all(service.client.processing().values()), "no task began")
     assert all(future.cancel() for future in running)
-    errors = [future.result(timeout=60).error for future in running]
+    errors = [future.result(timeout=300).error for future in running]
     assert [error and error.error_type for error in errors] == ["cancelled"] * 2
-    assert [future.result(timeout=60).error for future in waiting] == [None] * 3
+    assert [future.result(timeout=300).error for future in waiting] == [None] * 3

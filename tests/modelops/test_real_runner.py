@@ -306,10 +306,12 @@ def test_inputs_that_cannot_be_aggregated(environments: Environments, kind: str,
 
 
 def test_the_timeout_of_a_call(environments: Environments, kind: str, many: str, tmp_path: Path) -> None:
-    exec_env = environments(kind, timeout_seconds=4)
+    exec_env = environments(kind)
     assert exec_env.run(sim_task(many)).error is None
+    exec_env.timeout_seconds = 3
     result = exec_env.run(sim_task(many, {"do": "sleep"}))
     assert result.error is not None and result.error.error_type == "timeout"
+    exec_env.timeout_seconds = 600
     assert exec_env.run(sim_task(many)).error is None
     assert len(runners(tmp_path)) == (1 if kind == "warm" else 0), "a warm server outlives the cancelled task"
 

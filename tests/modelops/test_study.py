@@ -324,7 +324,7 @@ def study(
     command += ["--entrypoint", "probe.model/baseline", "--out", str(out), *arguments]
     path = os.pathsep.join(sys.path)
     environment = {**os.environ, "PYTHONPATH": path, "MODELOPS_RUNNER_STORE_DIR": str(store), **(env or {})}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
 
 
 def test_the_command_in_both_modes(bundle: Path, store: Path, tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ class Command:
             family += family[0].children(recursive=True)
         with suppress(ProcessLookupError):
             os.killpg(process.pid, number)
-        _, stderr = process.communicate(timeout=60)
+        _, stderr = process.communicate(timeout=300)
         wait_until(lambda: not any(alive(member) for member in family), "a process outlived the study")
         wait_until(lambda: not runners(self.tmp_path), "a runner outlived the study")
         return str(stderr)
@@ -209,7 +209,7 @@ def test_progress_on_a_terminal(command: Command, tmp_path: Path) -> None:
     with suppress(OSError):  # the end of a terminal
         while data := os.read(terminal, 65536):
             seen += data
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     os.close(terminal)
     assert process.returncode == 0, seen.decode()
     assert b"8/8" in seen and b"/s" in seen and b"0 failed" in seen
