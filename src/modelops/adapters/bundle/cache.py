@@ -54,6 +54,10 @@ class BundleCache:
             return None
         return folder
 
+    def is_kept(self, digest: str) -> bool:
+        """Whether a bundle is here, which `bundle` then still verifies."""
+        return self._folder(digest).is_dir() and self.artifact(digest) is not None
+
     def artifact(self, digest: str) -> Artifact | None:
         """The manifest of a bundle, where it and its index are here."""
         manifest = self.read(digest)

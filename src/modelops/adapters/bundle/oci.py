@@ -98,7 +98,7 @@ class OciBundleRepository:
             place, digest = self._find(bundle_ref)
         except BundleError:
             return False
-        if self.cache.artifact(digest) is not None:
+        if self.cache.is_kept(digest):
             return True
         with closing(self._client(place)) as registry:
             return registry.has_manifest(f"sha256:{digest}")
