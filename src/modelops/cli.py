@@ -3,6 +3,7 @@
 import typer
 
 from modelops.commands.bundle import app as bundle
+from modelops.commands.debug import debug
 from modelops.commands.doctor import doctor
 from modelops.commands.leaks import leaks
 from modelops.commands.run import run
@@ -10,6 +11,7 @@ from modelops.commands.study import study
 
 app = typer.Typer(help="Run simulation bundles in sandboxes.", no_args_is_help=True, add_completion=False)
 app.add_typer(bundle, name="bundle")
+app.command("debug")(debug)
 app.command("doctor")(doctor)
 app.command("leaks")(leaks)
 app.command("run")(run)

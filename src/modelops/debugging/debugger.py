@@ -1,0 +1,107 @@
+"""One task under a debugger in its sandbox, and what the debugger printed: the data of a hostile process."""
+
+import json
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .tasks import Task, check_task
+from .workbench import Outcome, Workbench
+
+PROGRAM = Path(__file__).with_name("inside_debug.py")
+PROFILE = "debug"
+MAX_FAILURE = 64 << 20  # bytes of a file
+
+
+class FailedTask(NamedTuple):
+    """What an error carries under `debug`: see `adapters.exec_env.failed_task`."""
+
+    bundle: str
+    task: Task | None
+    profile: str
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Session:
+    """What is asked of the debugger. `script` are its commands; None is the caller's terminal."""
+
+    task: Task
+    script: Sequence[str] | None = None
+    breaks: Sequence[tuple[str, int]] = ()
+    stop_after: float | None = None
+    mode: str = "debugger"  # or "shell", "native"
+
+    def request(self) -> dict[str, Any]:
+        """As `inside_debug.py` takes it."""
+        script = None if self.script is None else list(self.script)
+        breaks = [list(place) for place in self.breaks]
+        return {"task": self.task, "script": script, "breaks": breaks, "stop_after": self.stop_after, "mode": self.mode}
+
+
+def run_session(bench: Workbench, session: Session) -> Outcome:
+    """Run it without a terminal; the transcript is the output of that name."""
+    return bench.instrument(PROGRAM, session.request())
+
+
+def run_on_terminal(bench: Workbench, session: Session) -> Outcome:
+    """Run it on the caller's terminal, which the sandbox is given; its end is what there is to say."""
+    command = bench.settings.command("--bundle-path", str(bench.bundle), "--instrument", str(PROGRAM), "--shell")
+    request = json.dumps(session.request()).encode()
+    done = subprocess.run(command, input=request, stdout=subprocess.PIPE, env=bench.settings.environment())
+    body = json.loads(done.stdout or b"{}")
+    return Outcome(failure=body.get("_fatal_error"), body=body)
+
+
+def parse_breaks(items: Sequence[str]) -> list[tuple[str, int]]:
+    """`module:line` or `path/of/file.py:line` each."""
+    found = []
+    for item in items:
+        place, _, line = item.rpartition(":")
+        if not place or not line.isdecimal():
+            raise ValueError(f"{item!r} is not module:line, such as sir.model:12")
+        found.append((place, int(line)))
+    return found
+
+
+def read_failure(path: Path, number: int = 1) -> FailedTask:
+    """The failed task in a file: a line of `modelops run --json`, an adapter's error_details, or what `study` wrote.
+
+    Of several the one with that number, from 1.
+    """
+    if path.stat().st_size > MAX_FAILURE:
+        raise ValueError(f"{path} is too large to be a failure")
+    text = path.read_text(encoding="utf-8")
+    try:
+        bodies = [json.loads(text)]
+    except ValueError:
+        try:
+            bodies = [json.loads(line) for line in text.splitlines() if line.strip()]
+        except ValueError as error:
+            raise ValueError(f"{path} is not JSON: {error}") from None
+    found = [failed for body in bodies for failed in _find(body, 0)]
+    if len(found) < number:
+        raise ValueError(f"{path} holds {len(found)} failed tasks with what it takes to run them again")
+    debug = found[number - 1]
+    task = debug.get("task")
+    checked = None if task is None else check_task(task, str(path))
+    return FailedTask(
+        str(debug["bundle"]), checked, str(debug.get("profile", "default")), dict(debug.get("versions") or {})
+    )
+
+
+def _find(value: Any, depth: int) -> list[dict[str, Any]]:
+    """Every `debug` object in an answer, an error, or a list of them."""
+    if depth > 4:
+        return []
+    if isinstance(value, list):
+        return [found for item in value for found in _find(item, depth + 1)]
+    if not isinstance(value, dict):
+        return []
+    own = value.get("debug")
+    if isinstance(own, dict) and isinstance(own.get("bundle"), str):
+        return [own]
+    inner = (value.get(name) for name in ("_fatal_error", "failures", "error_details", "details"))
+    return [found for item in inner for found in _find(item, depth + 1)]

@@ -1,0 +1,213 @@
+"""`modelops debug`: the same task in the same sandbox, the engineer where it raises, crashes, hangs, or at a line."""
+
+import json
+import os
+import pty
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from conftest import write_bundle
+from environments import Environments, sim_task
+from leaky import NATIVE_PROJECT
+from modelops_contracts import AggregationTask
+from typer.testing import CliRunner
+
+from modelops.adapters.exec_env.errors import RunnerError
+from modelops.cli import app
+from modelops.debugging.debugger import parse_breaks, read_failure
+
+WIRE = """
+import time
+def wire(entrypoint, params, seed):
+    kind = params.get("kind")
+    if kind == "hang":
+        while True:
+            time.sleep(0.01)
+    return {"out": simulate(seed, kind)}
+
+def simulate(seed, kind):
+    doubled = seed * 2
+    if kind == "raise":
+        raise ValueError("too many")
+    return str(doubled)
+
+def target(sim_returns):
+    raise KeyError("no data")
+"""
+CRASH = """
+#include <Python.h>
+static int read_null(int *place) { return *place; }
+static PyObject *crash(PyObject *self, PyObject *args) { return PyLong_FromLong(read_null(NULL)); }
+static PyMethodDef methods[] = {{"crash", crash, METH_NOARGS, ""}, {NULL}};
+static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "native", "", -1, methods};
+PyMODINIT_FUNC PyInit_native(void) { return PyModule_Create(&module); }
+"""
+SETUP = """
+from setuptools import Extension, setup
+setup(ext_modules=[Extension("native", ["native.c"], extra_compile_args=["-O0", "-g"])])
+"""
+
+
+@pytest.fixture
+def debug(tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """`debug(script, subject, *options)` runs the command with those lines for the debugger."""
+    monkeypatch.setenv("MODELOPS_RUNNER_STORE_DIR", str(store))
+
+    def call(script: str | None, subject: Path | str, *options: str) -> Result:
+        lines = tmp_path / "script.pdb"
+        lines.write_text(script or "")
+        scripted = () if script is None else ("--script", str(lines))
+        return CliRunner().invoke(app, ["debug", str(subject), *scripted, *options], catch_exceptions=False)
+
+    return call
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    return write_bundle(tmp_path / "bundle", WIRE)
+
+
+def test_it_stands_where_the_task_raised(debug: Callable[..., Result], bundle: Path) -> None:
+    done = debug("p doubled\nup\np kind\n", bundle, "--entrypoint", "m", "--param", "kind=raise", "--seed", "21")
+    assert done.exit_code == 0, done.output
+    assert "ValueError: too many" in done.stdout and "/bundle/probe.py(13)simulate()" in done.stdout
+    assert "\n42\n" in done.stdout and "'raise'" in done.stdout
+
+
+def test_it_stops_at_a_line(debug: Callable[..., Result], bundle: Path) -> None:
+    for place in ("probe:12", "probe.py:12"):
+        done = debug("p doubled\nc\n", bundle, "--entrypoint", "m", "--seed", "4", "--break", place)
+        assert f"breakpoint at {place}" in done.stdout and "\n8\n" in done.stdout, done.stdout
+        assert "the task ended without an error" in done.stdout and "'out' has 1 bytes" in done.stdout
+
+
+def test_a_task_that_hangs_is_stopped_where_it_stands(debug: Callable[..., Result], bundle: Path) -> None:
+    done = debug("p kind\n", bundle, "--entrypoint", "m", "--param", "kind=hang", "--stop-after", "0.5")
+    assert done.exit_code == 0, done.output
+    assert "stopped after 0.5 seconds" in done.stdout and "probe.py(7)wire()" in done.stdout and "'hang'" in done.stdout
+
+
+def test_code_that_heeds_no_signal_ends_with_its_stack(debug: Callable[..., Result], tmp_path: Path) -> None:
+    code = """
+def wire(entrypoint, params, seed):
+    return {"out": spin()}
+def spin():
+    return sum(range(10**12))  # one call into C, which looks at no signal
+"""
+    done = debug("", write_bundle(tmp_path / "spins", code), "--entrypoint", "m", "--stop-after", "0.5")
+    assert done.exit_code == 8 and "probe.py" in done.stdout and "in spin" in done.stdout, done.output
+
+
+def test_what_the_task_can_not_do_it_can_not_do_here(debug: Callable[..., Result], bundle: Path) -> None:
+    script = (
+        "import os, socket\n"
+        "print('write', os.access('/bundle', os.W_OK), os.access('/venv', os.W_OK))\n"
+        "print('routes', open('/proc/net/route').read().count(chr(10)))\n"
+        "print('uid', os.getuid(), os.path.exists('/home'))\n"
+    )
+    done = debug(script, bundle, "--entrypoint", "m", "--param", "kind=raise")
+    assert "write False False" in done.stdout and "routes 1" in done.stdout and "uid 1000 False" in done.stdout
+
+
+@pytest.mark.skipif(not shutil.which("gcc"), reason="no C compiler")
+def test_a_crash_in_native_code(debug: Callable[..., Result], tmp_path: Path) -> None:
+    wire = "import native\ndef wire(entrypoint, params, seed):\n    return {'out': native.crash()}\n"
+    project = NATIVE_PROJECT.format(requires=["setuptools>=61"])
+    crashing = write_bundle(
+        tmp_path / "crashing", wire, pyproject=project, files={"native.c": CRASH, "setup.py": SETUP}
+    )
+    done = debug("", crashing, "--entrypoint", "m")
+    assert done.exit_code == 8 and "SIGSEGV" in done.stdout
+    assert "Segmentation fault" in done.stdout and "in wire" in done.stdout, done.stdout
+    if shutil.which("gdb"):
+        under_gdb = debug(None, crashing, "--entrypoint", "m", "--native")
+        assert under_gdb.exit_code == 0, under_gdb.output
+        assert "read_null" in under_gdb.stdout and "in wire" in under_gdb.stdout, under_gdb.stdout
+
+
+def test_a_failure_of_run_is_taken_home(debug: Callable[..., Result], bundle: Path, tmp_path: Path) -> None:
+    arguments = ["run", str(bundle), "--entrypoint", "m", "--param", "kind=raise", "--seed", "5", "--json"]
+    failure = tmp_path / "failure.json"
+    failure.write_text(CliRunner().invoke(app, arguments).stdout)
+    done = debug("p doubled\n", failure)
+    assert "ValueError: too many" in done.stdout and "\n10\n" in done.stdout, done.output
+    assert "profile default" in done.stderr and "modelops 0" in done.stderr
+
+
+@pytest.mark.parametrize("kind", ["cold", "warm"])
+def test_every_error_of_an_environment_says_what_runs_the_task_again(
+    kind: str, environments: Environments, tmp_path: Path
+) -> None:
+    ref = environments.add(WIRE)
+    exec_env = environments(kind, env={"SECRET_OF_THE_CALLER": "f00d"})
+    result = exec_env.run(sim_task(ref, {"kind": "raise"}, 5))
+    assert result.error_details is not None and result.error_details.inline is not None
+    file = tmp_path / "details.json"
+    file.write_bytes(result.error_details.inline)
+    failed = read_failure(file)
+    assert failed.bundle == ref and failed.profile == "default"
+    assert failed.task == {"entrypoint": "probe.model/baseline", "params": {"kind": "raise"}, "seed": 5}
+    assert b"f00d" not in result.error_details.inline and str(tmp_path).encode() not in result.error_details.inline
+    refused = exec_env.run(sim_task(ref, env={"A": "1"}))
+    assert refused.error_details is not None and b'"debug"' in (refused.error_details.inline or b"")
+    sim = exec_env.run(sim_task(ref))
+    with pytest.raises(RunnerError) as error:
+        exec_env.run_aggregation(AggregationTask(ref, "probe.targets:absent", [sim]))
+    assert error.value.fatal_error["debug"]["task"]["target_entrypoint"] == "probe.targets:absent"
+
+
+def test_a_task_that_is_too_large_to_go_along_is_left_out(environments: Environments, tmp_path: Path) -> None:
+    ref = environments.add(WIRE)
+    result = environments("cold").run(sim_task(ref, {"kind": "raise", "x": "y" * 300_000}))
+    assert result.error_details is not None and result.error_details.inline is not None
+    debug = json.loads(result.error_details.inline)["debug"]
+    assert debug["task"] is None and debug["bundle"] == ref
+
+
+def test_a_shell_has_the_task_and_runs_it(bundle: Path, store: Path, tmp_path: Path) -> None:
+    master, slave = pty.openpty()
+    command = [sys.executable, "-m", "modelops", "debug", str(bundle), "--entrypoint", "m", "--seed", "4", "--shell"]
+    environment = {**os.environ, "MODELOPS_RUNNER_STORE_DIR": str(store), "MODELOPS_STORAGE_DIR": str(tmp_path / "s")}
+    program = (
+        "import fcntl, os, sys, termios\n"
+        "os.setsid()\nfcntl.ioctl(0, termios.TIOCSCTTY, 0)\nos.execv(sys.argv[1], sys.argv[1:])"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *command], stdin=slave, stdout=slave, stderr=slave, env=environment
+    )
+    os.close(slave)
+    os.write(master, b"cat $TASK | tr -d '\\n '; run-task; exit\n")
+    said = b""
+    while True:
+        try:
+            chunk = os.read(master, 4096)
+        except OSError:
+            break
+        if not chunk:
+            break
+        said += chunk
+    os.close(master)
+    assert process.wait(60) == 0, said
+    assert b'"seed":4' in said and b"output 'out': 1 bytes, b'8'" in said, said
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [("{", "not JSON"), ('{"_fatal_error": {"type": "x"}}', "0 failed tasks"), ("[]", "0 failed tasks")],
+)
+def test_a_file_that_is_no_failure(content: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "f.json").write_text(content)
+    with pytest.raises(ValueError, match=words):
+        read_failure(tmp_path / "f.json")
+
+
+def test_breakpoints() -> None:
+    assert parse_breaks(["sir.model:12", "src/a.py:3"]) == [("sir.model", 12), ("src/a.py", 3)]
+    for wrong in ("sir.model", ":3", "a:b"):
+        with pytest.raises(ValueError, match="module:line"):
+            parse_breaks([wrong])
