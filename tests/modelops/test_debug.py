@@ -196,6 +196,17 @@ def test_a_shell_has_the_task_and_runs_it(bundle: Path, store: Path, tmp_path: P
     assert b'"seed":4' in said and b"output 'out': 1 bytes, b'8'" in said, said
 
 
+def test_a_failed_task_of_a_study(debug: Callable[..., Result], bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    grid = ("--params", json.dumps({"kind": "raise"}), "--seeds", "3,4", "--no-check")
+    done = CliRunner().invoke(
+        app, ["study", "--bundle", str(bundle), "--entrypoint", "m.model/base", "--out", str(out), *grid]
+    )
+    assert done.exit_code == 1, done.output
+    stood = debug("p doubled\n", out / "summary.json", "--number", "2")
+    assert "ValueError: too many" in stood.stdout and "\n8\n" in stood.stdout, stood.output
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [("{", "not JSON"), ('{"_fatal_error": {"type": "x"}}', "0 failed tasks"), ("[]", "0 failed tasks")],

@@ -39,7 +39,7 @@ def leaks(tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> Calla
     def call(bundle: Path, seeds: str, *options: str) -> Search:
         file = tmp_path / "leaks.json"
         arguments = ["leaks", str(bundle), "--json", str(file), *options]
-        if "--tasks" not in options:
+        if not {"--tasks", "--study"} & set(options):
             arguments += ["--entrypoint", "main", "--seeds", seeds]
         done = CliRunner().invoke(app, arguments, catch_exceptions=False)
         return Search(done.exit_code, done.stdout, json.loads(file.read_text()) if file.exists() else {})
@@ -234,6 +234,16 @@ def test_a_bundle_that_can_not_be_run(leaks: Callable[..., Search], tmp_path: Pa
     assert (found.status, found.report["verdict"]) == (2, "could not tell") and "no-such-package-f00d" in found.text
 
 
+def test_the_tasks_of_a_study_file(leaks: Callable[..., Search], tmp_path: Path) -> None:
+    study = tmp_path / "study.json"
+    sets = [{"x": 1}, {"x": 2}]
+    study.write_text(json.dumps({"model": "probe.Model", "scenario": "base", "parameter_sets": sets}))
+    code = "SEEN = []\ndef wire(entrypoint, params, seed):\n    SEEN.append(1)\n    return {'out': str(len(SEEN))}\n"
+    found = leaks(write_bundle(tmp_path / "bundle", code), "", "--study", str(study))
+    assert found.status == 1 and [cause["name"] for cause in found.causes][:1] == ["probe.SEEN"]
+    assert [task["task"]["params"] for task in found.report["tasks"]] == sets
+
+
 def test_tasks_of_a_file_and_the_page(leaks: Callable[..., Search], tmp_path: Path) -> None:
     """What the bundle says is escaped on the page, and no control character of it reaches the terminal."""
     code = """
@@ -257,6 +267,7 @@ def wire(entrypoint, params, seed):
     ("options", "words"),
     [
         (("--seeds", "1"), "needs two"),
+        (("--tasks", "t.jsonl"), "name the tasks"),
         (("--seeds", "x"), "seeds"),
         (("--limit", "memry=1GiB"), "no limit 'memry'"),
         (("--profile", "none"), "no profile 'none'"),

@@ -41,7 +41,7 @@ from .terminal import consoles, plain
 Subject = Annotated[
     str,
     typer.Argument(
-        help="A bundle, or a file that a failed task left: run --json, study, error_details.", show_default=False
+        help="A bundle; or what a failure left: run --json, error_details, summary.json.", show_default=False
     ),
 ]
 
@@ -96,7 +96,8 @@ def debug(
 
 def _tell(console: Console, failed: FailedTask) -> None:
     versions = ", ".join(f"{name} {version}" for name, version in failed.versions.items())
-    console.print(plain(f"{failed.bundle}, which failed under the profile {failed.profile} with {versions}", "dim"))
+    with_versions = f" with {versions}" if versions else ""
+    console.print(plain(f"{failed.bundle}, which failed under the profile {failed.profile}{with_versions}", "dim"))
 
 
 def _show(console: Console, outcome: Outcome, bundle: Path) -> None:

@@ -16,10 +16,13 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from modelops.adapters.bundle.registry import read_registry
+from modelops.adapters.exec_env.payload import plain_simulation
 from modelops.debugging import leaks as search
 from modelops.debugging.leak_page import leak_page
 from modelops.debugging.leak_report import Report, could_not_tell, leak_report
 from modelops.debugging.tasks import Task, read_tasks, tasks_of_grid
+from modelops.services.study_json import read_study_json, study_of
 
 from .leak_text import show_leaks
 from .sandbox_options import (
@@ -43,6 +46,7 @@ _STAGES = {"cold": "cold runs", "shared": "shared processes", "bisect": "earlier
 def leaks(
     bundle: Bundle,
     tasks: Annotated[Path | None, typer.Option(help="A file with one task a line, as the runner takes it.")] = None,
+    study: Annotated[Path | None, typer.Option(help="A study as Calabaria writes it.")] = None,
     entrypoint: Entrypoint = None,
     params: Params = "{}",
     grid: Annotated[list[str] | None, typer.Option(help="name=value,value,..; all combinations.")] = None,
@@ -60,8 +64,17 @@ def leaks(
     """Find out whether tasks that share a process change one another's results, which ones, and through what."""
     results, progress = consoles()
     try:
-        wanted = _tasks(tasks, entrypoint, params, grid, table, seeds)
+        if sum(source is not None for source in (tasks, study, entrypoint)) != 1:
+            raise ValueError("name the tasks: --tasks FILE, --study FILE, or --entrypoint with --grid and --seeds")
+        named: list[Task] = []
+        if tasks:
+            named = read_tasks(tasks)
+        elif entrypoint:
+            named = tasks_of_grid(entrypoint, params, grid or (), table, seeds)
         with workbench(bundle, repository, profile or "default", timeout, limit, reuse=True) as opened:
+            wanted = named if study is None else _tasks_of_study(study, opened)
+            if len(wanted) < 2:
+                raise ValueError("there is one task, and a leak needs two; name more with --seeds or --grid")
             report = _search(opened, wanted, jobs, shuffle_seed, profile or "default", progress)
         if json_file:
             json_file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -74,15 +87,9 @@ def leaks(
         raise typer.Exit(report["status"])
 
 
-def _tasks(
-    file: Path | None, entrypoint: str | None, params: str, grid: list[str] | None, table: Path | None, seeds: str
-) -> list[Task]:
-    if (file is None) == (entrypoint is None):
-        raise ValueError("name the tasks: --tasks FILE, or --entrypoint with --params, --grid, --table and --seeds")
-    found = read_tasks(file) if file else tasks_of_grid(entrypoint or "", params, grid or (), table, seeds)
-    if len(found) < 2:
-        raise ValueError("there is one task, and a leak needs two; name more with --seeds or --grid")
-    return found
+def _tasks_of_study(file: Path, opened: Opened) -> list[Task]:
+    plan = study_of(read_study_json(file), opened.reference, read_registry(opened.bench.bundle))
+    return [plain_simulation(plan.task(index)) for index in range(len(plan.points))]
 
 
 def _search(opened: Opened, tasks: list[Task], jobs: int | None, seed: int, profile: str, console: Console) -> Report:

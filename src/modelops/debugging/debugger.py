@@ -67,7 +67,7 @@ def parse_breaks(items: Sequence[str]) -> list[tuple[str, int]]:
 
 
 def read_failure(path: Path, number: int = 1) -> FailedTask:
-    """The failed task in a file: a line of `modelops run --json`, an adapter's error_details, or what `study` wrote.
+    """The failed task in a file: a line of `modelops run --json`, error_details, or a study's summary.json.
 
     Of several the one with that number, from 1.
     """
@@ -103,5 +103,14 @@ def _find(value: Any, depth: int) -> list[dict[str, Any]]:
     own = value.get("debug")
     if isinstance(own, dict) and isinstance(own.get("bundle"), str):
         return [own]
-    inner = (value.get(name) for name in ("_fatal_error", "failures", "error_details", "details"))
+    if isinstance(value.get("bundle"), str) and isinstance(value.get("failures"), list):
+        return [_of_study(value, failure) for failure in value["failures"] if isinstance(failure, dict)]
+    inner = (value.get(name) for name in ("_fatal_error", "error_details"))
     return [found for item in inner for found in _find(item, depth + 1)]
+
+
+def _of_study(summary: Mapping[str, Any], failure: Mapping[str, Any]) -> dict[str, Any]:
+    """A failure that a study's summary names; of an aggregation it has no inputs."""
+    is_simulation = failure.get("task") == "simulation"
+    task = {"entrypoint": summary.get("entrypoint"), "params": failure.get("params"), "seed": failure.get("seed")}
+    return {"bundle": summary["bundle"], "task": task if is_simulation else None}
