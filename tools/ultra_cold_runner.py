@@ -1490,6 +1490,12 @@ class ColdPolicy(NamedTuple):
     keep_caches: bool  # with REUSE=1, give tasks the caches that a --prime task of the caller left
 
 
+class TracePolicy(NamedTuple):
+    allowed: bool  # whether --trace may put strace in front of the sandboxes
+    max_bytes: int  # of the trace of one sandbox; what comes after is counted and left out
+    read_only: list[str]  # host paths that strace and bwrap need
+
+
 class ServePolicy(NamedTuple):
     preload: bool  # import the wire function before the fork of each task, or after it
     preload_bytes: int  # memory of what tasks were seen to import, over which it is imported in each task
@@ -1513,6 +1519,7 @@ class Profile(NamedTuple):
     caches: CachePolicy
     cold: ColdPolicy
     serve: ServePolicy
+    trace: TracePolicy
 
 
 # A profile may bind from these trees and no others: system software, which holds no secrets.
@@ -1629,8 +1636,10 @@ def check_profile(profile: Profile, path: str) -> None:
             raise profile_error(
                 path, f"{phase}.network", "only fetch, which runs no code of a bundle, may have network"
             )
+    check_binds(profile.trace.read_only, path, "trace")
     for phase in ("fetch", "build", "compile", "execute"):
         policy: PhasePolicy = getattr(profile, phase)
+        check_binds(policy.read_only, path, phase)
         if any(name.startswith("PYTHON") for name in policy.pass_environment):
             raise profile_error(path, f"{phase}.pass_environment", "no PYTHON* of the caller may reach a sandbox")
         shadow = policy.working_directory == "shadow"
@@ -1641,10 +1650,6 @@ def check_profile(profile: Profile, path: str) -> None:
         for program in policy.programs:
             if not re.fullmatch(r"[A-Za-z0-9._+\[-]+", program):
                 raise profile_error(path, f"{phase}.programs", f"{program!r} is not the name of a program")
-        for bind in policy.read_only:
-            allowed = any(bind == top or bind.startswith(top + "/") for top in BINDABLE)
-            if not allowed or os.path.normpath(bind) != bind:
-                raise profile_error(path, f"{phase}.read_only", f"{bind!r} is not below one of {', '.join(BINDABLE)}")
         for name, limit in [
             *policy.limits._asdict().items(),
             ("tmp_bytes", policy.tmp_bytes),
@@ -1663,6 +1668,13 @@ def check_profile(profile: Profile, path: str) -> None:
         if not re.fullmatch(r"\.?[\w-]+(/[\w-]+)*", folder):
             raise profile_error(path, "caches.folders", f"{folder!r} is not a folder of the home")
     check_seccomp(profile.seccomp, path)
+
+
+def check_binds(paths: Iterable[str], path: str, phase: str) -> None:
+    for bind in paths:
+        allowed = any(bind == top or bind.startswith(top + "/") for top in BINDABLE)
+        if not allowed or os.path.normpath(bind) != bind:
+            raise profile_error(path, f"{phase}.read_only", f"{bind!r} is not below one of {', '.join(BINDABLE)}")
 
 
 def check_seccomp(policy: SeccompPolicy, path: str) -> None:
@@ -3069,7 +3081,9 @@ def file_systems(common: SandboxPolicy, policy: PhasePolicy) -> list[str]:
     return [*options, "--remount-ro", "/dev", "--remount-ro", "/"]
 
 
-def system_mounts(policy: PhasePolicy, interpreters: Iterable[Interpreter]) -> tuple[list[str], list[tuple[str, str]]]:
+def system_mounts(
+    policy: "PhasePolicy | TracePolicy", interpreters: Iterable[Interpreter]
+) -> tuple[list[str], list[tuple[str, str]]]:
     """The host paths that a phase reads, none below another, and the links (/lib to usr/lib) among them."""
     links, paths = [], set()
     named = [path for pattern in policy.read_only for path in matching(pattern)]
@@ -3417,6 +3431,135 @@ class Cgroup:
                             os.rmdir(path)
 
 
+# --- watching: strace in front of a sandbox, in a sandbox of its own
+
+
+class Watching(NamedTuple):
+    """Where the traces of a run go (--trace), and what makes them."""
+
+    folder: str
+    strace: str
+
+
+def open_watching(folder: str | None, policy: TracePolicy, profile: str) -> Watching | None:
+    """What --trace needs; Failure where the profile or the host does not give it."""
+    if folder is None:
+        return None
+    if not policy.allowed:
+        problem = f"the profile {profile!r} allows no --trace (trace.allowed); use --profile debug"
+        raise Failure("input", "usage", problem)
+    strace = find_tool("strace")
+    if strace is None:
+        raise Failure("host", "trace_unavailable", "strace is not installed; `apt-get install strace`")
+    try:
+        os.mkdir(folder, 0o700)
+    except OSError as error:
+        problem = f"--trace needs a new directory, and {folder!r} can't be made: {error.strerror}"
+        raise Failure("input", "usage", problem) from None
+    return Watching(os.path.realpath(folder), strace)
+
+
+def tracer_arguments(read_only: Iterable[Mount], links: Iterable[tuple[str, str]], fifo: str) -> list[str]:
+    """The outer bwrap, up to the tracer's command: no network, and one thing to write to."""
+    options = ["--unshare-user", "--unshare-ipc", "--unshare-pid", "--unshare-uts", "--unshare-net", "--unshare-cgroup"]
+    options += ["--cap-drop", "ALL", "--new-session", "--die-with-parent"]
+    for mount in read_only:
+        options += ["--ro-bind", mount.source, mount.target]
+    for text, path in links:
+        options += ["--symlink", text, path]
+    options += ["--dev", "/dev", "--proc", "/proc", "--dir", "/tmp", "--bind", fifo, "/trace"]
+    return [*options, "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/", "--"]
+
+
+class Watch:
+    """The trace of one sandbox, in a file that no sandbox reaches.
+
+    strace reads the memory of hostile processes, so it stands between two bwraps: the outer gives it no network, its
+    programs, and what the inner one mounts, all read-only. What it writes comes through a FIFO to the runner, which
+    bounds it. It sees what seccomp refuses, since the tracer's stop comes first; the inner sandbox is as without it.
+    """
+
+    STRACE = ("-f", "-q", "-ttt", "-T", "-y", "--decode-pids=pidns", "-s", "512", "-o", "/trace", "-e")
+    # Calls that say nothing of what a program does to others, and are most of all calls.
+    UNTOLD = (
+        "trace=!brk,clock_getres,clock_gettime,close,epoll_ctl,epoll_pwait,epoll_wait,fadvise64,fcntl,fstat,futex,"
+        "getcwd,getdents64,getegid,geteuid,getgid,getpid,getrandom,gettid,getuid,ioctl,lseek,lstat,madvise,munmap,"
+        "newfstatat,poll,ppoll,pread64,pselect6,read,readv,rt_sigaction,rt_sigprocmask,rt_sigreturn,sched_yield,"
+        "select,stat,statx,wait4,waitid,write,writev"
+    )
+    PHASES = ("build", "execute")  # where a bundle's code runs; none of them has network
+    PROCESSES, MEMORY = 3, 64 * MIB  # what the tracer and its sandbox may take besides the task
+
+    def __init__(self, host: "Host", box: Sandbox, cleanup: ExitStack) -> None:
+        assert host.watching is not None
+        self.box, self.limit, self.bytes, self.cut = box, host.profile.trace.max_bytes, 0, 0
+        self.samples: list[tuple[float, float, float, int]] = []
+        self.user, self.system = 0.0, 0.0  # seconds of the tracer's own
+        number = len(os.listdir(host.watching.folder))
+        self.path = os.path.join(host.watching.folder, f"{number:04}-{box.phase}")
+        self.file = cleanup.enter_context(FileIO(self.path + ".strace", "x"))
+        cleanup.callback(self.finish)
+        self.fifo = host.store.scratch(f"trace-{number:04}")
+        os.mkfifo(self.fifo, 0o600)
+        if host.identity.uid is not None:
+            os.chown(self.fifo, host.identity.uid, -1)
+        self.fd = os.open(self.fifo, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        cleanup.callback(os.close, self.fd)
+
+    def command(self, host: "Host", inner: list[str]) -> list[str]:
+        """The command that runs `inner` under strace."""
+        assert host.watching is not None
+        paths, links = system_mounts(host.profile.trace, [])
+        mounts = [Mount(path, path) for path in paths]
+        mounts += [Mount(host.stage.source(path), path) for path in (host.watching.strace, host.bwrap)]
+        mounts += [Mount(mount.source, mount.source) for mount in (*self.box.mounts, *self.box.covers)]
+        needed = [mount for mount in mounts if not any(mount.source.startswith(path + "/") for path in paths)]
+        tracer = [host.watching.strace, *self.STRACE, self.UNTOLD, "--"]
+        return [host.bwrap, *tracer_arguments(needed, links, self.fifo), *tracer, *inner]
+
+    def take(self, data: bytes) -> None:
+        kept = data[: self.limit - self.bytes]
+        self.file.write(kept)
+        self.bytes += len(kept)
+        self.cut += len(data) - len(kept)
+
+    def sample(self, seconds: float, init: int) -> None:
+        """Note what the sandbox uses now, and what the tracer has used."""
+        import psutil
+
+        with suppress(psutil.Error):
+            parent = psutil.Process(init)
+            members = parent.children(recursive=True)
+            tracer = parent.parents()[1].cpu_times()
+            self.user, self.system = tracer.user, tracer.system
+            used = [(member.memory_info().rss, sum(member.cpu_times()[:2])) for member in members]
+            self.samples.append((seconds, sum(rss for rss, _ in used), sum(cpu for _, cpu in used), len(members)))
+            if len(self.samples) > 2000:
+                del self.samples[1::2]
+
+    def finish(self) -> None:
+        fields = ("seconds", "memory_bytes", "cpu_seconds", "processes")
+        samples = [dict(zip(fields, sample, strict=True)) for sample in self.samples]
+        note = {"phase": self.box.phase, "bytes": self.bytes, "cut_bytes": self.cut, "samples": samples}
+        write_file(self.path + ".json", json.dumps(note).encode())
+
+
+def host_pid(ancestor: int, inner: int) -> int:
+    """The process below `ancestor` that is `inner` one pid namespace further in (NSpid in proc(5)).
+
+    ProcessLookupError where it is gone.
+    """
+    import psutil
+
+    with suppress(psutil.Error, OSError):
+        for process in psutil.Process(ancestor).children(recursive=True):
+            with open(f"/proc/{process.pid}/status", encoding="utf-8") as file:
+                numbers = next((line.split()[1:] for line in file if line.startswith("NSpid:")), [])
+            if numbers[1:2] == [str(inner)]:
+                return process.pid
+    raise ProcessLookupError
+
+
 # --- supervision: one sandbox from start to end
 
 
@@ -3646,6 +3789,7 @@ class Supervisor:
         self.failure: Failure | None = None
         self.cgroup: Cgroup | None = None
         self.spent = host.spent.get(box.phase, 0.0)
+        self.watch: Watch | None = None
         self.monitor = Monitor()
         self.finished_at = 0.0
         self.inside = False  # whether the sandbox's root is in place; before that /proc/<pid>/root is the host's
@@ -3664,7 +3808,12 @@ class Supervisor:
         self.selector = cleanup.enter_context(selectors.PollSelector())
         Log.line(f"phase: {self.box.phase}")
         with Killed.held():
-            self.cgroup = Cgroup.create(f"{self.host.run_name}-{self.name}", self.limits)
+            limits = self.limits
+            if self.host.watching and self.box.phase in Watch.PHASES:
+                self.watch = Watch(self.host, self.box, cleanup)
+                tracer = (limits.memory_bytes + Watch.MEMORY, limits.processes + Watch.PROCESSES)
+                limits = limits._replace(memory_bytes=tracer[0], processes=tracer[1])
+            self.cgroup = Cgroup.create(f"{self.host.run_name}-{self.name}", limits)
             if self.cgroup:
                 self.monitor.next_sample += Monitor.LATER
                 cleanup.callback(self.cgroup.remove)
@@ -3697,9 +3846,10 @@ class Supervisor:
         privileges: dict[str, Any] = (
             {"user": identity.uid, "group": identity.gid, "extra_groups": []} if identity.uid else {}
         )
+        whole = [self.host.bwrap, "--args", str(packed), *command]
         try:
             process = subprocess.Popen(
-                [self.host.bwrap, "--args", str(packed), *command],
+                self.watch.command(self.host, whole) if self.watch else whole,
                 stdin=memory_file(cleanup, "request", pack(request)),
                 stdout=stderr[1],
                 stderr=stderr[1],
@@ -3717,6 +3867,8 @@ class Supervisor:
             os.set_blocking(end.fileno(), False)
             self.selector.register(end.fileno(), selectors.EVENT_READ, take)
         RUNNING.add(process.pid)
+        if self.watch:
+            self.selector.register(self.watch.fd, selectors.EVENT_READ, self.watch.take)
         exit_fd = os.pidfd_open(process.pid)
         cleanup.callback(os.close, exit_fd)
         self.selector.register(exit_fd, selectors.EVENT_READ, None)
@@ -3744,6 +3896,8 @@ class Supervisor:
         Killed.check()
         now = time.monotonic()
         deadline = self.begun + self.limits.wall_seconds - self.spent
+        if self.watch:
+            deadline += self.watch.user + self.watch.system  # the task stands still while the tracer looks
         if self.finished_at:
             deadline = min(deadline, self.finished_at + 1)  # a child that reported has a second to leave
         wait = max(0.0, min(deadline, self.monitor.next_sample) - now)
@@ -3810,8 +3964,9 @@ class Supervisor:
         for line in lines:
             report = json.loads(line)
             if "child-pid" in report and not self.child_pid:
-                self.child_pid = int(report["child-pid"])
+                pid = int(report["child-pid"])
                 with suppress(ProcessLookupError, BrokenPipeError):  # it has ended, and bwrap says why
+                    self.child_pid = host_pid(self.process.pid, pid) if self.watch else pid
                     self.child_fd = os.pidfd_open(self.child_pid)
                     if self.gate >= 0:
                         self.open_gate()
@@ -3822,6 +3977,9 @@ class Supervisor:
         if not self.inside:
             self.monitor.next_sample = time.monotonic() + Monitor.INTERVAL
             return
+        if self.watch:
+            self.watch.sample(time.monotonic() - self.begun, self.child_pid)
+            self.monitor.tracer = (self.watch.user, self.watch.system)
         self.monitor.sample(self.child_pid, self.cgroup, self.limits.memory_bytes)
         self.violation = self.violation or self.monitor.violation(self.limits, self.box.policy, self.cgroup)
 
@@ -4049,6 +4207,7 @@ class Monitor:
         self.next_sample = time.monotonic() + self.FIRST
         self.memory, self.processes, self.tasks = 0.0, 1, 1
         self.user, self.system = 0.0, 0.0
+        self.tracer = (0.0, 0.0)  # user and system time that are not the task's
         self.io: dict[tuple[int, float], tuple[int, int]] = {}
         self.tmp_full = False
         self.short, self.short_at = 0.0, 0.0  # how often memory was short until now, and when that last grew
@@ -4089,7 +4248,7 @@ class Monitor:
         self.processes, self.tasks = max(self.processes, len(members)), max(self.tasks, tasks)
 
     def read_cgroup(self, cgroup: Cgroup) -> None:
-        self.user, self.system = cgroup.since("user"), cgroup.since("system")
+        self.user, self.system = cgroup.since("user") - self.tracer[0], cgroup.since("system") - self.tracer[1]
         self.memory = max(self.memory, cgroup.peak_memory())
         self.tasks = max(self.tasks, cgroup.peak_pids() - Cgroup.OVERHEAD)
         if cgroup.since("short") > self.short:
@@ -4274,6 +4433,12 @@ def memory_file(cleanup: ExitStack, name: str, content: bytes) -> int:
 
 # What bwrap says when it can't start, what it means, and what to do (bubblewrap issues and measurements).
 START_FAILURES = [
+    (
+        r"ptrace\(|PTRACE_|strace: ",
+        "trace_unavailable",
+        "this host lets nobody trace: {sysctl}in a container add --cap-add SYS_PTRACE or a seccomp profile that allows "
+        "ptrace; or run without --trace",
+    ),
     (r"Unknown option", "bwrap_too_old", "this bwrap is too old; the sandbox needs 0.8.0 or newer"),
     (
         r"RTM_NEWADDR|setting up uid map: Permission denied",
@@ -4348,6 +4513,7 @@ def sysctl_findings() -> str:
         ("kernel/unprivileged_userns_clone", "0"),
         ("user/max_user_namespaces", "0"),
         ("kernel/apparmor_restrict_unprivileged_userns", "1"),
+        ("kernel/yama/ptrace_scope", "3"),
     ):
         with suppress(OSError), open(f"/proc/sys/{name}", encoding="utf-8") as file:
             if file.read().strip() == bad:
@@ -4456,6 +4622,7 @@ class Host(NamedTuple):
     times: dict[str, float]
     spent: dict[str, float]  # seconds that the sandboxes of each phase before the task have taken
     secrets: list[str]
+    watching: Watching | None = None
 
     @property
     def run_name(self) -> str:
@@ -5831,7 +5998,8 @@ def open_host(options: Options, cleanup: ExitStack) -> Host:
     )
     unpacker = Unpacker(store, profile.dependencies)
     cleanup.callback(unpacker.close)
-    return Host(profile, store, identity, stage, bwrap, find_tool("uv"), unpacker, programs, {}, {}, [])
+    watching = open_watching(options.trace, profile.trace, options.profile)
+    return Host(profile, store, identity, stage, bwrap, find_tool("uv"), unpacker, programs, {}, {}, [], watching)
 
 
 def check_psutil() -> None:
@@ -6409,6 +6577,7 @@ OPTIONS = [
     Option("--shell", "a shell in the sandbox instead of a task, where the profile gives one"),
     Option("--instrument", "run this program of yours where the task would run; its input is stdin", "FILE"),
     Option("--learned", "with --serve: what servers of one bundle learn of its tasks, for each other", "FILE"),
+    Option("--trace", "watch every sandbox with strace; the traces go into this new directory", "DIR"),
     Option("--die-with-parent", "stop when the caller, whose pid is PID, is gone", "PID", int),
     Option("--print-bwrap", "show every command line and policy, and run nothing"),
     Option("--doctor", "say what this host can do, and what to do about the rest"),

@@ -111,6 +111,14 @@ class HostileRunner(Runner):
         program.write_text(CALLS_THE_TASK)
         return self(bundle, task, "--instrument", str(program), *arguments, env=env, name=name)
 
+    def traced(
+        self, bundle: Path, task: Any, *arguments: str, env: Mapping[str, str] | None = None, name: str = ""
+    ) -> Result:
+        """The task, watched by strace; the traces go into a folder of the account's."""
+        self.count += 1
+        folder = self.account.folder / f"trace-{self.profile}-{self.count}-{os.getpid()}"
+        return self(bundle, task, "--trace", str(folder), *arguments, env=env, name=name)
+
     def watch(self, pid: int) -> None:
         """Keep the largest resident set of the runner's own process, while it lives, as `peak`."""
         self.peak = 0

@@ -5,6 +5,7 @@ import ctypes
 import ctypes.util
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -26,6 +27,8 @@ from security.probes import IN_TASK, PACKAGES, PROGRAM, WIRE, Probe
 pytestmark = pytest.mark.xdist_group("probes")  # one run answers for all of an account and a profile
 SECRET = "s3cret-of-the-caller-f00d"
 # What a profile allows on purpose: debug is for an engineer who looks into a task.
+WALKS = {"finds a file with set-uid, set-gid or capabilities"}
+WATCHED = {"default": "watched", "debug": "debug"}  # the same profile, with leave to watch
 ALLOWED = {
     "debug": {
         "traces a child of its own",
@@ -126,17 +129,18 @@ def verdicts(
     runner_module: ModuleType,
 ) -> Any:
     """`verdicts(who, profile, mode)`: the answers of all probes and all refused calls, from one run, from a task of
-    a server, or from a task that an instrument called."""
+    a server, from a task that an instrument called, or from one that strace watched."""
 
     @cache
     def answers(who: str, profile: str, mode: str = "cold") -> dict[str, Any]:
-        runner: HostileRunner = runner_for(accounts, who, profile)
+        runner: HostileRunner = runner_for(accounts, who, WATCHED.get(profile, profile) if mode == "trace" else profile)
         table = {probe.name: probe.code for probe in IN_TASK}
         calls = refused_calls(runner_module, profile)
         table.update({f"calls {name}": call_code(number) for name, (number, _) in calls.items()})
         params = {"table": json.dumps(table), "context": json.dumps(lures)}
         task = {"entrypoint": "main", "params": params, "seed": 1}
-        start = {"cold": runner, "serve": runner.served, "instrument": runner.instrumented}[mode]
+        starts = {"serve": runner.served, "instrument": runner.instrumented, "trace": runner.traced}
+        start = starts.get(mode, runner)
         result = start(runner.bundle(WIRE), task, env={"CALLER_SECRET": SECRET}, name=f"probes in a task ({mode})")
         return dict(json.loads(result.outputs["verdicts"]))
 
@@ -150,10 +154,23 @@ def test_a_task_can_not(
     probe: Probe, mode: str, hostile: HostileRunner, verdicts: Any, family: Any, record_property: Any
 ) -> None:
     """The name of the probe ends the sentence."""
-    profile = hostile.profile
     family(probe.family)
     record_property("mode", mode)
-    verdict = verdicts(hostile.account.name, profile, mode)[probe.name]
+    require_held(probe, hostile.profile, verdicts(hostile.account.name, hostile.profile, mode)[probe.name])
+
+
+@cases(*WATCHED)
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+@pytest.mark.parametrize("probe", IN_TASK, ids=lambda probe: probe.name)
+def test_a_watched_task_can_not(probe: Probe, hostile: HostileRunner, verdicts: Any, family: Any) -> None:
+    """The boundary is the same with --trace. What is traced can't be traced by another, whatever the profile allows."""
+    if probe.name in WALKS:
+        pytest.skip("it looks at every file of the sandbox, which takes a tracer a minute")
+    family(probe.family)
+    require_held(probe, "default", verdicts(hostile.account.name, hostile.profile, "trace")[probe.name])
+
+
+def require_held(probe: Probe, profile: str, verdict: Any) -> None:
     assert isinstance(verdict, str) and not verdict.startswith(("raised", "died")), f"the probe broke: {verdict}"
     if probe.name in ALLOWED.get(profile, ()):
         assert verdict == "ok" or probe.optional

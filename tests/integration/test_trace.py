@@ -1,0 +1,93 @@
+"""--trace: what strace saw of each sandbox, in files out of every sandbox's reach."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Runner
+
+pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+Bundle = Callable[..., Path]
+LOUD = """
+import os, socket, subprocess
+def wire(entrypoint, params, seed):
+    subprocess.run(["/bin/sh", "-c", "exit 3"])
+    try:
+        socket.create_connection(("192.0.2.1", 9), 1)
+    except OSError:
+        pass
+    for number in range(int(params.get("calls", 0))):
+        os.access("/nonexistent", os.R_OK)
+    return {"out": b"done", "tracer": open("/proc/self/status").read().split("TracerPid:")[1].split()[0]}
+"""
+
+
+def traces(folder: Path) -> dict[str, tuple[dict[str, object], str]]:
+    """By phase: the note, and the trace."""
+    notes = [json.loads(path.read_text()) for path in sorted(folder.glob("[0-9]*.json"))]
+    texts = [path.read_text(errors="replace") for path in sorted(folder.glob("*.strace"))]
+    return {str(note["phase"]): (note, text) for note, text in zip(notes, texts, strict=True)}
+
+
+def test_what_the_task_did_is_in_the_trace_and_not_in_its_sight(run: Runner, bundle: Bundle, tmp_path: Path) -> None:
+    folder = tmp_path / "trace"
+    result = run(bundle(LOUD), None, "--profile", "debug", "--trace", str(folder), "--refresh")
+    assert result.outputs == {"out": b"done", "tracer": b"0"}
+    found = traces(folder)
+    note, text = found["execute"]
+    assert 'execve("/bin/sh", ["/bin/sh", "-c", "exit 3"]' in text
+    assert 'inet_addr("192.0.2.1")' in text and "ENETUNREACH" in text
+    assert note["cut_bytes"] == 0 and note["bytes"] == len(text)
+    assert "build" in found and "fetch" not in found
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_the_figures_are_the_tasks_and_not_the_tracers(run: Runner, bundle: Bundle, tmp_path: Path) -> None:
+    """60,000 calls take the tracer more processor time than the task; its sandbox is no process of the task's."""
+    task = {"entrypoint": "main", "params": {"calls": 60_000}, "seed": 1}
+    path = bundle(LOUD)
+    plain = run(path, task, "--profile", "debug").body["metrics"]
+    seen = run(path, task, "--profile", "debug", "--trace", str(tmp_path / "trace")).body["metrics"]
+    assert seen["peak_processes"] <= plain["peak_processes"] + 1
+
+
+def test_a_trace_is_cut_at_its_limit_and_says_so(
+    run: Runner, bundle: Bundle, profile_with: Callable[[str], tuple[str, ...]], tmp_path: Path
+) -> None:
+    options = profile_with('[trace]\nallowed = true\nmax_bytes = "100KiB"\n')
+    task = {"entrypoint": "main", "params": {"calls": 20_000}, "seed": 1}
+    assert run(bundle(LOUD), task, *options, "--trace", str(tmp_path / "trace")).outputs["out"] == b"done"
+    note, text = traces(tmp_path / "trace")["execute"]
+    assert len(text) == note["bytes"] == 100 * 1024 and int(str(note["cut_bytes"])) > 1_000_000
+
+
+def test_a_profile_has_to_allow_it(run: Runner, bundle: Bundle, tmp_path: Path) -> None:
+    error = run(bundle(LOUD), None, "--trace", str(tmp_path / "trace")).error
+    assert (error["phase"], error["type"]) == ("input", "usage") and "trace.allowed" in error["error"]
+    assert not (tmp_path / "trace").exists()
+
+
+def test_it_needs_a_new_directory(run: Runner, bundle: Bundle, tmp_path: Path) -> None:
+    error = run(bundle(LOUD), None, "--profile", "debug", "--trace", str(tmp_path)).error
+    assert error["type"] == "usage" and "new directory" in error["error"]
+
+
+def test_without_strace_nothing_runs(run: Runner, bundle: Bundle, tmp_path: Path) -> None:
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("bwrap", "uv"):
+        os.symlink(str(shutil.which(name)), tools / name)
+    error = run(
+        bundle(LOUD), None, "--profile", "debug", "--trace", str(tmp_path / "t"), env={"PATH": str(tools)}
+    ).error
+    assert error["type"] == "trace_unavailable" and "apt-get install strace" in error["error"]
+
+
+def test_a_task_that_fails_is_watched_to_its_end(run: Runner, bundle: Bundle, tmp_path: Path) -> None:
+    code = "import os\ndef wire(entrypoint, params, seed):\n    os.kill(os.getpid(), 11)\n"
+    error = run(bundle(code), None, "--profile", "debug", "--trace", str(tmp_path / "trace")).error
+    assert (error["type"], error["signal"]) == ("crashed", "SIGSEGV")
+    assert "killed by SIGSEGV" in traces(tmp_path / "trace")["execute"][1]
