@@ -200,8 +200,9 @@ def chain_of(error: BaseException, limit: int = 10) -> "list[Any]":
             chain[-1].__cause__ = chain[-1].__context__ = None
             break
         chain.append(link)
+        inner = [value for value in link.args[:1] if isinstance(value, BaseException)]  # a library's own way to say it
         context = None if link.__suppress_context__ else link.__context__
-        link = link.__cause__ if link.__cause__ is not None else context
+        link = next((cause for cause in (link.__cause__, context, *inner) if cause is not None), None)
     return chain
 
 
@@ -221,6 +222,7 @@ def describe_cause(error: "Any") -> "dict[str, Any]":
         "module": str(error.name)[:256] if isinstance(error, ImportError) else "",
         "status": error.returncode if isinstance(getattr(error, "returncode", None), int) else 0,
         "raised_in": os.path.basename(code.co_filename) + ":" + code.co_name if code is not None else "",
+        "no_folder": bool(last is not None and last.tb_frame.f_locals.get("child_exec_never_called") is True),
     }
 
 
@@ -3743,6 +3745,7 @@ class Cause(NamedTuple):
     module: str  # of an ImportError
     status: int  # of a CalledProcessError
     raised_in: str  # file:function
+    no_folder: bool  # of subprocess: it is the working directory of the program that is not there
 
 
 def parse_cause(cause: dict[str, Any]) -> Cause:
@@ -3752,7 +3755,7 @@ def parse_cause(cause: dict[str, Any]) -> Cause:
     if not all(isinstance(text, str) for text in texts) or {type(given.errno), type(given.status)} != {int}:
         raise ValueError("wrong fields")
     cut = [text[:4096].encode("utf-8", "replace").decode() for text in texts]
-    return Cause(cut[4:16], cut[0], given.errno, cut[1], cut[2], given.status, cut[3])
+    return Cause(cut[4:16], cut[0], given.errno, cut[1], cut[2], given.status, cut[3], given.no_folder is True)
 
 
 class Supervisor:
@@ -4605,6 +4608,146 @@ def signal_failure(number: int, phase: str, stderr: str, stacks: str) -> Failure
     return Failure(phase, kinds.get(name, "crashed"), text, traceback=told, stderr=stderr, signal=name)
 
 
+# --- hints: one sentence for a person, where the sandbox is why a task failed
+
+
+def hint_of(causes: Iterable[Cause], profile: Profile, bundle: str) -> str:
+    """What to do about an exception or what it came from, "" where the cause could be another than the sandbox.
+
+    `bundle` is the snapshot that the task saw.
+    """
+    rules = (hint_network, hint_program, hint_module, hint_package_data, hint_proc, hint_read_only, hint_limit)
+    return next(filter(None, (rule(cause, profile, bundle) for cause in causes for rule in rules)), "")
+
+
+def hint_network(cause: Cause, profile: Profile, bundle: str) -> str:
+    unresolved = "socket.gaierror" in cause.types and cause.errno in (-2, -3, -4, -5)  # EAI_NONAME, AGAIN, FAIL, NODATA
+    unreachable = "builtins.OSError" in cause.types and cause.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH)
+    if not unresolved and not unreachable:
+        return ""
+    return "The sandbox has no network: put what the task needs into the bundle, or hand it over in its params"
+
+
+def hint_program(cause: Cause, profile: Profile, bundle: str) -> str:
+    programs = "this profile has no programs" if not profile.execute.programs else "it has those of this profile alone"
+    if "subprocess.CalledProcessError" in cause.types and cause.status == 127:
+        return (
+            "Status 127 is what a shell says of a program that is not there: in the sandbox "
+            f"{programs} (execute.programs)"
+        )
+    started = cause.raised_in in ("subprocess.py:_execute_child", "os.py:_execvpe", "<frozen os>:_execvpe")
+    folder, name = os.path.split(cause.filename)
+    if not started or not name or cause.no_folder or cause.errno != errno.ENOENT or name in profile.execute.programs:
+        return ""
+    if folder not in ("", *PROGRAM_FOLDERS, "/usr/local/bin"):
+        return ""
+    return (
+        f"The program {name[:100]!r} is not in the sandbox: {programs} (execute.programs); use a Python package for "
+        "it, or a profile that names it"
+    )
+
+
+def hint_module(cause: Cause, profile: Profile, bundle: str) -> str:
+    top, _, inner = cause.module.partition(".")
+    if "builtins.ModuleNotFoundError" not in cause.types or not top or top in sys.stdlib_module_names:
+        return ""
+    path = cause.module.replace(".", "/")
+    held = find_in_bundle(bundle, f"{path}.py") or find_in_bundle(bundle, f"{path}/__init__.py")
+    if held:
+        return (
+            f"The bundle holds {held}, where no import looks: have its build include it (packages in pyproject.toml), "
+            "or import it by its path from the bundle's top"
+        )
+    if inner:
+        return ""
+    import difflib
+
+    near = difflib.get_close_matches(top.lower().replace("_", "-"), declared_names(bundle), 1, 0.7)
+    said = f"; the nearest name that it declares is {near[0]!r}" if near else ""
+    return f"The environment has no module {top[:100]!r}: declare the package that brings it in the bundle{said}"
+
+
+def declared_names(bundle: str) -> list[str]:
+    """Names of packages that a bundle's own files declare, as they stand there."""
+    import tomllib
+
+    texts: list[Any] = []
+    with suppress(OSError, ValueError, AttributeError), open(os.path.join(bundle, "pyproject.toml"), "rb") as file:
+        texts += tomllib.load(file).get("project", {}).get("dependencies", [])
+    with suppress(OSError, ValueError), open(os.path.join(bundle, "requirements.txt"), encoding="utf-8") as file:
+        texts += file.read(MIB).splitlines()
+    matches = (re.match(NAME, text.strip()) for text in texts if isinstance(text, str))
+    return [match[0].lower().replace("_", "-") for match in matches if match]
+
+
+def find_in_bundle(bundle: str, ending: str) -> str:
+    """The file of the bundle whose path ends so, the one nearest to its top; "" where there is none."""
+    found = ""
+    wanted = os.path.normpath(ending)
+    for folder, _, names in os.walk(bundle) if not wanted.startswith(("/", "..")) else ():
+        if os.path.basename(wanted) in names:
+            path = os.path.relpath(os.path.join(folder, os.path.basename(wanted)), bundle)
+            if f"/{path}".endswith(f"/{wanted}") and (not found or path.count("/") < found.count("/")):
+                found = path
+    return found
+
+
+def hint_package_data(cause: Cause, profile: Profile, bundle: str) -> str:
+    if "builtins.FileNotFoundError" not in cause.types:
+        return ""
+    installed = re.search(rf"{VENV}/lib/python[0-9.]+t?/site-packages/([^'\"\n]+)", cause.filename or cause.message)
+    held = find_in_bundle(bundle, installed[1]) if installed else ""
+    if not installed or not held:
+        return ""
+    package, _, inner = installed[1].partition("/")
+    return (
+        f"The bundle holds {held}, which its build left out of the package: declare it as package data "
+        f'(setuptools: [tool.setuptools.package-data] {package} = ["{inner}"])'
+    )
+
+
+def hint_proc(cause: Cause, profile: Profile, bundle: str) -> str:
+    missing = cause.errno == errno.ENOENT and f"{cause.filename}/".startswith("/proc/")
+    if profile.sandbox.proc or not (missing or any(name.startswith("psutil.") for name in cause.types)):
+        return ""
+    return "This profile has no /proc (sandbox.proc = false), which psutil and its like need; use one that has it"
+
+
+def hint_read_only(cause: Cause, profile: Profile, bundle: str) -> str:
+    if "builtins.OSError" not in cause.types:
+        return ""
+    refused = cause.errno == errno.EROFS or "Read-only file system" in cause.message
+    path = re.sub(rf"^({SHADOW}|{BUNDLE})/", "", cause.filename)
+    own = bool(path) and not path.startswith(("/", "..")) and os.path.isfile(os.path.join(bundle, path))
+    if own and (refused or cause.errno == errno.EACCES):
+        return f"{path[:200]!r} is a file of the bundle, which no task can change: write to another name, or to a copy"
+    if not refused:
+        return ""
+    if profile.execute.working_directory == "shadow":
+        return (
+            "A task can write to its working directory (by relative path), its home and /tmp, all of which go with "
+            "it; everything else, the bundle's own folder and the environment too, is read-only"
+        )
+    return (
+        'A task can write to its home and /tmp alone under this profile (execute.working_directory = "bundle"): use '
+        "tempfile.mkdtemp(), or return the bytes"
+    )
+
+
+def hint_limit(cause: Cause, profile: Profile, bundle: str) -> str:
+    policy, limits = profile.execute, profile.execute.limits
+    if "builtins.OSError" not in cause.types:
+        return ""
+    if cause.errno == errno.ENOSPC:
+        tmp, shm = quantity("tmp_bytes", policy.tmp_bytes), quantity("shm_bytes", policy.shm_bytes)
+        return f"/tmp and the working directory hold {tmp} (execute.tmp_bytes), /dev/shm {shm} (execute.shm_bytes)"
+    if cause.errno == errno.EFBIG:
+        return f"A file may have {quantity('file_bytes', limits.file_bytes)} (execute.limits.file_bytes)"
+    if cause.errno == errno.EMFILE:
+        return f"A process may have {limits.open_files} files open (execute.limits.open_files)"
+    return ""
+
+
 # --- phases: each makes a sandbox, runs it, and turns what comes out into the next one's input
 
 
@@ -4642,6 +4785,9 @@ def raise_failure(host: Host, outcome: Outcome, phase: str) -> None:
     failure = failure_of(outcome, phase)
     if failure is None:
         return
+    if phase == "execute" and outcome.error:
+        hint = hint_of(outcome.error.get("causes", []), host.profile, host.store.scratch("bundle"))
+        failure.error += f". {hint}" if hint else ""
     failure.error = redact(failure.error, host.secrets)
     failure.details = redact(failure.details, host.secrets)
     failure.details["usage"] = outcome.usage

@@ -1,0 +1,144 @@
+"""Where the sandbox is why a task failed, the error says so after the exception's own words; else it says nothing."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import GROUP, Result, Runner
+
+Bundle = Callable[..., Path]
+CODE = """
+import os, pathlib, shutil, socket, subprocess, sys, urllib.request
+
+def wire(entrypoint, params, seed):
+    exec(params["code"], {**globals()})
+    return {"out": "done"}
+"""
+FILES = {"data/x.csv": "x", "scripts/helper.py": ""}
+NETWORK = "The sandbox has no network"
+HINTED = {
+    "urllib": ("urllib.request.urlopen('https://example.org')", NETWORK),
+    "name": ("socket.getaddrinfo('example.org', 443)", NETWORK),
+    "address": ("socket.create_connection(('192.0.2.1', 80), 5)", NETWORK),
+    "ftp": ("import ftplib; ftplib.FTP('example.org')", NETWORK),
+    "wrapped": (
+        "try:\n socket.getaddrinfo('example.org', 1)\nexcept OSError as e:\n raise RuntimeError('no data') from e",
+        NETWORK,
+    ),
+    "git": ("subprocess.run(['git', 'log'])", "The program 'git' is not in the sandbox"),
+    "gcc": ("subprocess.run(['/usr/bin/gcc', 'x.c'])", "The program 'gcc' is not in the sandbox"),
+    "Rscript": ("subprocess.check_output(['Rscript', 'x.R'])", "(execute.programs)"),
+    "shell": ("subprocess.run('git log', shell=True, check=True)", "Status 127"),
+    "module": ("import numppy", "no module 'numppy'"),
+    "helper": ("import helper", "The bundle holds scripts/helper.py"),
+    "own file": ("open('data/x.csv', 'w')", "'data/x.csv' is a file of the bundle"),
+    "own file, appended": ("open('data/x.csv', 'a')", "'data/x.csv' is a file of the bundle"),
+    "own file, by its place": ("open('/bundle/data/x.csv', 'w')", "'data/x.csv' is a file of the bundle"),
+    "beside the module": ("os.mkdir(os.path.join(os.path.dirname(__file__), 'out'))", "its working directory"),
+    "root": ("os.mkdir('/results')", "its working directory"),
+    "space": ("open('/dev/shm/x', 'wb').write(bytes(80 << 20))", "/dev/shm 64.0 MiB (execute.shm_bytes)"),
+    "files": ("fs = [open('/dev/null') for _ in range(2000)]", "1024 files open (execute.limits.open_files)"),
+}
+SILENT = {
+    "no such file": "open('data/absent.csv')",
+    "no such folder to work in": "subprocess.run(['ls'], cwd='absent')",
+    "a program's own status": "subprocess.run(['false'], check=True)",
+    "nobody listens": "socket.create_connection(('127.0.0.1', 9))",
+    "a script that is not there": "subprocess.run(['./run.sh'])",
+    "a submodule": "import json.absent",
+    "an attribute": "from json import absent",
+    "a file without a right": "os.chmod('mine', 0) if open('mine', 'w') else 0; open('mine')",
+    "another error": "raise ValueError('no network')",
+    "a refused kind of socket": "socket.socket(40, 1)",
+}
+
+
+def ask(run: Runner, path: Path, codes: list[str], *options: str) -> list[Result]:
+    tasks = [{"entrypoint": "main", "params": {"code": code}, "seed": 1} for code in codes]
+    return run.served(path, tasks, *options)
+
+
+def test_the_cause_and_what_to_do(run: Runner, bundle: Bundle, profile_with: Callable[[str], tuple[str, ...]]) -> None:
+    options = profile_with('[execute]\nshm_bytes = "64MiB"')
+    codes = [code.replace("__file__", "'/bundle/probe.py'") for code, _ in HINTED.values()]
+    results = ask(run, bundle(CODE, files=FILES), codes, *options)
+    for (name, (_, hint)), result in zip(HINTED.items(), results, strict=True):
+        assert result.error["type"] == "task_exception", name
+        words = result.error["exception"]["message"]
+        assert hint in result.error["error"].split(words, 1)[1], (name, result.error["error"])
+
+
+def test_no_guess(run: Runner, bundle: Bundle) -> None:
+    for (name, _), result in zip(SILENT.items(), ask(run, bundle(CODE), list(SILENT.values())), strict=True):
+        assert result.error["error"].endswith(result.error["exception"]["message"]), (name, result.error["error"])
+
+
+def test_under_strict(run: Runner, bundle: Bundle) -> None:
+    codes = ["os.makedirs('results')", "subprocess.run(['ls'])"]
+    folder, program = ask(run, bundle(CODE), codes, "--profile", "strict")
+    assert '(execute.working_directory = "bundle"): use tempfile' in folder.error["error"]
+    assert "this profile has no programs (execute.programs)" in program.error["error"]
+
+
+PROJECT = """
+[build-system]
+requires = [{backend}]
+build-backend = "{module}"
+{path}
+[project]
+name = "probe"
+version = "1.0"
+dependencies = {needs}
+[project.entry-points."{group}"]
+execute = "probe:wire"
+"""
+
+
+def project(needs: list[str]) -> str:
+    tiny = {"backend": "", "module": "tiny_backend", "path": 'backend-path = ["backend"]'}
+    return PROJECT.format(needs=json.dumps(needs), group=GROUP, **tiny)
+
+
+@pytest.mark.parametrize(
+    "needs, call",
+    [
+        ("requests", "import requests; requests.get('https://example.org')"),
+        ("httpx", "import httpx; httpx.get('https://example.org')"),
+        ("urllib3", "import urllib3; urllib3.request('GET', 'https://example.org', retries=1)"),
+        ("aiohttp", "import aiohttp, asyncio\nasync def f():\n  async with aiohttp.ClientSession() as s:\n"
+         "    await s.get('https://example.org')\nasyncio.run(f())"),
+    ],
+)  # fmt: skip
+def test_the_libraries_that_people_use(run: Runner, bundle: Bundle, needs: str, call: str) -> None:
+    code = f"def wire(e, p, s): exec({call!r}, {{}})"
+    error = run(bundle(code, pyproject=project([needs]))).error
+    assert error["type"] == "task_exception" and NETWORK in error["error"]
+
+
+def test_the_nearest_declared_name(run: Runner, bundle: Bundle) -> None:
+    error = run(bundle("import six_\ndef wire(e, p, s): return {}", pyproject=project(["six"]))).error
+    assert "the nearest name that it declares is 'six'" in error["error"]
+
+
+def test_data_that_the_build_left_out(run: Runner, tmp_path: Path) -> None:
+    (tmp_path / "src" / "pkg").mkdir(parents=True)
+    (tmp_path / "src" / "pkg" / "params.csv").write_text("a,b")
+    (tmp_path / "src" / "pkg" / "__init__.py").write_text(
+        "from pathlib import Path\nDATA = Path(__file__).parent / 'params.csv'\n"
+        "def wire(e, p, s): return {'out': DATA.read_text()}"
+    )
+    setuptools = {"backend": '"setuptools"', "module": "setuptools.build_meta", "path": ""}
+    text = PROJECT.format(needs="[]", group=GROUP, **setuptools).replace("probe:wire", "pkg:wire")
+    (tmp_path / "pyproject.toml").write_text(text)
+    error = run(tmp_path).error
+    assert error["exception"]["type"] == "FileNotFoundError"
+    assert "The bundle holds src/pkg/params.csv, which its build left out" in error["error"]
+    assert '[tool.setuptools.package-data] pkg = ["params.csv"]' in error["error"]
+
+
+@pytest.mark.parametrize("call", ["psutil.virtual_memory()", "psutil.Process().memory_info()"])
+def test_a_profile_without_proc_is_named(run: Runner, bundle: Bundle, call: str) -> None:
+    code = f"def wire(e, p, s):\n    import psutil\n    return {{'out': str({call})}}"
+    result = run(bundle(code, pyproject=project(["psutil"])), None, "--profile", "container")
+    assert "(sandbox.proc = false)" in result.error["error"]
