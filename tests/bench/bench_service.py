@@ -1,6 +1,6 @@
-"""Tasks per second of the execution environments, and the memory of the warm one over many tasks, in one run.
+"""Tasks per second of the execution environments and of a study, and their memory over many tasks, in one run.
 
-    python tests/bench/bench_service.py [--tasks N] [--warm-tasks N]
+    python tests/bench/bench_service.py [--tasks N] [--warm-tasks N] [--study-tasks N] [--only environments|study]
 
 The modes take turns, so that a change of the machine's speed meets all of them.
 """
@@ -11,6 +11,7 @@ import statistics
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -20,9 +21,17 @@ from modelops.adapters.bundle import LocalBundleRepository
 from modelops.adapters.exec_env.cold_debug import ColdDebugExecEnv
 from modelops.adapters.exec_env.sandboxed import SandboxedExecEnv
 from modelops.adapters.exec_env.warm import IsolatedWarmExecEnv
+from modelops.services.dask_simulation import DaskSimulationService
+from modelops.services.study import Study
+from modelops.services.study_folder import StudyFolder
+from modelops.services.study_inputs import parameter_sets
+from modelops.services.study_run import Ended, StudyRun
+from modelops.worker.settings import WorkerSettings
 
-BUNDLE = Path(__file__).resolve().parent.parent / "bundles" / "hello"
+BUNDLES = Path(__file__).resolve().parent.parent / "bundles"
 ROUNDS = 3
+THREADS = 2
+STUDY_ROUNDS, STUDY_TASKS = 5, 300  # of a mode each
 
 
 def task(reference: str, seed: int) -> SimTask:
@@ -46,12 +55,24 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tasks", type=int, default=20, help="tasks of each mode in a round")
     parser.add_argument("--warm-tasks", type=int, default=10_000, help="tasks of the memory run")
+    parser.add_argument("--study-tasks", type=int, default=12_000, help="tasks of the study whose memory is looked at")
+    parser.add_argument("--only", choices=["environments", "study"])
     options = parser.parse_args()
+    found = {}
+    if options.only != "study":
+        found |= measure_environments(options)
+    if options.only != "environments":
+        found |= measure_study(options.study_tasks)
+    print(json.dumps(found))
+    return 0
+
+
+def measure_environments(options: argparse.Namespace) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o711)
         (Path(folder) / "bundles").mkdir()
         repository = LocalBundleRepository(Path(folder) / "bundles")
-        reference = repository.add(BUNDLE)
+        reference = repository.add(BUNDLES / "hello")
         storage = Path(folder) / "storage"
         modes: dict[str, SandboxedExecEnv] = {
             "warm": IsolatedWarmExecEnv(repository, storage_dir=storage),
@@ -72,8 +93,7 @@ def main() -> int:
         finally:
             for env in modes.values():
                 env.shutdown()
-    print(json.dumps({"tasks_per_second": rates, "warm_memory_bytes": memory}))
-    return 0
+    return {"tasks_per_second": rates, "warm_memory_bytes": memory}
 
 
 def measure_memory(env: SandboxedExecEnv, reference: str, count: int) -> dict[str, int]:
@@ -88,6 +108,69 @@ def measure_memory(env: SandboxedExecEnv, reference: str, count: int) -> dict[st
         print(f"warm memory {name} tasks: {size / 2**20:.1f} MiB")
     print(f"time of the last hundred over the first: {last / first:.2f}")
     return found
+
+
+def measure_study(count: int) -> dict[str, object]:
+    """Tasks of `sir` per second of a study on the embedded cluster, and of as many threads on the warm environment.
+
+    Then one study of `count` tasks: the memory of this process, which is client and scheduler, on the way.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o711)
+        (folder / "bundles").mkdir()
+        repository = LocalBundleRepository(folder / "bundles")
+        reference = repository.add(BUNDLES / "sir")
+        settings = WorkerSettings(bundle_repository=str(repository.root), storage_dir=str(folder / "storage"))
+        rates: dict[str, list[float]] = {"warm environment": [], "study": []}
+        with (
+            IsolatedWarmExecEnv(repository, storage_dir=folder / "storage") as env,
+            ThreadPoolExecutor(THREADS) as pool,
+            DaskSimulationService(settings=settings, threads_per_worker=THREADS) as service,
+        ):
+            for number in range(-1, STUDY_ROUNDS):  # the first warms up
+                study = study_of(reference, STUDY_TASKS if number >= 0 else 20, number)
+                begun = time.perf_counter()
+                assert all(
+                    result.error is None for result in pool.map(env.run, map(study.task, range(len(study.points))))
+                )
+                middle = time.perf_counter()
+                run_study(service, study, folder / f"study{number}")
+                if number >= 0:
+                    rates["warm environment"].append(STUDY_TASKS / (middle - begun))
+                    rates["study"].append(STUDY_TASKS / (time.perf_counter() - middle))
+            for mode, values in rates.items():
+                print(f"{mode:18} {statistics.median(values):8.1f} tasks/s", flush=True)
+            ratios = [study / warm for warm, study in zip(*rates.values(), strict=True)]
+            print(f"study over environment: {statistics.median(ratios):.2f}", flush=True)
+            memory = run_study(service, study_of(reference, count, -2), folder / "large")
+        size = sum(path.stat().st_size for path in (folder / "large" / "parts").iterdir())
+        for done, found in memory.items():
+            print(f"client and scheduler after {done} tasks of the study: {found / 2**20:.1f} MiB")
+        print(f"results on disk: {size / 2**20:.1f} MiB")
+        return {"study_over_environment": statistics.median(ratios), "study_memory_bytes": memory}
+
+
+def study_of(reference: str, count: int, number: int) -> Study:
+    sets = parameter_sets({"population": 1000 + number}, {"beta": [0.2 + n / 1e6 for n in range(count)]}, None)
+    return Study.product(reference, "sir.model/baseline", sets, [1])
+
+
+def run_study(service: DaskSimulationService, study: Study, out: Path) -> dict[int, int]:
+    """Run a study, and return the memory of this process in bytes after some numbers of tasks."""
+    memory: dict[int, int] = {}
+    done = 0
+
+    def progress(succeeded: bool) -> None:
+        nonlocal done
+        assert succeeded
+        done += 1
+        if done % max(1, len(study.points) // 6) == 0:
+            memory[done] = psutil.Process().memory_full_info().uss
+
+    with StudyFolder(out, study, {}) as folder:
+        assert StudyRun(service, folder, progress=progress).run() is Ended.DONE
+    return memory
 
 
 if __name__ == "__main__":

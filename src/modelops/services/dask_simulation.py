@@ -24,6 +24,15 @@ from .futures import ReplicatesFuture, SimulationFuture, TaskFuture
 
 logger = logging.getLogger(__name__)
 
+# What an embedded cluster's processes do all the time for dashboards that nobody looks at costs a tenth of a processor.
+_QUIET = {
+    "distributed.worker.profile.enabled": False,
+    "distributed.worker.memory.monitor-interval": "1s",
+    "distributed.scheduler.active-memory-manager.start": False,
+    "distributed.admin.tick.interval": "500ms",
+    "distributed.admin.system-monitor.interval": "5s",
+}
+
 
 class DaskSimulationService:
     """Runs tasks on a Dask cluster: that of a client, the one at an address, or an embedded one on this machine.
@@ -56,7 +65,7 @@ class DaskSimulationService:
         try:
             if client is None:
                 self._scratch = WorkingDir(default_storage_dir() / "dask")
-                with _held_back(signal.SIGINT):
+                with _held_back(signal.SIGINT), dask.config.set(_QUIET):
                     self._cluster = distributed.LocalCluster(
                         n_workers=n_workers,
                         threads_per_worker=threads_per_worker or os.cpu_count() or 1,
