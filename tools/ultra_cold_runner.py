@@ -503,9 +503,13 @@ def aggregate(task: "dict[str, Any]", pipe: ResultPipe) -> None:
 
 
 def call_target(target: "Any", sim_returns: "list[Any]", target_data: "Any") -> "Any":
-    """Call either kind of target; the signature says which it is."""
+    """Call either kind of target; the signature says which it is. An object that has `evaluate` is called by it."""
     import inspect
 
+    if hasattr(target, "evaluate") and not isinstance(target, type):
+        if hasattr(target, "model_output"):
+            return evaluate_target_object(target, sim_returns)
+        target = target.evaluate
     parameters = inspect.signature(target).parameters
     required = [
         name

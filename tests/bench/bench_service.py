@@ -29,6 +29,7 @@ from modelops.services.study_run import Ended, StudyRun
 from modelops.worker.settings import WorkerSettings
 
 BUNDLES = Path(__file__).resolve().parent.parent / "bundles"
+ENTRYPOINTS = {"sir": "sir.model/baseline", "hello": "hello.wire/main"}
 ROUNDS = 3
 THREADS = 2
 STUDY_ROUNDS, STUDY_TASKS = 5, 300  # of a mode each
@@ -56,13 +57,14 @@ def main() -> int:
     parser.add_argument("--tasks", type=int, default=20, help="tasks of each mode in a round")
     parser.add_argument("--warm-tasks", type=int, default=10_000, help="tasks of the memory run")
     parser.add_argument("--study-tasks", type=int, default=12_000, help="tasks of the study whose memory is looked at")
+    parser.add_argument("--study-bundle", choices=sorted(ENTRYPOINTS), default="sir")
     parser.add_argument("--only", choices=["environments", "study"])
     options = parser.parse_args()
     found = {}
     if options.only != "study":
         found |= measure_environments(options)
     if options.only != "environments":
-        found |= measure_study(options.study_tasks)
+        found |= measure_study(options.study_bundle, options.study_tasks)
     print(json.dumps(found))
     return 0
 
@@ -110,8 +112,8 @@ def measure_memory(env: SandboxedExecEnv, reference: str, count: int) -> dict[st
     return found
 
 
-def measure_study(count: int) -> dict[str, object]:
-    """Tasks of `sir` per second of a study on the embedded cluster, and of as many threads on the warm environment.
+def measure_study(bundle: str, count: int) -> dict[str, object]:
+    """Tasks of a bundle per second of a study on the embedded cluster, and of as many threads on the warm environment.
 
     Then one study of `count` tasks: the memory of this process, which is client and scheduler, on the way.
     """
@@ -120,7 +122,7 @@ def measure_study(count: int) -> dict[str, object]:
         folder.chmod(0o711)
         (folder / "bundles").mkdir()
         repository = LocalBundleRepository(folder / "bundles")
-        reference = repository.add(BUNDLES / "sir")
+        reference = repository.add(BUNDLES / bundle)
         settings = WorkerSettings(bundle_repository=str(repository.root), storage_dir=str(folder / "storage"))
         rates: dict[str, list[float]] = {"warm environment": [], "study": []}
         with (
@@ -129,7 +131,7 @@ def measure_study(count: int) -> dict[str, object]:
             DaskSimulationService(settings=settings, threads_per_worker=THREADS) as service,
         ):
             for number in range(-1, STUDY_ROUNDS):  # the first warms up
-                study = study_of(reference, STUDY_TASKS if number >= 0 else 20, number)
+                study = study_of(reference, bundle, STUDY_TASKS if number >= 0 else 20, number)
                 begun = time.perf_counter()
                 assert all(
                     result.error is None for result in pool.map(env.run, map(study.task, range(len(study.points))))
@@ -143,7 +145,7 @@ def measure_study(count: int) -> dict[str, object]:
                 print(f"{mode:18} {statistics.median(values):8.1f} tasks/s", flush=True)
             ratios = [study / warm for warm, study in zip(*rates.values(), strict=True)]
             print(f"study over environment: {statistics.median(ratios):.2f}", flush=True)
-            memory = run_study(service, study_of(reference, count, -2), folder / "large")
+            memory = run_study(service, study_of(reference, bundle, count, -2), folder / "large")
         size = sum(path.stat().st_size for path in (folder / "large" / "parts").iterdir())
         for done, found in memory.items():
             print(f"client and scheduler after {done} tasks of the study: {found / 2**20:.1f} MiB")
@@ -151,9 +153,10 @@ def measure_study(count: int) -> dict[str, object]:
         return {"study_over_environment": statistics.median(ratios), "study_memory_bytes": memory}
 
 
-def study_of(reference: str, count: int, number: int) -> Study:
-    sets = parameter_sets({"population": 1000 + number}, {"beta": [0.2 + n / 1e6 for n in range(count)]}, None)
-    return Study.product(reference, "sir.model/baseline", sets, [1])
+def study_of(reference: str, bundle: str, count: int, number: int) -> Study:
+    name = {"sir": "beta", "hello": "name"}[bundle]
+    sets = parameter_sets({}, {name: [0.2 + (n + number / 10) / 1e6 for n in range(count)]}, None)
+    return Study.product(reference, ENTRYPOINTS[bundle], sets, [1])
 
 
 def run_study(service: DaskSimulationService, study: Study, out: Path) -> dict[int, int]:

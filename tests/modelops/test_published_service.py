@@ -75,7 +75,7 @@ def task(ref: str, seed: int = 42, scenario: str = "baseline", **params: float |
 
 
 def test_the_client_is_the_callers(cluster: distributed.Client, ref: str, environments: Environments) -> None:
-    config = RuntimeConfig(bundles_dir=str(environments.repository.root))
+    config = RuntimeConfig(bundle_source="file", bundles_dir=str(environments.repository.root))
     for _ in range(2):
         with DaskSimulationService(cluster, config) as service:
             assert service.client is cluster
@@ -98,6 +98,11 @@ def test_what_the_configuration_asks_for_and_can_not_have() -> None:
     for wrong in ({"force_fresh_venv": True}, {"executor_type": "direct"}, {"cas_backend": "azure"}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             RuntimeConfig(**wrong).worker_settings()  # type: ignore[arg-type]
+    for source, place in (("file", "bundles_dir"), ("oci", "bundle_registry")):
+        with pytest.raises(ValueError, match=place):
+            RuntimeConfig(bundle_source=source).worker_settings()
+    settings = RuntimeConfig(bundle_registry="registry.example/models").worker_settings()
+    assert (settings.bundle_registry, settings.bundle_repository) == ("registry.example/models", None)
 
 
 def test_parallel(service: DaskSimulationService, ref: str) -> None:
@@ -139,6 +144,13 @@ def test_aggregation_in_the_old_form(service: DaskSimulationService, ref: str, t
     found = service.submit_replicate_set(ReplicateSet(task(ref), 3), target_entrypoint=target).result(timeout=300)
     assert isinstance(found, AggregationReturn) and (found.loss, found.n_replicates) == (0.25, 3)
     assert found.diagnostics["method"] == "simple_test"
+
+
+def test_an_object_that_has_evaluate(service: DaskSimulationService, ref: str) -> None:
+    future = service.submit_replicate_set(ReplicateSet(task(ref), 4), "targets.prevalence/deaths")
+    found = future.result(timeout=60)
+    assert isinstance(found, AggregationReturn) and found.loss == 4.0
+    assert found.diagnostics["method"] == "an object's evaluate"
 
 
 def test_aggregations_side_by_side(service: DaskSimulationService, ref: str) -> None:

@@ -279,7 +279,9 @@ def test_a_part_that_was_never_finished_is_not_seen(tmp_path: Path) -> None:
 
 
 def test_another_study_is_refused(tmp_path: Path) -> None:
-    StudyFolder(tmp_path, study_of_one(), {"name": "default"}).close()
+    StudyFolder(tmp_path, study_of_one(5), {"name": "strict"}).close()  # nothing was run: it may still be another
+    with StudyFolder(tmp_path, study_of_one(), {"name": "default"}) as folder:
+        folder.add_simulation(0, timed(result_of("1")))
     others = {
         "parameters": (study_of_one(2), {"name": "default"}),
         "targets": (study_of_one(targets=[Target("t", "a.b:c")]), {"name": "default"}),

@@ -190,9 +190,9 @@ def _run(
     stop, begun = _Stop(), time.monotonic()
     executors: list[str] = []
     before = len(folder.simulations) + len(folder.losses)
-    total = len(folder.study.points) + len(folder.study.groups()) * len(folder.study.targets)
+    total = folder.study.size
     ended = Ended.DONE
-    if before < total:
+    if not folder.is_done():
         if before:
             logger.info("going on with the study in %s: %d of %d tasks are done", folder.path, before, total)
         with stop.on_signals(), _progress(console, before, total) as advance:
@@ -247,8 +247,7 @@ def _report(folder: StudyFolder, ended: Ended, number: int, ran: dict[str, Any])
         left = f"{planned - done:,} of {planned:,} simulations were not run"
         typer.echo(f"stopped by --max-failures; {left}, and the same command goes on with more allowed", err=True)
     if summary["failed"]:
-        tasks = planned + len(folder.study.groups()) * len(folder.study.targets)
-        typer.echo(f"{summary['failed']} of {tasks} tasks failed; {folder.path} has them all", err=True)
+        typer.echo(f"{summary['failed']} of {folder.study.size} tasks failed; {folder.path} has them all", err=True)
         raise typer.Exit(1)
 
 

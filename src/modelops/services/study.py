@@ -59,6 +59,11 @@ class Study:
         """The task of a point."""
         return self._task(self.points[index])
 
+    @property
+    def size(self) -> int:
+        """The number of tasks, aggregations included."""
+        return len(self.points) + len(self.groups()) * len(self.targets)
+
     def groups(self) -> list[list[int]]:
         """The points of each parameter set, in the order of its first."""
         groups: dict[str, list[int]] = {}

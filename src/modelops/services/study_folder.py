@@ -141,6 +141,10 @@ class StudyFolder:
                 if failed or not self.losses.get((group, target), True):
                     self.losses.pop((group, target), None)
 
+    def is_done(self) -> bool:
+        """Whether every task has a result."""
+        return len(self.simulations) + len(self.losses) == self.study.size
+
     def flush(self) -> None:
         """Write what has come since the last time."""
         pending, self._pending = self._pending, _Pending()
@@ -189,7 +193,7 @@ class StudyFolder:
 
     def _identify(self, identity: dict[str, Any]) -> None:
         place = self.path / "identity.json"
-        if not place.exists():
+        if not place.exists() or not any(self.parts.iterdir()):
             write_whole(place, lambda aside: aside.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8"))
             return
         known = json.loads(place.read_text(encoding="utf-8"))

@@ -92,13 +92,6 @@ class StudyRun:
         self._bytes_each = 0.0
         self._window, self._window_at = 0, -math.inf
 
-    @property
-    def missing(self) -> int:
-        """The number of tasks that are to be run, aggregations included."""
-        targets = range(len(self._study.targets))
-        losses = sum((group, n) not in self._folder.losses for group in range(len(self._groups)) for n in targets)
-        return len(self._missing) + losses
-
     def run(self) -> Ended:
         """Run what is missing. Whatever the end is, all results that came are in the folder."""
         for group in range(len(self._groups)):

@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 
 from .settings import WorkerSettings
 
-_TAKEN = ("bundle_source", "bundles_dir", "venvs_dir", "max_warm_processes")
+_TAKEN = ("bundle_source", "bundle_registry", "bundles_dir", "venvs_dir", "max_warm_processes")
 
 
 @dataclass
@@ -15,7 +15,8 @@ class RuntimeConfig:
     /tmp and 128 processes.
     """
 
-    bundle_source: str = "file"
+    bundle_source: str = "oci"
+    bundle_registry: str | None = None
     bundles_dir: str | None = None
     venvs_dir: str | None = None
     max_warm_processes: int | None = None
@@ -30,8 +31,14 @@ class RuntimeConfig:
             if field.name not in _TAKEN and getattr(self, field.name) != field.default:
                 problem = f"{field.name}={getattr(self, field.name)!r} can't be obeyed here"
                 raise ValueError(f"{problem}; MODELOPS_COLD_DEBUG=1 on the worker gives every task an environment anew")
-        if self.bundle_source != "file":
+        place = {"oci": "bundle_registry", "file": "bundles_dir"}.get(self.bundle_source)
+        if place is None:
             raise ValueError(f"bundle_source={self.bundle_source!r}: set MODELOPS_BUNDLE_SOURCE on the worker instead")
+        if not getattr(self, place):
+            raise ValueError(f"bundle_source={self.bundle_source!r} needs {place}")
         return WorkerSettings(
-            bundle_repository=self.bundles_dir, venvs_dir=self.venvs_dir, max_servers=self.max_warm_processes
+            bundle_repository=self.bundles_dir if self.bundle_source == "file" else None,
+            bundle_registry=self.bundle_registry if self.bundle_source == "oci" else None,
+            venvs_dir=self.venvs_dir,
+            max_servers=self.max_warm_processes,
         )
