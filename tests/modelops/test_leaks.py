@@ -192,6 +192,7 @@ def test_a_clean_bundle_has_no_leak(code: str, leaks: Callable[..., Search], tmp
     found = leaks(write_bundle(tmp_path / "bundle", code), "1-4")
     assert (found.status, found.report["verdict"], found.report["leaks"]) == (0, "no leak", []), found.text
     assert "No task changes" in found.text
+    assert ("task 2: no result cold" in found.text) == ("seed == 2" in code)
 
 
 UNSTABLE = {

@@ -68,6 +68,13 @@ def _show_leak(console: Console, leak: Report) -> None:
 
 
 def _show_unstable(console: Console, report: Report) -> None:
+    failed = [entry for entry in report["tasks"] if entry["failure"] and entry["verdict"] != "unknown"]
+    if failed:
+        kinds = ", ".join(sorted({entry["failure"] for entry in failed}))
+        console.print()
+        console.print(
+            plain(f"{words.numbers([entry['number'] for entry in failed])}: no result cold ({kinds})", "yellow")
+        )
     for verdict, text in (
         ("nondeterministic", "other results in each cold run, so by itself no leak"),
         (

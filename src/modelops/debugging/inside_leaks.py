@@ -768,10 +768,11 @@ def threads() -> dict[int, Any]:
 
 
 def files() -> "list[Place]":
-    """Every file below /tmp, the home among them; the count is bounded."""
+    """Every file below /tmp, the home among them, but links to the bundle's own; the count is bounded."""
     found: list[Place] = []
     for folder, _, names in os.walk("/tmp"):
-        found += [File(f"file:{os.path.join(folder, name)}", os.path.join(folder, name)) for name in sorted(names)]
+        paths = [os.path.join(folder, name) for name in sorted(names)]
+        found += [File(f"file:{path}", path) for path in paths if not os.path.islink(path)]
         if len(found) > 5000:
             break
     return found
