@@ -660,14 +660,13 @@ def serve(request: "dict[str, Any]", pipe: ResultPipe) -> None:
     caches = Caches(request["caches"], request["cached"])
     caches.put()
     enter_bundle()
-    report = preload(request, caches)
+    tell_host(control, READY, preload(request, caches))
     set_dumpable(False)
     clear_sandbox()
     caches.put()
     known, state = frozenset(sys.modules), sandbox_state()
     pipe.before_done = lambda: tell_learned(pipe, caches, known)
     leave_out_of_collections()
-    tell_host(control, READY, report)
     while True:
         pid, door = fork_ahead(request, pipe)
         kind = os.read(tasks, 1)
@@ -734,19 +733,19 @@ def preload(request: "dict[str, Any]", caches: Caches) -> bytes:
     import importlib.util  # noqa: F401 (every task needs it)
     import json
 
-    problem, before = "", len(sys.modules)
+    problem, learned = "", {*request["modules"]}
     if request["preload"]:
         enter_working_directory(request["shadow"], 0o555)
         try:
             load_object(request["wire"])
         except BaseException as error:  # each task will meet it again, and report it
             print("preload:", type_name(error), file=sys.stderr)
-        before = len(sys.modules)
+        learned -= sys.modules.keys()
         problem = import_learned(request["modules"])
         load_machine_code()
         leave_working_directory()
         problem = problem or left_behind(caches)
-    report = {"modules": len(sys.modules) - before, "threads": threads_left(), "problem": problem}
+    report = {"modules": len(learned & sys.modules.keys()), "threads": threads_left(), "problem": problem}
     return json.dumps(report).encode()
 
 
@@ -6564,11 +6563,11 @@ class Server:
 
 
 def template_memory(init: int) -> int:
-    """Bytes that the processes of a sandbox have for themselves."""
+    """Bytes of the processes of a sandbox, where what they share counts once."""
     import psutil
 
     with suppress(psutil.Error):
-        return sum(member.memory_full_info().uss for member in psutil.Process(init).children(recursive=True))
+        return sum(member.memory_full_info().pss for member in psutil.Process(init).children(recursive=True))
     return 0
 
 

@@ -6,6 +6,7 @@ import queue
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -291,3 +292,155 @@ def test_a_wire_module_that_can_not_be_imported_fails_each_task(serve: Serve) ->
         for _ in range(2):
             served.send({"entrypoint": "main", "params": {}, "seed": 1})
             assert served.receive()["_fatal_error"]["exception"] == {"type": "ImportError", "message": "not today"}
+
+
+# --- the template: what tasks were seen to import and to cache
+
+LAZY = """
+import json, os, random, sys, threading, time
+CACHE = os.path.expanduser("~/.cache/tool/made")
+
+def wire(entrypoint, params, seed):
+    return {"out": json.dumps(globals()[params["do"]](params))}
+
+def lazily(params):
+    there = {"module": "lazy" in sys.modules, "cache": os.path.exists(CACHE), "used": getattr(lazy(), "used", 0)}
+    lazy().used = 1
+    os.environ["LEFT"] = "x"
+    os.chdir("/tmp")
+    os.makedirs(os.path.dirname(CACHE), exist_ok=True)
+    with open(CACHE, "w") as file:
+        file.write("content")
+    return there
+
+def lazy():
+    import lazy
+    return lazy
+
+def look(params):
+    made = open(CACHE).read() if os.path.exists(CACHE) else None
+    return [made, os.environ.get("LEFT"), os.getcwd(), getattr(lazy(), "used", 0), random.random()]
+
+def poison(params):
+    with open(CACHE, "w") as file:
+        file.write("poison")
+    os.symlink("/etc/passwd", CACHE + ".link")
+    os.mkfifo(CACHE + ".fifo")
+    with open(CACHE + ".huge", "w") as file:
+        os.truncate(file.fileno(), 1 << 30)
+    for number in range(3000):
+        open(CACHE + str(number), "w").close()
+    for name in ("no.such.module", "x" * 5000, "os.path.nothing", *map(str, range(30_000))):
+        sys.modules[name] = type(sys)(name)
+        sys.modules[name].__spec__ = type("Spec", (), {"name": name, "origin": "x" * 100, "cached": None})
+    return "done"
+"""
+
+
+def warmed(served: Served, do: str = "lazily") -> dict[str, Any]:
+    """Ask until the answer comes from a template that learned of the tasks before."""
+    for _ in range(200):
+        answer = served.ask(do)
+        assert "outputs" in answer, answer
+        if answer["metrics"]["preloaded_modules"]:
+            return answer
+        time.sleep(0.1)
+    raise AssertionError("nothing was preloaded")
+
+
+@pytest.fixture
+def lazy_serve(run: Runner, bundle: Callable[..., Path], tmp_path: Path) -> Callable[..., Any]:
+    """A server of LAZY, whose task imports `lazy`; and what it logged."""
+
+    @contextmanager
+    def start(*arguments: str, lazy: str = "") -> Iterator[tuple[Served, Path]]:
+        source, log = bundle(LAZY, files={"lazy.py": lazy}), tmp_path / "log"
+        command = run.command("--bundle-path", str(source), "--serve", *arguments)
+        with log.open("wb") as stderr:
+            streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": stderr}
+            process = subprocess.Popen(command, env=run.environment(), **streams)  # type: ignore[call-overload]
+        served = Served(process)
+        try:
+            assert "serving" in served.receive()
+            yield served, log
+        finally:
+            process.stdin.close()
+            assert process.wait(timeout=60) == 0
+
+    return start
+
+
+def test_what_a_task_imported_is_there_before_the_next_and_nothing_else_of_it(lazy_serve: Any) -> None:
+    with lazy_serve() as (served, _):
+        assert served.value("lazily") == {"module": False, "cache": False, "used": 0}
+        warmed(served)
+        for _ in range(3):
+            assert served.value("lazily") == {"module": True, "cache": True, "used": 0}
+            made, left, where, used, _ = served.value("look")
+            assert (made, left, used) == ("content", None, 0) and where != "/tmp"
+
+
+def test_another_server_of_the_bundle_starts_with_what_the_first_learned(lazy_serve: Any, tmp_path: Path) -> None:
+    shared = str(tmp_path / "learned")
+    with lazy_serve("--learned", shared) as (served, _):
+        warmed(served)
+    with lazy_serve("--learned", shared) as (served, _):
+        assert served.value("lazily") == {"module": True, "cache": True, "used": 0}
+
+
+def test_a_cold_run_never_sees_what_a_server_learned(
+    lazy_serve: Any, run: Runner, bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    with lazy_serve("--learned", str(tmp_path / "learned")) as (served, _):
+        warmed(served)
+    source = bundle(LAZY, files={"lazy.py": ""})
+    task = {"entrypoint": "main", "params": {"do": "lazily"}, "seed": 1}
+    for env in ({}, {"REUSE": "1"}):
+        there = json.loads(run(source, task, env=env).outputs["out"])
+        assert there == {"module": False, "cache": False, "used": 0}
+
+
+UNFIT = {
+    "a thread": ("import threading, time\nthreading.Thread(target=time.sleep, args=(9,), daemon=True).start()", "thr"),
+    "an import that fails there": ("import os\nif os.getppid() == 1: raise ValueError('not here')", "not here"),
+    "a seed": ("import random\nrandom.seed(1)", "state of random"),
+    "a working directory": ("import os\nos.chdir('/')", "working directory"),
+    "a file": ("open('/tmp/left', 'w').close()", "/tmp/left"),
+    "a process": ("import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', 'input()'])", "process"),
+    "a handler": ("import signal\nsignal.signal(signal.SIGUSR1, signal.SIG_IGN)", "handlers of signals"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("lazy, word", UNFIT.values(), ids=UNFIT)
+def test_what_can_not_be_preloaded_is_imported_in_each_task_and_the_log_says_why(
+    lazy_serve: Any, lazy: str, word: str
+) -> None:
+    with lazy_serve(lazy=lazy) as (served, log):
+        for _ in range(100):
+            there = served.value("lazily")
+            if b"imported in each task" in log.read_bytes():
+                break
+            time.sleep(0.1)
+        assert not there["module"] and there["used"] == 0
+        answer = served.ask("lazily")
+        assert "outputs" in answer and answer["metrics"]["preloaded_modules"] == 0
+        (line,) = [line for line in log.read_text().splitlines() if "imported in each task" in line]
+        assert word in line
+
+
+def test_modules_over_the_profile_s_memory_are_not_preloaded(lazy_serve: Any, profile_with: Any) -> None:
+    profile = profile_with('[serve]\npreload_bytes = "64MiB"\n')
+    with lazy_serve(*profile, lazy="data = b'x' * (200 << 20)") as (served, log):
+        while b"imported in each task" not in log.read_bytes():
+            assert not served.value("lazily")["module"]
+        assert b"serve.preload_bytes" in log.read_bytes()
+
+
+def test_a_task_that_lies_about_what_it_imported_and_cached_harms_nobody_else(lazy_serve: Any) -> None:
+    with lazy_serve() as (served, _):
+        served.value("lazily")
+        answer = served.ask("poison")
+        assert "outputs" in answer or answer["_fatal_error"]["phase"] in ("result", "execute")
+        for _ in range(5):
+            assert "outputs" in served.ask("lazily")
+            time.sleep(0.2)

@@ -1,6 +1,7 @@
 """Two tasks in one kept sandbox (--serve): the first does its worst, the second must not notice."""
 
 import json
+import os
 import subprocess
 from typing import Any, NamedTuple
 
@@ -138,17 +139,17 @@ ATTACKS = [
 ]
 
 
-def serve(hostile: HostileRunner, *codes: str) -> tuple[list[dict[str, Any]], int]:
+def serve(hostile: HostileRunner, *codes: str, options: tuple[str, ...] = ()) -> tuple[list[dict[str, Any]], int]:
     """The answers to tasks of one --serve, in order, without the greeting; and its exit status."""
     bundle = hostile.bundle(WIRE)
     lines = [json.dumps({"entrypoint": "main", "params": {"code": code}, "seed": 1}) for code in codes]
-    command = hostile.command("--bundle-path", str(bundle), "--serve")
+    command = hostile.command("--bundle-path", str(bundle), "--serve", *options)
     done = subprocess.run(
         command,
         input=("\n".join(lines) + "\n").encode(),
         capture_output=True,
         env=hostile.environment(),
-        timeout=PATIENCE,
+        timeout=PATIENCE + 2 * len(codes),
         **hostile.privileges(),
     )
     answers = [parse_line(line + b"\n") for line in done.stdout.splitlines()]
@@ -201,3 +202,47 @@ def test_a_limit_ends_one_task_only(code: str, hostile: HostileRunner) -> None:
         "task_exception",
     )
     assert notices(answers[2]) == notices(answers[0])
+
+
+LEARN = """
+import colorsys, fileinput
+os.makedirs('/tmp/home/.cache/tool', exist_ok=True)
+open('/tmp/home/.cache/tool/made', 'w').write('content')
+"""
+LOOK_CLOSER = """
+made = {name: open(os.path.join(top, name)).read() for top, _, names in os.walk('/tmp/home') for name in names}
+there = 'colorsys' in sys.modules
+import colorsys
+result = {'out': json.dumps({**look(), 'caches': made, 'there': there, 'altered': hasattr(colorsys, 'altered')})}
+"""
+MADE = "made = '/tmp/home/.cache/tool/made'\n"
+MORE = [
+    Attack("a module that was preloaded", "import colorsys; colorsys.altered = 1; colorsys.rgb_to_hsv = None"),
+    Attack(
+        "a cache file's pages, which leaves its times",
+        MADE + "import mmap\nmmap.mmap(os.open(made, os.O_RDWR), 0)[:] = b'altered'",
+    ),
+    Attack("a link for a cache file", MADE + "os.unlink(made); os.symlink('/etc/passwd', made)"),
+    Attack(
+        "a link for the cache folder",
+        "import shutil; shutil.rmtree('/tmp/home/.cache'); os.symlink('/bundle', '/tmp/home/.cache')",
+    ),
+    Attack("the state of random", "import random; random.seed(1)"),
+]
+
+
+@runs(("root", "default"), ("user", "default"))
+def test_nor_in_a_template_that_learned(hostile: HostileRunner) -> None:
+    """All attacks one after another on a server that began with modules and caches of earlier tasks."""
+    shared = hostile.account.folder / f"learned-{os.getpid()}"
+    shared.unlink(missing_ok=True)
+    options = ("--learned", str(shared))
+    serve(hostile, LEARN, LEARN, LEARN, options=options)
+    attacks = [*ATTACKS, *MORE]
+    codes = [code for attack in attacks for code in (attack.code, LOOK_CLOSER)]
+    answers, _ = serve(hostile, LOOK_CLOSER, *codes, options=options)
+    before = notices(answers[0])
+    assert before["there"] and before["caches"] == {"made": "content"}
+    for attack, after in zip(attacks, answers[2::2], strict=True):
+        seen = notices(after)
+        assert seen == before, (attack.name, {name: seen[name] for name in seen if seen[name] != before[name]})
