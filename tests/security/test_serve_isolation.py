@@ -218,9 +218,9 @@ result = {'out': json.dumps({**look(), 'caches': made, 'there': there, 'altered'
 MADE = "made = '/tmp/home/.cache/tool/made'\n"
 MORE = [
     Attack("a module that was preloaded", "import colorsys; colorsys.altered = 1; colorsys.rgb_to_hsv = None"),
-    Attack(
-        "a cache file's pages, which leaves its times",
-        MADE + "import mmap\nmmap.mmap(os.open(made, os.O_RDWR), 0)[:] = b'altered'",
+    Attack(  # a file whose size or time differs is what the task's cache grew to, and is kept
+        "a cache file, with its old size and time",
+        MADE + "open(made, 'w').write('altered'); os.utime(made, (315532800, 315532800))",
     ),
     Attack("a link for a cache file", MADE + "os.unlink(made); os.symlink('/etc/passwd', made)"),
     Attack(
