@@ -604,7 +604,7 @@ class Caches:
 
         room, left = self.policy["bytes"], self.policy["files"]
         for folder in self.policy["folders"]:
-            for top, _, names in os.walk(HOME + "/" + folder):
+            for top, _, names in [] if os.path.islink(HOME + "/" + folder) else os.walk(HOME + "/" + folder):
                 for name in sorted(names):
                     path = top + "/" + name
                     status = os.lstat(path)
