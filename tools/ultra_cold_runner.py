@@ -1384,9 +1384,27 @@ class Log:
     """Bounded lines on stderr. Control characters of a bundle's text never reach the terminal."""
 
     left = LOG_CAP
+    begun = shown_at = time.monotonic()
+    shown = False
+
+    @classmethod
+    def progress(cls, phase: str, done: int, total: int, size: int) -> None:
+        """Where a run is that takes long, on a terminal: one line that changes. Bytes are in `size`."""
+        now = time.monotonic()
+        if now - cls.begun < 1 or now - cls.shown_at < 0.1 or not os.isatty(2):
+            return
+        cls.shown, cls.shown_at = True, now
+        with suppress(OSError):
+            os.write(
+                2, f"\r\x1b[K{phase}: {done} of {total} packages, {size >> 20} MiB, {now - cls.begun:.0f} s".encode()
+            )
 
     @classmethod
     def line(cls, text: str) -> None:
+        if cls.shown:
+            cls.shown = False
+            with suppress(OSError):
+                os.write(2, b"\r\x1b[K")
         data = (printable(text) + "\n").encode("utf-8", "backslashreplace")
         if cls.left <= 0:
             return
@@ -2107,6 +2125,7 @@ def copy_file(path: str, name: str, folder: int, copy: str, mode: int, room: int
                     )
                 digest.update(chunk)
                 write_all(target, chunk)
+            os.utime(target, (CONSTANT_TIME, CONSTANT_TIME))  # numba's caches know a source by it
         finally:
             os.close(target)
         digest.update(f" {size} ".encode())
@@ -5088,10 +5107,13 @@ class Downloads(FileReceiver):
         super().__init__(host.store.scratch(f"fetched-{os.urandom(4).hex()}"), policy.max_packages + 1, ("lock",))
         self.unpacker, self.interpreter, self.policy = host.unpacker, interpreter, policy
         self.entries: list[dict[str, str]] = []
+        self.bytes = 0
 
     def data(self, chunk: bytes) -> None:
         super().data(chunk)
+        self.bytes += len(chunk)
         self.unpacker.go_on()
+        Log.progress("fetch", len(self.files), len(self.entries), self.bytes)
 
     def kept(self, name: str) -> None:
         self.entries = self.entries or read_lock(self.notes.get("lock", b"[]"), self.policy)
@@ -5221,6 +5243,9 @@ class Resolver:
         receiver = Downloads(self.host, self.interpreter)
         with timed(self.host, "fetch"):
             run_phase(self.host, box, request, receiver)
+        if receiver.files:
+            seconds = self.host.times["fetch"]
+            Log.line(f"fetch: {len(receiver.files)} packages, {receiver.bytes >> 20} MiB, {seconds:.1f} s")
         return receiver
 
     def have(self) -> list[str]:
@@ -5599,10 +5624,14 @@ def install_wheels(resolver: Resolver, wheels: Iterable[WheelFile]) -> list[Tree
     for wheel in wheels:
         trees.append(install_wheel(resolver, wheel))
         used += sum(size + BLOCK for _, size, *_ in trees[-1].files)
+        Log.progress("install", len(trees), len(wheels), used)
         if used > limit:
             text = f"with {wheel.name} the environment is over {limit} bytes (dependencies.max_environment_bytes)"
             raise Failure("install", "environment_too_large", text)
-    return add_bytecode(resolver.host, resolver.interpreter, trees)
+    trees = add_bytecode(resolver.host, resolver.interpreter, trees)
+    if resolver.host.times.get("install", 0) > 1:
+        Log.line(f"install: {len(trees)} packages, {used >> 20} MiB, {resolver.host.times['install']:.1f} s")
+    return trees
 
 
 def check_file_hash(wheel: WheelFile) -> None:
@@ -5626,21 +5655,22 @@ def tree_key(tree: Tree) -> str:
 
 def remember_imported(store: Store, trees: Iterable[str], notes: Mapping[str, bytes | bytearray]) -> bool:
     """Note which modules of kept trees a sandbox said to have imported without bytecode. Its word decides no more
-    than which of our own sources are worth compiling. Returns whether any is new."""
+    than which of our own sources are worth compiling. Returns whether an environment made anew
+    would have more of it."""
     try:
         sources = json.loads(notes.get("learned") or b"{}").get("sources", [])
         told = {source for source in sources if isinstance(source, str)}
     except (ValueError, AttributeError, TypeError, RecursionError):
         return False
-    new = False
+    more = False
     for path in trees if told else ():
         tree = read_tree(path)
         own = told & {name for name, *_ in tree.files} if tree else set()
         before = set(store.read("imported", os.path.basename(path)) or [])
         if own - before:
             store.write("imported", os.path.basename(path), sorted(own | before))
-            new = True
-    return new
+        more = more or bool(own - {*(store.read("imported", f"hard-{os.path.basename(path)}") or [])})
+    return more
 
 
 def bytecode_name(module: str, interpreter: Interpreter) -> str:
@@ -5786,18 +5816,18 @@ def prepare_environment(resolver: Resolver, bundle: Bundle, reuse: bool) -> Envi
     )
     if not reuse:
         return build_environment(resolver, bundle, host.store.scratch("venv"), key)
-    key = digest_of(key, environment_age(host.store, key))
+    place = digest_of(key, environment_age(host.store, key))  # anew where there is more bytecode
 
     def make() -> None:
         os.makedirs(host.store.venvs, mode=0o711, exist_ok=True)
         with ExitStack() as cleanup:
             aside = transient(host.store.venvs, cleanup)
             keep_environment(
-                host.store, key, aside, build_environment(resolver, bundle, os.path.join(aside, "venv"), key)
+                host.store, place, aside, build_environment(resolver, bundle, os.path.join(aside, "venv"), key)
             )
 
     sweep(host.store.venvs)
-    return host.store.once(f"environment-{key}", lambda: kept_environment(host.store, key), make)
+    return host.store.once(f"environment-{place}", lambda: kept_environment(host.store, place), make)
 
 
 def build_environment(resolver: Resolver, bundle: Bundle, venv: str, key: str) -> Environment:
@@ -6015,12 +6045,12 @@ def choose_wire(wires: list[list[str]], group: str) -> str:
 
 
 def execute_task(
-    host: Host, workshop: "Workshop", task: dict[str, Any], outputs: Outputs
+    host: Host, workshop: "Workshop", task: dict[str, Any], outputs: Outputs, caches: dict[str, Any]
 ) -> tuple[dict[str, Any], Usage]:
     """Run the task in a sandbox of its own. Returns the result's JSON object, without metrics, and what was used."""
     wires = workshop.environment.wires
     wire = choose_wire(wires, host.profile.bundle.entry_point_group) if "params" in task else ""
-    request = {"task": task, "wire": wire, **caches_for_task(host, {}, told=False)}
+    request = {"task": task, "wire": wire, **caches}
     outcome = Supervisor(host, execute_box(host, workshop), request, outputs).run()
     return task_result(host, outcome, task, outputs)
 
@@ -6200,7 +6230,11 @@ def run_task(options: Options, host: Host, cleanup: ExitStack) -> dict[str, Any]
     workshop = prepare_workshop(options, host)
     outputs = Outputs(options.out_dir, options.inline_max, Notes(host.profile.caches))
     cleanup.callback(outputs.remove_partial)
-    result, usage = execute_task(host, workshop, task, outputs)
+    primed = primed_caches(options, host, workshop.environment)
+    result, usage = execute_task(host, workshop, task, outputs, caches_for_task(host, primed.files, options.prime))
+    if options.prime and outputs.notes:
+        primed.take(outputs.notes.found)
+        primed.write()
     remember_run(host, workshop.environment, outputs.notes)
     return {**result, "metrics": metrics(host.times, usage, time.monotonic() - begun)}
 
@@ -6269,6 +6303,20 @@ class Inbox:
             self.cancelled.add(str(message["cancel"]))
         else:
             self.waiting.append(message if isinstance(message, dict) else {"task": message})
+
+
+def primed_caches(options: Options, host: Host, environment: Environment) -> "Learned":
+    """What a task that the caller named with --prime left in its caches, for tasks of the same kept environment."""
+    allowed, kept = host.profile.cold.keep_caches, truthy("REUSE")
+    if options.prime and not (allowed and kept):
+        problem = (
+            "--prime needs REUSE=1" if allowed else "the profile keeps no caches for cold tasks (cold.keep_caches)"
+        )
+        raise usage_error(problem)
+    learned = Learned(host.profile, digest_of("primed", environment.key))
+    if allowed and kept:
+        learned.share(host.store.path("imported", f"primed-{environment.key}"))
+    return learned
 
 
 def serve_tasks(options: Options, host: Host, cleanup: ExitStack, emit: Callable[[dict[str, Any]], None]) -> None:
@@ -6725,6 +6773,7 @@ OPTIONS = [
     Option("--serve", "keep the sandbox and answer one task a line, each in a fork"),
     Option("--shell", "a shell in the sandbox instead of a task, where the profile gives one"),
     Option("--instrument", "run this program of yours where the task would run; its input is stdin", "FILE"),
+    Option("--prime", "with REUSE=1: keep the caches that this task leaves, for later ones"),
     Option("--learned", "with --serve: what servers of one bundle learn of its tasks, for each other", "FILE"),
     Option("--trace", "watch every sandbox with strace; the traces go into this new directory", "DIR"),
     Option("--die-with-parent", "stop when the caller, whose pid is PID, is gone", "PID", int),

@@ -444,3 +444,45 @@ def test_a_task_that_lies_about_what_it_imported_and_cached_harms_nobody_else(la
         for _ in range(5):
             assert "outputs" in served.ask("lazily")
             time.sleep(0.2)
+
+
+def test_with_reuse_cold_tasks_find_the_caches_of_a_priming_task_alone(
+    run: Runner, bundle: Callable[..., Path], profile_with: Any
+) -> None:
+    source, reuse = bundle(LAZY, files={"lazy.py": "primed = True"}), {"REUSE": "1"}
+    task = {"entrypoint": "main", "params": {"do": "lazily"}, "seed": 1}
+
+    def cache_is_there(*flags: str, env: Mapping[str, str] = reuse) -> bool:
+        return bool(json.loads(run(source, task, *flags, env=env).outputs["out"])["cache"])
+
+    assert [cache_is_there(), cache_is_there(), cache_is_there("--prime"), cache_is_there()] == [
+        False,
+        False,
+        False,
+        True,
+    ]
+    assert not cache_is_there(env={})
+    without = profile_with("[cold]\nkeep_caches = false\n")
+    assert not cache_is_there(*without)
+    for flags, env, word in ((["--prime", *without], reuse, "cold.keep_caches"), (["--prime"], {}, "REUSE=1")):
+        error = run(source, task, *flags, env=env).error
+        assert error["type"] == "usage" and word in error["error"]
+    other = bundle(LAZY, files={"lazy.py": "primed = False"})
+    assert not json.loads(run(other, task, env=reuse).outputs["out"])["cache"]
+
+
+@pytest.mark.parametrize("env", [{}, {"REUSE": "1"}], ids=["fresh", "REUSE=1"])
+def test_bytecode_is_there_for_what_an_earlier_run_imported(
+    run: Runner, bundle: Callable[..., Path], env: Mapping[str, str]
+) -> None:
+    """The first run compiles nothing, the next what that imported, and not its neighbour."""
+    wire = f"# {env}\nimport json, os, used\ndef wire(*task):\n    return {{'out': json.dumps(seen())}}\n"
+    wire += "def seen():\n    place = os.path.dirname(used.__cached__).replace('/bundle', '/venv/lib')\n"
+    wire += "    folder = [top for top, _, names in os.walk('/venv/lib') if top.endswith('/__pycache__')]\n"
+    wire += (
+        "    return sorted({name.split('.')[0] for top in folder for name in os.listdir(top)} & {'used', 'unused'})\n"
+    )
+    first = "import sys\nsys.path.remove('/bundle')\n"  # the bundle's own folder, which has no bytecode, comes first
+    source = bundle(first + wire, files={"used.py": "x = 1", "unused.py": "x = 1"})
+    found = [json.loads(run(source, env=env).outputs["out"]) for _ in range(3)]
+    assert found == [[], ["used"], ["used"]]
