@@ -4847,7 +4847,7 @@ def make_sandbox(
     system += [Mount(path, path) for path in paths if not path.startswith("/etc/")]
     system += [Mount(etc, "/etc"), *(Mount(path, path) for path in paths if path.startswith("/etc/"))]
     environment = {name: value for name, value in os.environ.items() if name in policy.pass_environment}
-    environment.update(policy.environment)
+    environment.update(told_environment(policy.environment, policy.limits))
     # A venv's interpreter as in any venv: what it starts with its own flags must see the venv and the bundle. Not -I,
     # which would hide them, and ignore PYTHONHASHSEED: the environment is the profile's alone, a venv has no user
     # site, and nothing else lies in the child's own folder. Where no code of a bundle runs, no site is needed.
@@ -4859,6 +4859,51 @@ def make_sandbox(
     command = [python, *flags, CHILD, "--sandboxed-child"]
     placed = list(dict.fromkeys(links))
     return Sandbox(phase, policy, common, everything, placed, environment, cwd, command, tuple(over))
+
+
+def told_environment(variables: Mapping[str, str], limits: Limits) -> dict[str, str]:
+    """The profile's variables. `{memory_mib}` stands for the memory limit, `{processors}` for their number; a variable
+    with that is set only where the kernel does not say the same: a library that finds it no longer divides the
+    processors among its own workers."""
+    seen = len(os.sched_getaffinity(0))
+    may_use = min(seen, processor_quota(), max(1, limits.processes // 8))  # else threads of pools use up the limit
+    told = {name: value for name, value in variables.items() if may_use < seen or "{processors}" not in value}
+    known = (("{processors}", str(may_use)), ("{memory_mib}", str(limits.memory_bytes // MIB)))
+    for word, number in known:
+        told = {name: value.replace(word, number) for name, value in told.items()}
+    return told
+
+
+def processor_quota() -> int:
+    """Processors, rounded up, that the control groups of this process let it use, of either version."""
+    quota = 1 << 16
+    with suppress(OSError), open("/proc/self/cgroup", encoding="utf-8") as file:
+        for line in file:
+            _, controllers, path = line.strip().split(":", 2)
+            while "cpu" in controllers.split(",") or not controllers:
+                quota = min(quota, *quotas_at(f"/sys/fs/cgroup/{controllers}{path}"))
+                if path == "/":
+                    break
+                path = os.path.dirname(path)
+    return quota
+
+
+def quotas_at(folder: str) -> list[int]:
+    """What one control group says: `cpu.max` in version 2, two files in version 1. No limit is no entry but a high
+    number, as a group without the controller has none."""
+    found = [1 << 16]
+    with suppress(OSError, ValueError):
+        try:
+            with open(f"{folder}/cpu.max", encoding="utf-8") as file:
+                quota, period = file.read().split()
+        except FileNotFoundError:
+            with open(f"{folder}/cpu.cfs_quota_us", encoding="utf-8") as file:
+                quota = file.read()
+            with open(f"{folder}/cpu.cfs_period_us", encoding="utf-8") as file:
+                period = file.read()
+        if int(quota) > 0:
+            found.append(max(1, -(-int(quota) // int(period))))
+    return found
 
 
 def child_file(store: Store, interpreter: Interpreter) -> str:
