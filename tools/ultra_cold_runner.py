@@ -3696,6 +3696,8 @@ class Frames:
             self.receiver.opened(self.kind, self.name, self.left)
         elif self.left > self.CAPS[self.kind]:
             raise Failure("result", "bad_result", f"the sandbox sent a message of {self.left} bytes")
+        elif self.kind == NOTE:
+            self.noted += self.left  # bounded by the receiver: notes take no room from the outputs
 
     def _take(self, chunk: bytes) -> None:
         if self.kind == OUTPUT:
@@ -3716,7 +3718,6 @@ class Frames:
         elif kind == ERROR:
             self.error = parse_child_error(body)
         else:
-            self.noted += len(body)  # bounded by the receiver: notes take no room from the outputs
             self.receiver.opened(kind, self.name, len(body))
             self.receiver.data(body)
             self.receiver.closed()
@@ -3970,7 +3971,7 @@ class Supervisor:
 
     def on_result(self, data: bytes) -> None:
         self.frames.feed(data)
-        if self.frames.total - self.frames.noted > self.limits.output_bytes + MIB + Frames.CAPS[NOTE]:
+        if self.frames.total - self.frames.noted > self.limits.output_bytes + MIB:
             raise OutputLimit(self.frames.total)
         if (self.frames.done is not None or self.frames.error) and not self.finished_at:
             self.finished_at = time.monotonic()
