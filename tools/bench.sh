@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Set up, then measure the runner against floors made on the spot, or the execution environments.
 #   tools/bench.sh [--rounds N] [--json]
-#   tools/bench.sh service [--tasks N]
+#   tools/bench.sh service [--tasks N] [--only environments|study]
 #   tools/bench.sh models [--json] [MODEL..]
 set -euo pipefail
 

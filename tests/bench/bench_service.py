@@ -32,7 +32,7 @@ BUNDLES = Path(__file__).resolve().parent.parent / "bundles"
 ENTRYPOINTS = {"sir": "sir.model/baseline", "hello": "hello.wire/main"}
 ROUNDS = 3
 THREADS = 2
-STUDY_ROUNDS, STUDY_TASKS = 5, 300  # of a mode each
+STUDY_ROUNDS, STUDY_TASKS = 3, 1500  # of a mode each
 
 
 def task(reference: str, seed: int) -> SimTask:

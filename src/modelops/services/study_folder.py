@@ -115,7 +115,7 @@ class StudyFolder:
             self._pending.rows["outputs"].append({"index": index, "name": name, **_artifact_fields(artifact)})
             self._pending.size += len(artifact.inline or b"")
         self.simulations[index] = result.error is None
-        self._flush_when_due()
+        self.flush_when_due()
 
     def add_loss(self, group: int, target: int, timed: Timed) -> None:
         """Take in the result of an aggregation, or the error that it ended with."""
@@ -129,7 +129,7 @@ class StudyFolder:
             row |= _error_fields(ErrorInfo(result.type, result.message, result.retryable))
         self._pending.rows["losses"].append(row)
         self.losses[group, target] = isinstance(result, AggregationReturn)
-        self._flush_when_due()
+        self.flush_when_due()
 
     def forget_failures(self) -> None:
         """Let failed tasks count as not run, and the losses of their parameter sets with them."""
@@ -153,6 +153,11 @@ class StudyFolder:
             frames = {kind: polars.DataFrame(rows, schema=SCHEMAS[kind]) for kind, rows in pending.rows.items() if rows}
             self._write_part(frames)
             self._join_small_parts()
+
+    def flush_when_due(self) -> None:
+        """Write what has come, if the last time is a while ago or there is much of it."""
+        if time.monotonic() - self._flushed_at > FLUSH_SECONDS or self._pending.size > FLUSH_BYTES:
+            self.flush()
 
     def latest(self, kind: str) -> polars.DataFrame:
         """Of simulations or losses the row that counts of each task, in the order of the study."""
@@ -213,10 +218,6 @@ class StudyFolder:
             self.simulations[row[0]] = row[1] is None
         for group, target, error_type in self.latest("losses").select("group", "target", "error_type").iter_rows():
             self.losses[group, target] = error_type is None
-
-    def _flush_when_due(self) -> None:
-        if time.monotonic() - self._flushed_at > FLUSH_SECONDS or self._pending.size > FLUSH_BYTES:
-            self.flush()
 
     def _write_part(self, frames: Mapping[str, polars.DataFrame]) -> None:
         number, self._next = self._next, self._next + 1

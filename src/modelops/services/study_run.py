@@ -100,6 +100,7 @@ class StudyRun:
             while (ended := self._why_ended()) is None:
                 self._fill_window()
                 self._take_results()
+                self._folder.flush_when_due()
             return ended
         finally:
             self._folder.flush()
