@@ -34,6 +34,7 @@ OUTPUT, ERROR, NOTE, STARTED, DONE = b"O", b"E", b"N", b"S", b"D"
 HEADER_BYTES = 13
 TEXT_CAP = 64 * 1024  # bytes of a message or traceback that a child reports
 BUNDLE, VENV, TREE, SOURCE, TOOLS, CHILD = "/bundle", "/venv", "/tree", "/source", "/tools", "/runner/child"
+BUILD_TREE = "/tmp/source"  # where a source is built, a copy of /source
 INSTRUMENT = "/runner/instrument"
 SHADOW = "/tmp/bundle"  # see make_shadow
 CA_FILE = "/etc/ssl/certs/ca-certificates.crt"
@@ -961,12 +962,15 @@ def build(request: "dict[str, Any]", pipe: ResultPipe) -> None:
     """Call the hooks directly, on a copy in the tmpfs: some backends write into their source."""
     pipe.before_done = lambda: tell_learned(pipe)
     import json
-    import shutil
 
-    work, out = "/tmp/source", "/tmp/wheel"
-    shutil.copytree(SOURCE, work, symlinks=True)
+    work, out = os.path.normpath(os.path.join(BUILD_TREE, request["folder"])), "/tmp/wheel"
+    copy_source(request["folder"], work)
     os.mkdir(out)
     os.chdir(work)
+    if request["pkg_info"]:
+        with open("PKG-INFO", "w", encoding="utf-8") as file:
+            file.write(request["pkg_info"])
+    os.environ.update(request["environment"])
     sys.path[:0] = [os.path.join(work, entry) for entry in request["backend_path"]]
     importlib.invalidate_caches()
     backend = load_object(request["backend"])
@@ -977,6 +981,20 @@ def build(request: "dict[str, Any]", pipe: ResultPipe) -> None:
     name = os.path.basename(backend.build_wheel(out, None))
     pipe.send_file(name, os.path.join(out, name))
     pipe.send(DONE)
+
+
+def copy_source(folder: str, work: str) -> None:
+    """Copy the folder that is built; of what lies beside it and above it, links are enough."""
+    import shutil
+
+    above, source = BUILD_TREE, SOURCE
+    for part in [part for part in folder.split("/") if part != "."]:
+        os.mkdir(above)
+        for name in os.listdir(source):
+            if name != part:
+                os.symlink(os.path.join(source, name), os.path.join(above, name))
+        above, source = os.path.join(above, part), os.path.join(source, part)
+    shutil.copytree(source, work, symlinks=True)
 
 
 # --- compile: bytecode of an unpacked wheel
@@ -1029,18 +1047,116 @@ def fetch(request: "dict[str, Any]", pipe: ResultPipe) -> None:
     import json
     from concurrent.futures import ThreadPoolExecutor
 
-    for number, source in enumerate(request["git"]):
-        pipe.send_file("git/" + str(number), clone(source, number))
-    files = request["locked"]
-    if files is None:
-        files = resolve(request)
-    pipe.send(NOTE, "lock", json.dumps(files).encode())
-    have = set(request["have"])
-    missing = [n for n, file in enumerate(files) if file["url"].startswith("https://") and kept_name(file) not in have]
-    with ThreadPoolExecutor(8) as pool:
-        for _ in pool.map(lambda n: download(files[n]["url"], str(n), request, pipe), missing):
-            pass
+    proxied = any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy"))  # the proxy then decides
+    gate = Gate(request["gate"]) if request["gate"] is not None and not proxied else None
+    if gate:
+        os.environ.update(dict.fromkeys(("HTTPS_PROXY", "HTTP_PROXY", "https_proxy", "http_proxy"), gate.url))
+        os.environ.update(NO_PROXY="", no_proxy="")
+    try:
+        for number, source in enumerate(request["git"]):
+            pipe.send_file("git/" + str(number), clone(source, number))
+        files = request["locked"]
+        if files is None:
+            files = resolve(request)
+        pipe.send(NOTE, "lock", json.dumps(files).encode())
+        have = set(request["have"])
+        wanted = [n for n, file in enumerate(files) if file["url"].startswith("https://")]
+        missing = [n for n in wanted if kept_name(files[n]) not in have]
+        with ThreadPoolExecutor(8) as pool:
+            for _ in pool.map(lambda n: download(files[n]["url"], str(n), request, pipe), missing):
+                pass
+    except ChildError as error:
+        if gate and gate.refused:
+            raise ChildError("dependency_unavailable", gate.reason() + ": " + str(error)) from None
+        raise
     pipe.send(DONE)
+
+
+class Gate:
+    """A proxy of this sandbox's own, for what the bundle named: tunnels to public addresses alone, and to hosts that
+    the caller named. What looks a name up also connects, so no second answer of a name server can differ."""
+
+    def __init__(self, open_hosts: "list[Any]") -> None:
+        import base64
+        import socket
+        import threading
+
+        self.open_hosts = set(open_hosts)
+        self.refused: set[str] = set()
+        secret = os.urandom(16).hex()  # the network is shared: other users of the host could reach the port
+        self.expected = "basic " + base64.b64encode(("gate:" + secret).encode()).decode()
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.url = "http://gate:" + secret + "@127.0.0.1:" + str(self.listener.getsockname()[1])
+        threading.Thread(target=self.serve, daemon=True).start()
+
+    def reason(self) -> str:
+        return (
+            sorted(self.refused)[0]
+            + " is no public address, and may not be asked for what the bundle names (private_addresses)"
+        )
+
+    def serve(self) -> None:
+        import threading
+
+        while True:
+            client = self.listener.accept()[0]
+            threading.Thread(target=self.tunnel, args=(client,), daemon=True).start()
+
+    def tunnel(self, client: "Any") -> None:
+        import contextlib
+
+        with client, contextlib.suppress(OSError, ValueError):
+            client.settimeout(60)
+            head = b""
+            while b"\r\n\r\n" not in head and len(head) < 8192:
+                part = client.recv(4096)
+                if not part:
+                    return
+                head += part
+            first, *fields = head.decode("latin-1").split("\r\n")
+            method, target, _ = first.split(" ")
+            headers = dict(field.lower().split(": ", 1) for field in fields if ": " in field)
+            if headers.get("proxy-authorization") != self.expected.lower():
+                client.sendall(
+                    b"HTTP/1.1 407 Authenticate\r\nProxy-Authenticate: Basic realm=gate\r\nContent-Length: 0\r\n\r\n"
+                )
+                return
+            server = self.connect(target) if method == "CONNECT" else None
+            if server is None:
+                client.sendall(b"HTTP/1.1 403 Not a public address\r\nContent-Length: 0\r\n\r\n")
+                return
+            with server:
+                client.sendall(b"HTTP/1.1 200 Connected\r\n\r\n")
+                relay(client, server)
+
+    def connect(self, target: str) -> "Any":
+        """A connection to an address that may be; None where there is none."""
+        import socket
+
+        host, _, port = target.rpartition(":")
+        found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+        addresses = [str(entry[4][0]) for entry in found]
+        if target not in self.open_hosts:
+            addresses = [address for address in addresses if not is_inner_address(address.partition("%")[0])]
+        if not addresses:
+            self.refused.add(target)
+            return None
+        return socket.create_connection((addresses[0], int(port)), 60)
+
+
+def relay(one: "Any", other: "Any") -> None:
+    """Pass bytes both ways until one side ends."""
+    import select
+
+    while True:
+        ready, _, _ = select.select([one, other], [], [], 300)
+        for side in ready:
+            data = side.recv(1 << 16)
+            if not data:
+                return
+            (other if side is one else one).sendall(data)
+        if not ready:
+            return
 
 
 def kept_name(file: "dict[str, Any]") -> str:
@@ -1054,28 +1170,41 @@ def run_tool(command: "list[Any]", environment: "dict[str, Any]", cwd: str = "/t
     import subprocess
 
     done = subprocess.run(command, env=environment, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True)
-    text = done.stderr.decode("utf-8", "replace")
+    text = done.stderr.decode("utf-8", "replace").strip()
     if done.returncode != 0:
-        raise ChildError("dependency_unavailable", clip(text.strip() or "exit status " + str(done.returncode)))
+        start = text.find("error: ") if text.startswith("warning: ") else 0  # warnings are of what always happens
+        raise ChildError("dependency_unavailable", clip(text[max(start, 0) :] or "exit status " + str(done.returncode)))
     return done.stdout.decode("utf-8", "replace")
 
 
 def resolve(request: "dict[str, Any]") -> "list[Any]":
-    """One `uv pip compile`, which builds nothing; where a package has no wheel at all and sdists are
-    allowed, the answer names its sdist instead, and the host builds it offline and asks again."""
+    """One `uv pip compile`, which builds nothing. Where a package has no wheel at all, or must not be taken as one, and
+    sdists are allowed, the answer names its sdist instead, and the host builds it offline and asks again."""
     try:
-        return uv_compile(request, request["requirements"], ["--no-config", "--no-build"])
+        files = uv_compile(request, request["requirements"], request["assigned"], ["--no-config", "--no-build"])
     except ChildError as error:
         names = wheels_required_for(str(error))
-        if not names or not request["sdists"]:
+        if not names or not request["sdists"] or set(names) & set(request["only_binary"]):
             raise
+        return sdists_of(request, {name: name for name in names}, [])
+    names = [file["name"] for file in files if canonical_name(file["name"]) in request["no_binary"]]
+    if names:
+        pinned = {canonical_name(file["name"]): file["name"] + "==" + file["version"] for file in files}
+        return sdists_of(
+            request, {name: pinned[canonical_name(name)] for name in names}, ["--no-binary=" + name for name in names]
+        )
+    return files
+
+
+def sdists_of(request: "dict[str, Any]", names: "dict[str, Any]", options: "list[Any]") -> "list[Any]":
+    """The sdists of packages. With its metadata given and no dependencies followed, uv has nothing to build."""
     lines = []
     with open("/tmp/metadata.toml", "w") as file:
-        for name in names:
-            # With its metadata given and no dependencies followed, uv has nothing to build.
+        for name, line in names.items():
             file.write('[[dependency-metadata]]\nname = "' + name + '"\nrequires-dist = []\n')
-            lines += [line for line in request["requirements"] if canonical_name(line) == name] or [name]
-    return uv_compile(request, lines, ["--config-file", "/tmp/metadata.toml", "--no-deps"])
+            lines += [asked for asked in request["requirements"] if canonical_name(asked) == name] or [line]
+    request = {**request, "options": [option for option in request["options"] if option != "--no-deps"]}
+    return uv_compile(request, lines, "", ["--config-file", "/tmp/metadata.toml", "--no-deps", *options])
 
 
 def wheels_required_for(message: str) -> "list[Any]":
@@ -1094,18 +1223,36 @@ def canonical_name(line: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def uv_compile(request: "dict[str, Any]", requirements: "list[Any]", options: "list[Any]") -> "list[Any]":
+def uv_compile(
+    request: "dict[str, Any]", requirements: "list[Any]", assigned: str, options: "list[Any]"
+) -> "list[Any]":
+    """The files that uv comes to. `assigned` is a pyproject.toml of ours: names that have an index of their own."""
+    command = [
+        request["uv"],
+        "pip",
+        "compile",
+        *options,
+        "--python",
+        request["python"],
+        "--keyring-provider",
+        "disabled",
+    ]
+    command += ["--index-strategy", "first-index", "--generate-hashes", "--no-header", *request["options"]]
+    command += ["--format", "pylock.toml", "-o", "/tmp/pylock.toml"]
+    for option in ("constraints", "overrides"):
+        if request[option]:
+            write_lines("/tmp/" + option + ".in", request[option])
+            command += ["--" + option, "/tmp/" + option + ".in"]
     write_lines("/tmp/requirements.in", requirements)
-    write_lines("/tmp/overrides.in", request["overrides"])
-    command = [request["uv"], "pip", "compile", *options, "--no-sources", "--python", request["python"]]
-    command += ["--keyring-provider", "disabled", "--index-strategy", "first-index", "--generate-hashes", "--no-header"]
-    command += ["--overrides", "/tmp/overrides.in", "--format", "pylock.toml", "-o", "/tmp/pylock.toml"]
-    if request["find_links"]:
-        command += ["--find-links", request["find_links"]]
+    command += ["/tmp/requirements.in"] if requirements or not assigned else []
+    if assigned:
+        os.makedirs("/tmp/assigned", exist_ok=True)
+        write_lines("/tmp/assigned/pyproject.toml", [assigned])
+        command += ["/tmp/assigned/pyproject.toml"]
     if os.path.exists("/tmp/pylock.toml"):
         os.unlink("/tmp/pylock.toml")
-    run_tool([*command, "/tmp/requirements.in"], dict(os.environ, **request["credentials"]))
-    return read_pylock("/tmp/pylock.toml")
+    run_tool(command, dict(os.environ, **request["credentials"]))
+    return read_compiled("/tmp/pylock.toml", request["hashes"])
 
 
 def write_lines(path: str, lines: "list[Any]") -> None:
@@ -1113,16 +1260,19 @@ def write_lines(path: str, lines: "list[Any]") -> None:
         file.writelines(line + "\n" for line in lines)
 
 
-def read_pylock(path: str) -> "list[Any]":
-    """The files that a pylock.toml (PEP 751) chooses: one each package."""
+def read_compiled(path: str, hashes: "dict[str, Any]") -> "list[Any]":
+    """The files that uv's answer (PEP 751) chooses: one each package, of the hashes that the bundle allows."""
     import tomllib
 
     with open(path, "rb") as lock:
         packages = tomllib.load(lock).get("packages", [])
     chosen = []
     for package in packages:
-        if package.get("wheels"):
-            file = max(package["wheels"], key=lambda wheel: wheel_preference(wheel.get("url") or wheel.get("path", "")))
+        allowed = hashes.get(canonical_name(package["name"]), ())
+        wheels = package.get("wheels", [])
+        wheels = [wheel for wheel in wheels if wheel.get("hashes", {}).get("sha256") in allowed] or wheels
+        if wheels:
+            file = max(wheels, key=lambda wheel: wheel_preference(wheel.get("url") or wheel.get("path", "")))
         else:
             file = package.get("archive") or package.get("sdist") or {}
         chosen.append(
@@ -1135,6 +1285,27 @@ def read_pylock(path: str) -> "list[Any]":
             }
         )
     return chosen
+
+
+def export_lock(request: "dict[str, Any]", pipe: ResultPipe) -> None:
+    """A uv.lock as a pylock.toml: uv reads hostile files here, without network."""
+    environment = dict(
+        os.environ, HOME="/tmp", UV_CACHE_DIR="/tmp/uv", UV_PYTHON_DOWNLOADS="never", PATH="/nonexistent"
+    )
+    command = [
+        request["uv"],
+        "export",
+        "--no-config",
+        "--frozen",
+        "--offline",
+        "--no-emit-project",
+        "--no-default-groups",
+    ]
+    command += ["--no-header", "--python", request["python"], "--format", "pylock.toml", *request["options"]]
+    with open("/tmp/pylock.toml", "w", encoding="utf-8") as file:
+        file.write(run_tool(command, environment, SOURCE))
+    pipe.send_file("pylock.toml", "/tmp/pylock.toml")
+    pipe.send(DONE)
 
 
 def wheel_preference(url: str) -> "tuple[Any, ...]":
@@ -1164,7 +1335,6 @@ def download(url: str, name: str, request: "dict[str, Any]", pipe: ResultPipe) -
 
 
 def copy_url(url: str, path: str, request: "dict[str, Any]") -> None:
-    import http.client
     import shutil
     import urllib.parse
     import urllib.request
@@ -1175,33 +1345,14 @@ def copy_url(url: str, path: str, request: "dict[str, Any]") -> None:
                 raise ChildError("dependency_unavailable", "a download was redirected away from https")
             return super().redirect_request(req, fp, code, msg, headers, newurl)
 
-    class PublicConnection(http.client.HTTPSConnection):
-        def connect(self) -> None:
-            http.client.HTTPConnection.connect(self)  # the address is checked before a byte is sent
-            require_public(self.sock.getpeername()[0])
-            self.sock.close()
-            super().connect()
-            require_public(self.sock.getpeername()[0])
-
-    class PublicOnly(urllib.request.HTTPSHandler):
-        def https_open(self, req: "Any") -> "Any":
-            return self.do_open(PublicConnection, req)
-
     if not url.startswith("https://"):
         raise ChildError("dependency_unavailable", "the index names a file that is not on https: " + url[:200])
     get = urllib.request.Request(url, headers={"User-Agent": "ultra-cold-runner"})
     secret = request["authorization"].get(urllib.parse.urlsplit(url).netloc)
     if secret:
         get.add_unredirected_header("Authorization", secret)
-    proxied = any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy"))  # the proxy then decides
-    handlers = [HttpsOnly, PublicOnly] if request["public"] and not proxied else [HttpsOnly]
-    with urllib.request.build_opener(*handlers).open(get, timeout=60) as answer, open(path, "wb") as file:
+    with urllib.request.build_opener(HttpsOnly).open(get, timeout=60) as answer, open(path, "wb") as file:
         shutil.copyfileobj(answer, file, 1 << 20)
-
-
-def require_public(address: str) -> None:
-    if is_inner_address(address.partition("%")[0]):
-        raise ChildError("dependency_unavailable", "a direct URL leads to " + address + ", which is no public address")
 
 
 def is_inner_address(text: str) -> bool:
@@ -1240,6 +1391,7 @@ PHASES = {
     "build": build,
     "compile": compile_tree,
     "fetch": fetch,
+    "lock": export_lock,
     "instrument": instrument,
     "probe": probe,
     "serve": serve,
@@ -1302,7 +1454,7 @@ import selectors
 import stat
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from io import FileIO
 from types import SimpleNamespace as Options
@@ -1466,6 +1618,7 @@ class DependencyPolicy(NamedTuple):
     max_wheel_bytes: int
     max_environment_bytes: int  # all wheels of one environment, unpacked; each file counts a block more
     unpack_seconds: float  # for one wheel or source archive
+    indexes: str  # "caller": the caller's alone; "bundle": those that the bundle names as well
 
 
 class HostPolicy(NamedTuple):
@@ -1680,6 +1833,8 @@ def check_profile(profile: Profile, path: str) -> None:
         ]:
             if limit <= 0:
                 raise profile_error(path, f"{phase}.{name}", "must be more than zero")
+    if profile.dependencies.indexes not in ("caller", "bundle"):
+        raise profile_error(path, "dependencies.indexes", "must be 'caller' or 'bundle'")
     if profile.sandbox.nested_userns not in ("sysctl", "seccomp"):
         raise profile_error(path, "sandbox.nested_userns", "must be 'sysctl' or 'seccomp'")
     if len(profile.host.uids) != 2 or not 0 < profile.host.uids[0] <= profile.host.uids[1] < 1 << 32:
@@ -1835,7 +1990,11 @@ def task_id(task: Mapping[str, Any], output_names: Iterable[str]) -> str:
 
 
 class Requirement(NamedTuple):
-    """One dependency (PEP 508), parsed, so that what a tool reads is written by us."""
+    """One dependency (PEP 508), parsed, so that what a tool reads is written by us.
+
+    `name` is empty where only the source itself knows it (`.`). A `url` that begins with `file:` is a path from the
+    top of the tree that asks for it. `hashes` are `algorithm:hex`.
+    """
 
     name: str
     extras: str
@@ -1849,8 +2008,20 @@ class Requirement(NamedTuple):
         return f"{self.name}{self.extras}{target}" + (f" ; {self.marker}" if self.marker else "")
 
     @property
+    def key(self) -> str:
+        return canonical_name(self.name)
+
+    @property
     def is_git(self) -> bool:
         return self.url.startswith("git+")
+
+    @property
+    def path(self) -> str | None:
+        return self.url.removeprefix("file:") if self.url.startswith("file:") else None
+
+    @property
+    def extra_names(self) -> frozenset[str]:
+        return frozenset(canonical_name(name) for name in self.extras.strip("[]").split(",") if name)
 
 
 NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
@@ -1865,29 +2036,39 @@ URL = re.compile(
     r"(?P<scheme>https|git\+https)://(?P<host>[A-Za-z0-9.-]+|\[[0-9a-fA-F:.]+\])(?::[0-9]{1,5})?"
     r"/[A-Za-z0-9._~:/?#\[\]@!&'()*+,;=%-]*"
 )
+Refuse = Callable[[str], NoReturn]
 
 
-def parse_requirement(text: str, policy: DependencyPolicy, source: str) -> Requirement:
-    """Parse one dependency, refusing what a resolver would expand, read from disk or run (see URL, MARKER)."""
+def refused(where: str, text: str) -> Failure:
+    return Failure("bundle", "dependency_refused", f"{where}: {text}")
+
+
+def parse_requirement(text: str, policy: DependencyPolicy, source: str, base: str | None = None) -> Requirement:
+    """Parse one dependency, refusing what a resolver would expand, read from disk or run (see URL, MARKER).
+
+    `base` is the folder, in its tree, that a relative path counts from; without one no path is taken.
+    """
     text = " ".join(text[:5000].split())  # no run of blanks for a pattern to try every split of
     shown = text[:200]
 
     def refuse(problem: str) -> NoReturn:
-        raise Failure("bundle", "dependency_refused", f"{source}: the dependency {shown!r} is refused: {problem}")
+        raise refused(source, f"the dependency {shown!r} is refused: {problem}")
 
     match = REQUIREMENT.fullmatch(text) if len(text) < 4096 else None
     if match is None:
         refuse("it is not a name with versions or a URL (PEP 508)")
     extras, versions = (re.sub(r"\s", "", match[group] or "") for group in ("extras", "versions"))
     marker, url = (match["marker"] or match["url_marker"] or "").strip(), match["url"] or ""
-    if marker and not MARKER.fullmatch(marker):
-        refuse("its marker has characters that no marker needs")
-    if url:
+    if marker:
+        check_marker(marker, refuse)
+    if base is not None and url and not re.match(r"(https|git\+)", url):
+        url = "file:" + local_path(url, base, refuse)
+    elif url:
         check_dependency_url(url, policy, refuse)
     return Requirement(match["name"], extras, versions, url, marker)
 
 
-def check_dependency_url(url: str, policy: DependencyPolicy, refuse: Callable[[str], NoReturn]) -> None:
+def check_dependency_url(url: str, policy: DependencyPolicy, refuse: Refuse) -> None:
     match = URL.fullmatch(url)
     if match is None:
         refuse("only https:// and git+https:// URLs without user, password or variables are taken")
@@ -1907,36 +2088,161 @@ def is_private(host: str) -> bool:
         return numeric or host.rstrip(".").lower().split(".")[-1] in ("localhost", "local", "internal")
 
 
-def parse_requirements_file(text: str, policy: DependencyPolicy, source: str) -> list[Requirement]:
-    """The requirements of a requirements.txt. Its options are refused, all but `--hash`."""
-    found = []
-    for number, line in enumerate(text.replace("\\\r\n", " ").replace("\\\n", " ").splitlines(), 1):
-        line = re.sub(r"(^|\s)#.*", "", " ".join(line.split()))
-        if not line:
-            continue
-        if len(line) > 16_384:
-            raise Failure("bundle", "dependency_refused", f"{source}, line {number}: it is too long for a dependency")
-        body, *options = re.split(r"\s+--(?=hash)", line)
-        hashes = set()
-        for option in options:
-            digest = re.fullmatch(r"hash[= ]sha256:([0-9a-f]{64})", option.strip())
-            if digest is None:
-                raise Failure(
-                    "bundle",
-                    "dependency_refused",
-                    f"{source}, line {number}: only --hash=sha256:... is taken as a hash",
-                )
-            hashes.add(digest[1])
-        if body.startswith("-"):
-            raise Failure(
-                "bundle",
-                "dependency_refused",
-                f"{source}, line {number}: {body[:80]!r} is an option, and options are not taken from a bundle; "
-                "list the dependencies themselves",
-            )
-        requirement = parse_requirement(body, policy, f"{source}, line {number}")
-        found.append(requirement._replace(hashes=frozenset(hashes)))
-    return found
+def local_path(text: str, base: str, refuse: Refuse) -> str:
+    """A path or file: URL that stays in its tree, as a path from the top of it. Backends write absolute ones, of the
+    place where they were run."""
+    from urllib.parse import unquote
+
+    path = text
+    if path.startswith("file:"):
+        path = unquote(path[len("file:") :].partition("#")[0]).removeprefix("//localhost")
+        path = path[2:] if path.startswith("//") else path
+    if "${" in path or "\0" in path or "://" in path or path.startswith("~"):
+        refuse("only paths in the bundle, https:// and git+https:// URLs without variables are taken")
+    if path == BUILD_TREE or path.startswith(BUILD_TREE + "/"):
+        base, path = "", path[len(BUILD_TREE) + 1 :]
+    joined = os.path.normpath(os.path.join(base, path))
+    if path.startswith("/") or joined == ".." or joined.startswith("../"):
+        refuse("its path leads out of the bundle; put what it names into the bundle, and write the path relative")
+    return joined
+
+
+def require_place(tree: str, path: str, where: str) -> str:
+    """The absolute path of what a dependency names in its tree, with no link on the way."""
+    place = os.path.normpath(os.path.join(tree, path))
+    if not os.path.lexists(place):
+        raise refused(where, f"there is no {path!r} in the bundle")
+    if os.path.realpath(place) != os.path.join(os.path.realpath(tree), path).removesuffix("/."):
+        raise refused(where, f"{path!r} is, or is behind, a symbolic link; name the folder itself")
+    return place
+
+
+# --- markers
+
+
+MARKER_TOKEN = re.compile(
+    r"\s*(?:(?P<text>'[^']*'|\"[^\"]*\")|(?P<operator><=|>=|==|!=|~=|<|>|not\s+in\b|in\b)"
+    r"|(?P<word>[A-Za-z_.]+)|(?P<parenthesis>[()]))\s*"
+)
+VERSION_VARIABLES = ("python_version", "python_full_version", "implementation_version", "platform_release")
+MARKER_VARIABLES = (
+    *VERSION_VARIABLES, "os_name", "sys_platform", "platform_machine", "platform_python_implementation",
+    "platform_system", "platform_version", "implementation_name", "extra", "extras", "dependency_groups",
+    "os.name", "sys.platform", "platform.version", "platform.machine", "platform.python_implementation",
+)  # fmt: skip
+
+
+def check_marker(marker: str, refuse: Refuse) -> None:
+    if not MARKER.fullmatch(marker):
+        refuse("its marker has characters that no marker needs")
+    try:
+        marker_holds(marker, {})
+    except ValueError as error:
+        refuse(f"its marker is not one (PEP 508): {error}")
+
+
+def marker_holds(marker: str, environment: Mapping[str, str], extras: Collection[str] = ()) -> bool:
+    """Whether a marker (PEP 508, PEP 751) holds. ValueError where it is none."""
+    tokens: list[tuple[str, str]] = []
+    position = 0
+    while position < len(marker):
+        match = MARKER_TOKEN.match(marker, position)
+        if match is None or len(tokens) >= 1000:
+            raise ValueError(f"unexpected {marker[position : position + 20]!r}")
+        position = match.end()
+        tokens.append((str(match.lastgroup), " ".join(str(match[str(match.lastgroup)]).split())))
+    tokens.reverse()
+
+    def disjunction(depth: int) -> bool:
+        value = conjunction(depth)
+        while tokens and tokens[-1] == ("word", "or"):
+            tokens.pop()
+            value = conjunction(depth) or value
+        return value
+
+    def conjunction(depth: int) -> bool:
+        value = comparison(depth)
+        while tokens and tokens[-1] == ("word", "and"):
+            tokens.pop()
+            value = comparison(depth) and value
+        return value
+
+    def comparison(depth: int) -> bool:
+        left = take()
+        if left == ("parenthesis", "("):
+            if depth > 50:
+                raise ValueError("it is nested too deep")
+            value = disjunction(depth + 1)
+            if take() != ("parenthesis", ")"):
+                raise ValueError("a parenthesis is not closed")
+            return value
+        operator, right = take(), take()
+        if operator[0] != "operator" or {left[0], right[0]} - {"text", "word"}:
+            raise ValueError("it is not made of comparisons")
+        return compare_marker(left, operator[1], right, environment, extras)
+
+    def take() -> tuple[str, str]:
+        if not tokens:
+            raise ValueError("it ends too early")
+        return tokens.pop()
+
+    holds = disjunction(0)
+    if tokens:
+        raise ValueError(f"unexpected {tokens[-1][1]!r}")
+    return holds
+
+
+def compare_marker(
+    left: tuple[str, str],
+    operator: str,
+    right: tuple[str, str],
+    environment: Mapping[str, str],
+    extras: Collection[str],
+) -> bool:
+    names = [text for kind, text in (left, right) if kind == "word"]
+    if any(name not in MARKER_VARIABLES for name in names):
+        raise ValueError(f"{names[0]!r} is no variable of a marker")
+    a, b = (
+        text[1:-1] if kind == "text" else environment.get(text.replace(".", "_"), "") for kind, text in (left, right)
+    )
+    if "extra" in names:
+        among = canonical_name(b if left[1] == "extra" else a) in extras
+        return among if operator == "==" else not among
+    if right[1] in ("extras", "dependency_groups"):
+        among = right[1] == "extras" and canonical_name(a) in extras
+        return among if operator == "in" else not among
+    if operator in ("in", "not in"):
+        return (a in b) == (operator == "in")
+    if any(name in VERSION_VARIABLES for name in names) and environment:
+        version, specifier = (
+            (a, f"{operator}{b}") if left[0] == "word" else (b, f"{MIRRORED.get(operator, operator)}{a}")
+        )
+        with suppress(Failure):
+            return version_matches(version, specifier)
+    return {"==": a == b, "!=": a != b, "<": a < b, ">": a > b, "<=": a <= b, ">=": a >= b}.get(operator, False)
+
+
+MIRRORED = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
+
+
+def marker_environment(interpreter: "Interpreter") -> dict[str, str]:
+    """What an interpreter of this host answers to markers."""
+    machine = interpreter.platform.partition("-")[2]
+    pypy = interpreter.cache_tag.startswith("pypy")
+    system = os.uname()
+    return {
+        "python_version": ".".join(interpreter.version.split(".")[:2]),
+        "python_full_version": interpreter.version,
+        "implementation_name": "pypy" if pypy else "cpython",
+        "implementation_version": interpreter.version,
+        "platform_python_implementation": "PyPy" if pypy else "CPython",
+        "os_name": "posix",
+        "sys_platform": "linux",
+        "platform_system": "Linux",
+        "platform_machine": machine,
+        "platform_release": system.release,
+        "platform_version": system.version,
+    }
 
 
 def version_matches(version: str, specifier: str) -> bool:
@@ -1974,17 +2280,7 @@ class Bundle(NamedTuple):
     path: str
     digest: str
     bytes: int
-    project: "Project"
-
-
-class Project(NamedTuple):
-    """What a source tree says about itself. `backend` is empty where there is nothing to build."""
-
-    backend: str
-    backend_path: list[str]
-    build_requires: list[Requirement]
-    requires: list[Requirement]
-    requires_python: str
+    plan: "Plan"
 
 
 @contextmanager
@@ -2140,77 +2436,1141 @@ def write_all(fd: int, data: bytes) -> None:
         view = view[os.write(fd, view) :]
 
 
-def read_project(path: str, policy: DependencyPolicy) -> Project:
-    """Read pyproject.toml, else requirements.txt, of a snapshot as data. Sizes and types are the attacker's."""
-    text = read_small_file(os.path.join(path, "pyproject.toml"))
-    if text is not None:
-        import tomllib
-
-        try:
-            table = tomllib.loads(text)
-        except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:
-            raise Failure("bundle", "pyproject_invalid", f"pyproject.toml is not valid TOML: {error}") from None
-        setup = os.path.lexists(os.path.join(path, "setup.py"))
-        if "project" in table or "build-system" in table or setup:
-            return read_pyproject(table, policy)
-    text = read_small_file(os.path.join(path, "requirements.txt"))
-    requires = parse_requirements_file(text, policy, "requirements.txt") if text is not None else []
-    return Project("", [], [], requires, "")
-
-
-def read_small_file(path: str, limit: int = MIB // 2) -> str | None:
-    """The text of a file that must be a regular one, of a sane size; None where there is none."""
+def read_small_file(path: str, limit: int = MIB // 2) -> bytes | None:
+    """The bytes of a file that must be a regular one, of a sane size; None where there is none."""
+    name = os.path.basename(path)
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise Failure(
-            "bundle", "unsafe_file", f"{os.path.basename(path)} must be a regular file: {error.strerror}"
-        ) from None
+        raise Failure("bundle", "unsafe_file", f"{name} must be a regular file: {error.strerror}") from None
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise Failure("bundle", "unsafe_file", f"{os.path.basename(path)} must be a regular file")
-        data = os.pread(fd, limit + 1, 0)
+            raise Failure("bundle", "unsafe_file", f"{name} must be a regular file")
+        data = b"".join(iter(lambda: os.read(fd, MIB), b"")) if os.fstat(fd).st_size <= limit else None
     finally:
         os.close(fd)
+    if data is None:
+        raise Failure("bundle", "pyproject_invalid", f"{name} can't be read: it is over {limit} bytes")
+    return data
+
+
+# --- plan: what the bundle asks for, read as data before anything runs
+
+
+class Index(NamedTuple):
+    """An index that the bundle names. An explicit one serves what names it, and nothing else."""
+
+    url: str
+    name: str = ""
+    explicit: bool = False
+    default: bool = False
+    flat: bool = False  # a page of links, not a simple index
+
+
+class Origin(NamedTuple):
+    """Where a name comes from: `target` is a `file:` path of the bundle, a URL, or `index:NAME`."""
+
+    target: str
+    marker: str = ""
+
+
+class Rules(NamedTuple):
+    """How the index is asked, for what the bundle needs and for what builds need."""
+
+    constraints: tuple[Requirement, ...] = ()
+    build_constraints: tuple[Requirement, ...] = ()
+    overrides: tuple[Requirement, ...] = ()
+    excluded: frozenset[str] = frozenset()
+    no_binary: frozenset[str] = frozenset()  # names to build from source
+    only_binary: frozenset[str] = frozenset()  # names never to build from source; `:all:`
+    prerelease: str = ""
+    resolution: str = ""
+    exclude_newer: str = ""
+    exclude_newer_package: tuple[tuple[str, str], ...] = ()
+    no_index: bool = False
+    require_hashes: bool = False
+
+
+class Project(NamedTuple):
+    """What a folder of a source tree says about itself. `kind` is "built", "virtual", or empty: nothing to install."""
+
+    kind: str = ""
+    folder: str = "."
+    name: str = ""
+    version: str = ""
+    backend: str = ""
+    backend_path: list[str] = []  # noqa: RUF012 (never changed)
+    build_requires: list[Requirement] = []  # noqa: RUF012
+    requires: list[Requirement] = []  # noqa: RUF012
+    extras: dict[str, list[Requirement]] = {}  # noqa: RUF012
+    points: dict[str, dict[str, str]] = {}  # noqa: RUF012
+    requires_python: str = ""
+    dynamic: list[str] = []  # noqa: RUF012
+    asks_scm: str = ""  # what would ask a version-control system for the version, which is not there
+
+
+class Plan(NamedTuple):
+    """All that a bundle says of what to install: obeyed, or refused while it was read."""
+
+    project: Project
+    requires_python: str
+    requirements: list[Requirement]
+    origins: dict[str, list[Origin]]
+    links: dict[str, list[str]]  # files of --find-links folders, by name
+    indexes: list[Index]
+    rules: Rules
+    build_extra: dict[str, list[Requirement]]
+    lock: str  # the file whose versions and hashes rule, if one does
+    notes: list[str]  # what is not read, and what was decided
+
+    @property
+    def kind(self) -> str:
+        return self.project.kind or "requirements"
+
+    def as_json(self) -> dict[str, Any]:
+        """What is asked for, for a reviewer."""
+        project, rules = self.project, self.rules
+        asked = {
+            "kind": self.kind,
+            "name": project.name,
+            "requires_python": self.requires_python,
+            "build_backend": project.backend,
+            "build_requires": [item.line() for item in project.build_requires],
+            "requirements": [item.line() for item in self.requirements],
+            "dependencies": [item.line() for item in project.requires],
+            "origins": {name: [list(origin) for origin in found] for name, found in sorted(self.origins.items())},
+            "links": self.links,
+            "build_extra": {name: [item.line() for item in items] for name, items in self.build_extra.items()},
+            "indexes": [index._asdict() for index in self.indexes],
+            "rules": {name: plain_rule(value) for name, value in rules._asdict().items() if value},
+            "lock": self.lock,
+            "notes": self.notes,
+        }
+        return {name: value for name, value in asked.items() if value}
+
+    def lines(self) -> list[str]:
+        """The same in a few lines, for the log."""
+        local = sorted({o.target[5:] for found in self.origins.values() for o in found if o.target.startswith("file:")})
+        found = []
+        if self.kind == "virtual":
+            found.append("the project is virtual: its code is used where it lies, nothing of it is built")
+        if local and local != ["."]:
+            found.append(f"from the bundle itself: {', '.join(name for name in local if name != '.')}"[:500])
+        if self.indexes:
+            found.append(f"indexes of the bundle: {', '.join(index.url for index in self.indexes)}"[:500])
+        return [*found, *self.notes]
+
+
+def plain_rule(value: Any) -> Any:
+    if isinstance(value, (frozenset, tuple)):
+        items = [item.line() if isinstance(item, Requirement) else item for item in value]
+        return sorted(items, key=str)
+    return value
+
+
+LOCK_BYTES = 16 * MIB
+
+
+def read_bundle_file(tree: str, path: str, limit: int = MIB // 2) -> str | None:
+    """The text of a file of the bundle; None where there is none."""
+    data = read_small_file(os.path.join(tree, path), limit)
+    if data is None:
+        return None
     try:
-        if len(data) > limit:
-            raise ValueError(f"it is over {limit} bytes")
         return data.decode("utf-8-sig")
     except ValueError as error:
-        raise Failure("bundle", "pyproject_invalid", f"{os.path.basename(path)} can't be read: {error}") from None
+        raise Failure("bundle", "pyproject_invalid", f"{path} can't be read: {error}") from None
 
 
-def read_pyproject(table: dict[str, Any], policy: DependencyPolicy) -> Project:
-    def take(parent: str, key: str, kind: type, default: Any) -> Any:
-        owner = table.get(parent, {})
-        value = owner.get(key, default) if isinstance(owner, dict) else None
-        items = value if isinstance(value, list) else []
-        if not isinstance(value, kind) or not all(isinstance(item, str) for item in items):
-            raise Failure(
-                "bundle",
-                "pyproject_invalid",
-                f"pyproject.toml: {parent}.{key} must be a {kind.__name__}" + " of strings" * (kind is list),
+def read_bundle_toml(tree: str, path: str, limit: int = MIB // 2) -> dict[str, Any]:
+    import tomllib
+
+    text = read_bundle_file(tree, path, limit)
+    try:
+        return tomllib.loads(text or "")
+    except (RecursionError, ValueError) as error:
+        raise Failure("bundle", "pyproject_invalid", f"{path} is not valid TOML: {error}") from None
+
+
+def take(table: Mapping[str, Any], path: str, kind: type, default: Any, where: str) -> Any:
+    """The value at a dotted path of a TOML table, of the type that it must have; lists are of strings."""
+    value: Any = table
+    for key in path.split("."):
+        value = value.get(key) if isinstance(value, dict) else ...
+        if value is None:
+            return default
+    items = value if isinstance(value, list) else []
+    if (
+        not isinstance(value, kind)
+        or isinstance(value, bool) != (kind is bool)
+        or not all(isinstance(item, str) for item in items)
+    ):
+        names = {dict: "a table", list: "a list of strings", str: "a string", bool: "true or false"}
+        raise Failure("bundle", "pyproject_invalid", f"{where}: {path} must be {names[kind]}")
+    return value
+
+
+# --- a project: pyproject.toml, setup.py, setup.cfg
+
+
+LEGACY = "setuptools.build_meta:__legacy__"
+SCM_TOOLS = (
+    "setuptools-scm", "hatch-vcs", "flit-scm", "versioningit", "poetry-dynamic-versioning", "uv-dynamic-versioning",
+    "pbr", "dunamai", "setuptools-git-versioning", "vcs-versioning",
+)  # fmt: skip
+
+
+def read_project(tree: str, folder: str, policy: DependencyPolicy, legacy: bool = False) -> Project:
+    """Read the pyproject.toml, setup.py or setup.cfg of a folder. Sizes and types are the attacker's.
+
+    `legacy` says that there has to be a project: what a dependency names is built by setuptools, as pip has it, where
+    it does not say how.
+    """
+    where = os.path.normpath(os.path.join(folder, "pyproject.toml"))
+    table = read_bundle_toml(tree, where)
+    config = read_setup_cfg(tree, folder)
+    setup = os.path.lexists(os.path.join(tree, folder, "setup.py")) or bool(config)
+    for path in ("project", "build-system", "tool", "tool.uv", "tool.setuptools"):
+        take(table, path, dict, {}, where)
+    packaged = setup or "build-system" in table or "setuptools" in table.get("tool", {})
+    if not packaged and not legacy and "project" not in table:
+        return Project(folder=folder)
+    virtual = not packaged and not legacy
+    virtual = not take(table, "tool.uv.package", bool, not virtual, where) or not_packaged(table, where)
+    if virtual and "project" not in table:
+        return Project(folder=folder)
+
+    def parse(lines: Iterable[str], key: str) -> list[Requirement]:
+        root = f"file://{os.path.normpath(os.path.join(BUILD_TREE, folder))}"
+        return [
+            parse_requirement(
+                HATCH_ROOT.sub(lambda m: root + m[1].count("parent") * "/..", line), policy, f"{where}, {key}", folder
             )
-        return value
+            for line in lines
+        ]
 
-    legacy = "setuptools.build_meta:__legacy__"
-    backend_path = take("build-system", "backend-path", list, [])
-    for entry in backend_path:
-        if entry.startswith("/") or ".." in entry.split("/"):
-            raise Failure(
-                "bundle", "pyproject_invalid", "pyproject.toml: build-system.backend-path leads out of the bundle"
-            )
-    build_requires = take("build-system", "requires", list, ["setuptools>=77"])
-    requires = take("project", "dependencies", list, [])
-    return Project(
-        take("build-system", "build-backend", str, legacy),
-        backend_path,
-        [parse_requirement(line, policy, "pyproject.toml, build-system.requires") for line in build_requires],
-        [parse_requirement(line, policy, "pyproject.toml, project.dependencies") for line in requires],
-        take("project", "requires-python", str, ""),
+    backend_path = take(table, "build-system.backend-path", list, [], where)
+    if any(entry.startswith("/") or ".." in entry.split("/") for entry in backend_path):
+        raise Failure("bundle", "pyproject_invalid", f"{where}: build-system.backend-path leads out of the bundle")
+    build_requires = parse(
+        take(table, "build-system.requires", list, ["setuptools>=77"], where), "build-system.requires"
     )
+    extras = take(table, "project.optional-dependencies", dict, {}, where)
+    dynamic = take(table, "project.dynamic", list, [], where)
+    said = take(table, "tool.poetry.name", str, "", where)
+    return Project(
+        "virtual" if virtual else "built",
+        folder,
+        checked_name(take(table, "project.name", str, said or config.get("name", ""), where), where),
+        take(table, "project.version", str, "", where),
+        "" if virtual else take(table, "build-system.build-backend", str, LEGACY, where),
+        backend_path,
+        [] if virtual else build_requires,
+        parse(take(table, "project.dependencies", list, [], where), "project.dependencies"),
+        {
+            canonical_name(name): parse(
+                take(extras, name, list, [], where), f"project.optional-dependencies.{name}"[:200]
+            )
+            for name in extras
+            if "." not in name and re.fullmatch(NAME, name)
+        },
+        read_points(table, where) if virtual else {},
+        take(table, "project.requires-python", str, config.get("python_requires", ""), where),
+        dynamic,
+        "" if virtual else asks_scm(tree, folder, table, build_requires),
+    )
+
+
+HATCH_ROOT = re.compile(r"\{root((?::parent)*):uri\}")
+
+
+def not_packaged(table: dict[str, Any], where: str) -> bool:
+    """Poetry's word for a virtual project."""
+    if take(table, "tool.poetry.package-mode", bool, True, where):
+        return False
+    if "project" not in table:
+        problem = (
+            "tool.poetry.package-mode is false, and without [project] its dependencies are not read; list them there"
+        )
+        raise refused(where, problem)
+    return True
+
+
+def checked_name(name: str, where: str) -> str:
+    if name and not re.fullmatch(NAME, name[:200]):
+        raise Failure("bundle", "pyproject_invalid", f"{where}: {name[:100]!r} is not the name of a project")
+    return name
+
+
+def read_setup_cfg(tree: str, folder: str) -> dict[str, str]:
+    """`name` and `python_requires` of a setup.cfg that describes a project; other tools have their settings there."""
+    import configparser
+
+    path = os.path.normpath(os.path.join(folder, "setup.cfg"))
+    if not os.path.lexists(os.path.join(tree, path)):
+        return {}
+    parser = configparser.RawConfigParser(strict=False)
+    try:
+        parser.read_string(read_bundle_file(tree, path) or "")
+    except configparser.Error:
+        return {}  # setuptools will say so, if it is asked
+    if not any(name == "metadata" or name.partition(".")[0] == "options" for name in parser.sections()):
+        return {}
+    name = parser.get("metadata", "name", fallback="").strip()
+    python = parser.get("options", "python_requires", fallback="").strip()
+    return {"name": name if re.fullmatch(NAME, name[:200]) else "", "python_requires": python[:1000]}
+
+
+def read_points(table: dict[str, Any], where: str) -> dict[str, dict[str, str]]:
+    """The entry points of a virtual project, as data."""
+    groups = {**take(table, "project.entry-points", dict, {}, where)}
+    groups["console_scripts"] = take(table, "project.scripts", dict, {}, where)
+    for group, points in groups.items():
+        entries: list[tuple[str, Any]] = [("", "")]
+        entries += points.items() if isinstance(points, dict) else [("", None)]
+        for name, value in entries:
+            good = isinstance(value, str) and re.fullmatch(r"[\w.]*(\s*:\s*[\w.]+)?(\s*\[[\w, .-]*\])?", value[:500])
+            if not good or not re.fullmatch(r"[\w. -]*", name[:200]) or not re.fullmatch(r"[\w.-]+", group[:200]):
+                shown = f"project.entry-points.{group}.{name}"[:200]
+                raise Failure(
+                    "bundle", "pyproject_invalid", f"{where}: {shown} is not an entry point, such as 'module:object'"
+                )
+    return {group: points for group, points in groups.items() if points}
+
+
+def asks_scm(tree: str, folder: str, table: dict[str, Any], build_requires: list[Requirement]) -> str:
+    """The tool that gets the version from a version-control system, where there is none and no other word of it."""
+    tools = [item.key for item in build_requires if item.key in SCM_TOOLS]
+    if take(table, "tool.pdm.version.source", str, "", "pyproject.toml") == "scm":
+        tools.append("pdm-backend")
+    texts = [
+        read_bundle_file(tree, os.path.normpath(os.path.join(folder, name)))
+        for name in ("pyproject.toml", "setup.py", "setup.cfg")
+    ]
+    if not tools and any("use_scm_version" in (text or "") for text in texts):
+        tools.append("setuptools-scm")
+    if not tools or any(re.search(r"fallback[-_]version|default-version", text or "") for text in texts):
+        return ""
+    here = os.path.join(tree, folder)
+    if os.path.isfile(os.path.join(here, "PKG-INFO")) or any(
+        os.path.isdir(os.path.join(top, ".git")) for top in (here, tree)
+    ):
+        return ""
+    archived = read_bundle_file(tree, os.path.normpath(os.path.join(folder, ".git_archival.txt")))
+    return "" if archived and "$Format" not in archived else tools[0]
+
+
+class Draft:
+    """A plan while the files of the bundle are read."""
+
+    MAX_FILES, MAX_MEMBERS, MAX_LINES = 100, 200, 20_000
+
+    def __init__(self, tree: str, policy: DependencyPolicy, callers: "IndexSettings") -> None:
+        self.tree, self.policy, self.callers = tree, policy, callers
+        self.requirements: list[Requirement] = []
+        self.constraints: list[Requirement] = []
+        self.origins: dict[str, list[Origin]] = {}
+        self.links: dict[str, list[str]] = {}
+        self.indexes: dict[str, Index] = {}  # by name, or by URL where it has none
+        self.rules: dict[str, Any] = {}
+        self.build_extra: dict[str, list[Requirement]] = {}
+        self.members: dict[str, str] = {}
+        self.notes: list[str] = []
+        self.lines = 0
+
+    def note(self, text: str) -> None:
+        if text not in self.notes and len(self.notes) < 100:
+            self.notes.append(text)
+
+    def add_origin(self, name: str, origin: Origin, where: str) -> None:
+        """A name has one place for each marker; two of the bundle's are no choice of ours."""
+        name = canonical_name(name)
+        if origin.target.startswith("file:"):
+            require_place(self.tree, origin.target[len("file:") :], where)
+        known = self.origins.setdefault(name, [])
+        for other in known:
+            if other.marker == origin.marker and other.target != origin.target:
+                places = f"{other.target} and {origin.target}"
+                raise Failure("bundle", "dependency_conflict", f"{where}: {name} is wanted from two places: {places}")
+        if origin not in known:
+            known.append(origin)
+
+    def add_index(self, url: str, where: str, name: str = "", base: str = "", **kind: bool) -> None:
+        """An index or page of links. What is the caller's own, or PyPI, is asked as the caller has it."""
+        plain = url.rstrip("/")
+        if not kind.get("flat") and plain in (*PYPI, *(known.rstrip("/") for known in self.callers.public)):
+            self.indexes[name or plain] = Index("", name)
+            return
+        if not re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", url) or url.startswith("file:"):
+            if not kind.get("flat"):
+                raise refused(where, f"the index {url[:200]!r} is no https URL; a folder of wheels is for --find-links")
+            self.add_links(url, where, base)
+            return
+        if self.policy.indexes == "caller":
+            problem = f"the index {url[:200]!r} is refused: the profile asks the caller's indexes alone "
+            raise refused(where, problem + '(dependencies.indexes = "caller"); let the caller name it (UV_INDEX)')
+        match = URL.fullmatch(url)
+        if match is None or match["scheme"] != "https":
+            raise refused(where, f"the index {url[:200]!r} must be an https:// URL without user, password or variables")
+        if not self.policy.private_addresses and is_private(match["host"]):
+            problem = "is an address of this machine or of a private network (dependencies.private_addresses)"
+            raise refused(where, f"the index {url[:200]!r} {problem}")
+        if url.partition("://")[2].partition("/")[0] in self.callers.authorization:
+            problem = "is on a host for which the caller has credentials, which are not for it"
+            raise refused(where, f"the index {url[:200]!r} {problem}; let the caller name it (UV_INDEX)")
+        index = Index(url, name, **kind)
+        if self.indexes.setdefault(name or url, index).url != url:
+            raise refused(where, f"two indexes have the name {name!r}")
+        if len(self.indexes) > 20:
+            raise refused(where, "more than 20 indexes")
+
+    def path_of(self, text: str, base: str, where: str) -> str:
+        return local_path(text, base, lambda problem: throw(refused(where, f"{text[:200]!r}: {problem}")))
+
+    def add_links(self, path: str, where: str, base: str) -> None:
+        """A folder with wheels and sdists: their names are the bundle's to give."""
+        folder = self.path_of(path, base, where)
+        place = require_place(self.tree, folder, where)
+        if not os.path.isdir(place):
+            raise refused(where, f"{folder!r} is not a folder of wheels; another page of links must be an https URL")
+        for file in sorted(os.listdir(place))[: self.MAX_LINES]:
+            name = file_project(file)
+            if name:
+                self.links.setdefault(name, []).append(os.path.normpath(os.path.join(folder, file)))
+
+    # requirements files
+
+    def read_requirements(self, path: str, where: str, constraint: bool = False, chain: tuple[str, ...] = ()) -> None:
+        """A requirements file as pip documents it, with all that it includes. `where` names it first."""
+        if path in chain or len(chain) > self.MAX_FILES:
+            raise refused(where, f"{path!r} includes itself")
+        if chain:
+            require_place(self.tree, path, where)
+        text = decode_requirements(read_small_file(os.path.join(self.tree, path)) or b"", path)
+        joined = re.sub(r"\\\r?\n", " ", text)
+        for number, line in enumerate(joined.splitlines(), 1):
+            line = re.sub(r"(^|\s)#.*", "", " ".join(line.split()))
+            place = f"{path}, line {number}"
+            self.lines += 1
+            if len(line) > 16_384 or self.lines > self.MAX_LINES:
+                raise refused(place, "it is too long for a dependency, or there are too many of them")
+            if line:
+                self.read_line(line, place, path, constraint, chain)
+
+    def read_line(self, line: str, where: str, path: str, constraint: bool, chain: tuple[str, ...]) -> None:
+        variable = re.search(r"\$\{[^}]*\}", line)
+        if variable:
+            raise refused(where, f"the variable {variable[0][:100]} is not expanded; write what it stands for")
+        body, options = split_options(line, where)
+        hashes = set()
+        for name, value in options:
+            if name == "--hash" and body:
+                hashes.add(read_hash(value, where))
+            elif body:
+                raise refused(
+                    where,
+                    f"the option {name} of a single requirement is not obeyed; build settings belong in the project",
+                )
+            elif name in ("--requirement", "--constraint"):
+                inner = self.path_of(value, os.path.dirname(path), where)
+                self.read_requirements(inner, where, constraint or name == "--constraint", (*chain, path))
+            elif name == "--editable":
+                self.requirements.append(self.read_body(value, where))
+            else:
+                self.read_option(name, value, where, path)
+        if body:
+            found = self.read_body(body, where)._replace(hashes=frozenset(hashes))
+            (self.constraints if constraint else self.requirements).append(found)
+
+    def read_body(self, body: str, where: str) -> Requirement:
+        """A requirement as pip takes it: PEP 508, a path, or a bare URL."""
+        target, _, marker = body.partition(" ;") if " ;" in body else body.partition("; ")
+        target = target.strip()
+        match = re.fullmatch(r"(?P<target>[^\[\]]*)(?P<extras>\[[A-Za-z0-9._, -]*\])?", target)
+        is_path = "/" in target or target.startswith(".") or file_project(target)
+        written = REQUIREMENT.fullmatch(body[:4096])
+        if not is_path or (written and (written["url"] or not file_project(target))):
+            return parse_requirement(body, self.policy, where, "")
+        if match is None:
+            raise refused(where, f"{body[:200]!r} is neither a requirement nor a path")
+        if "://" not in target or target.startswith("file:"):
+            found = named_later(f"file:{match['target']}", match["extras"], marker, self.policy, where)
+            require_place(self.tree, str(found.path), where)
+            return found
+        return self.read_url(target, marker, where)
+
+    def read_url(self, url: str, marker: str, where: str) -> Requirement:
+        """A URL alone: its name is that of the file, or its `#egg=`, or for a repository known when it is built."""
+        from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
+
+        address, _, fragment = url.partition("#")
+        said = dict(parse_qsl(fragment)) if len(fragment) < 1000 else {}
+        name, _, extras = said.pop("egg", "").partition("[")
+        name = name or file_project(unquote(urlsplit(address).path.rpartition("/")[2])) or ""
+        said = {key: value for key, value in said.items() if key in ("subdirectory", "sha256")}
+        full = address + ("#" + urlencode(said, safe="/") if said else "")
+        return named_later(full, f"[{extras}" if extras else "", marker, self.policy, where)._replace(
+            name=checked_name(name, where)
+        )
+
+    def read_option(self, name: str, value: str, where: str, path: str) -> None:
+        folder = os.path.dirname(path) if os.path.exists(os.path.join(self.tree, os.path.dirname(path), value)) else ""
+        if name == "--index-url":
+            self.add_index(value, where, default=True)
+        elif name == "--extra-index-url":
+            self.add_index(value, where)
+        elif name == "--find-links":
+            self.add_index(value, where, base=folder, flat=True)
+        elif name == "--no-index":
+            self.rules["no_index"] = True
+        elif name == "--pre":
+            self.rules["prerelease"] = "allow"
+        elif name == "--require-hashes":
+            self.rules["require_hashes"] = True
+        elif name in ("--no-binary", "--only-binary"):
+            self.add_formats(name[2:].replace("-", "_"), value.split(","), where)
+        elif name == "--trusted-host":
+            self.note(f"{where}: {name} has no effect, certificates are always checked")
+        elif name not in ("--prefer-binary", "--use-pep517", "--use-feature", "--no-cache-dir"):
+            raise refused(where, f"{name} is not obeyed; take it out, or list the dependencies themselves")
+
+    def add_formats(self, rule: str, names: list[str], where: str) -> None:
+        """--no-binary and --only-binary."""
+        known = set(self.rules.get(rule, ()))
+        for name in (name.strip() for name in names):
+            if name == ":none:":
+                known.clear()
+            elif rule == "no_binary" and (name == ":all:" or not self.policy.sdists):
+                problem = (
+                    "everything from source is not built: name the packages"
+                    if self.policy.sdists
+                    else "sources are not built"
+                )
+                raise refused(
+                    where,
+                    f"--no-binary {name[:100]}: {problem} (dependencies.sdists = {str(self.policy.sdists).lower()})",
+                )
+            else:
+                known.add(name if name == ":all:" else canonical_name(checked_name(name, where)))
+        self.rules[rule] = frozenset(known)
+
+    # pyproject.toml and uv.toml: where names come from
+
+    def read_sources(self, folder: str, own_extras: Collection[str] = ()) -> None:
+        """[tool.uv.sources] of one pyproject.toml, and what poetry and pdm have instead."""
+        where = os.path.normpath(os.path.join(folder, "pyproject.toml"))
+        table = read_bundle_toml(self.tree, where)
+        for entry in take_tables(table, "tool.uv.index", where):
+            self.read_index(entry, f"{where}, tool.uv.index", folder)
+        for tool in ("poetry", "pdm"):
+            for entry in take_tables(table, f"tool.{tool}.source", where):
+                explicit = entry.get("priority") == "explicit"
+                entry = {
+                    "name": entry.get("name"),
+                    "url": entry.get("url", PYPI[0] if entry.get("name") in ("PyPI", "pypi") else None),
+                    "explicit": explicit,
+                }
+                self.read_index(entry, f"{where}, tool.{tool}.source", folder)
+        if take(table, "tool.pdm.resolution.overrides", dict, {}, where):
+            raise refused(where, "tool.pdm.resolution.overrides is not read; write tool.uv.override-dependencies")
+        for name, value in take(table, "tool.uv.sources", dict, {}, where).items():
+            for entry in value if isinstance(value, list) else [value]:
+                place = f"{where}, tool.uv.sources.{name}"[:200]
+                if not isinstance(entry, dict) or not re.fullmatch(NAME, name[:200]):
+                    raise Failure("bundle", "pyproject_invalid", f"{place} is not a table")
+                if "group" not in entry and entry.get("extra", None) in (None, *own_extras):
+                    self.add_origin(name, self.read_source(name, entry, place, folder), place)
+        for name, entry in take(table, "tool.poetry.dependencies", dict, {}, where).items():
+            if isinstance(entry, dict) and isinstance(entry.get("source"), str) and re.fullmatch(NAME, name[:200]):
+                self.add_origin(
+                    name, self.index_origin(entry["source"], "", f"{where}, tool.poetry.dependencies"), where
+                )
+
+    def read_index(self, entry: Mapping[str, Any], where: str, folder: str) -> None:
+        known = {"name": str, "url": str, "explicit": bool, "default": bool, "format": str}
+        said = {key: entry[key] for key in known if entry.get(key) is not None}
+        if "url" not in said or any(not isinstance(value, known[key]) for key, value in said.items()):
+            raise Failure("bundle", "pyproject_invalid", f"{where}: an index has a url and a name, both strings")
+        flat = said.get("format", "simple") == "flat"
+        kind = {"explicit": said.get("explicit", False), "default": said.get("default", False), "flat": flat}
+        name = said.get("name", "")
+        if not re.fullmatch(r"[\w.-]{0,100}", name):
+            raise Failure("bundle", "pyproject_invalid", f"{where}: {name[:100]!r} is not the name of an index")
+        self.add_index(said["url"], where, name, folder, **kind)
+
+    def read_source(self, name: str, entry: Mapping[str, Any], where: str, folder: str) -> Origin:
+        known = {
+            "path",
+            "git",
+            "url",
+            "index",
+            "workspace",
+            "marker",
+            "extra",
+            "subdirectory",
+            "rev",
+            "tag",
+            "branch",
+            "editable",
+            "package",
+            "lfs",
+        }
+        strings = {key: value for key, value in entry.items() if isinstance(value, str)}
+        unknown = sorted(set(entry) - known)
+        if unknown or any(not isinstance(value, (str, bool)) for value in entry.values()):
+            raise refused(where, f"{(unknown or ['it'])[0]!r} is not something that a source says here")
+
+        def refuse(problem: str) -> NoReturn:
+            raise refused(where, problem)
+
+        marker = strings.get("marker", "")
+        if marker:
+            check_marker(marker, refuse)
+        kinds = [key for key in ("path", "git", "url", "index", "workspace") if key in entry]
+        if len(kinds) != 1 or (kinds[0] == "workspace") == (kinds[0] in strings) or entry.get("lfs"):
+            refuse(
+                "it must have one of path, git, url, index and workspace = true"
+                + ", and lfs is not fetched" * bool(entry.get("lfs"))
+            )
+        text = strings.get(kinds[0], "")
+        if kinds[0] == "workspace":
+            if canonical_name(name) not in self.members:
+                problem = "the bundle must be the folder that has tool.uv.workspace"
+                refuse(f"no member of the bundle's workspace has the name {name}; {problem}")
+            return Origin("file:" + self.members[canonical_name(name)], marker)
+        if kinds[0] == "path":
+            return Origin("file:" + local_path(text, folder, refuse), marker)
+        if kinds[0] == "index":
+            return self.index_origin(text, marker, where)
+        ref = next((strings[key] for key in ("rev", "tag", "branch") if key in strings), "")
+        part = f"#subdirectory={strings['subdirectory']}" if "subdirectory" in strings else ""
+        target = f"git+{text}{'@' if ref else ''}{ref}{part}" if kinds[0] == "git" else text + part
+        check_dependency_url(target, self.policy, lambda problem: refuse(f"{text[:200]!r} is refused: {problem}"))
+        return Origin(target, marker)
+
+    def index_origin(self, name: str, marker: str, where: str) -> Origin:
+        if name not in self.indexes and name not in (index.name for index in self.indexes.values()):
+            if any(name == known for known in self.callers.names) or name.lower() == "pypi":
+                return Origin("index:", marker)
+            raise refused(where, f"there is no index with the name {name[:100]!r}")
+        return Origin(f"index:{name}" if self.indexes[name].url else "index:", marker)
+
+    def read_settings(self, table: dict[str, Any]) -> None:
+        """[tool.uv], or uv.toml, which takes its place key by key: what says what to install is obeyed or refused."""
+        settings, where = take(table, "tool.uv", dict, {}, "pyproject.toml"), "pyproject.toml, tool.uv"
+        own = read_bundle_toml(self.tree, "uv.toml")
+        if own:
+            settings, where = {**settings, **own}, "uv.toml"
+        for key in sorted(settings):
+            if key in UV_REFUSED or key not in (*UV_WITHOUT_EFFECT, *UV_OBEYED):
+                reason = UV_REFUSED.get(key, "it is not known here")
+                raise refused(where, f"{key[:100]} is refused: {reason}; take it out")
+        for entry in take_tables(own, "index", where):
+            self.read_index(entry, where, "")
+        for key in ("index-url", "extra-index-url", "find-links"):
+            value = settings.get(key, [])
+            for url in [value] if isinstance(value, str) else take(settings, key, list, [], where):
+                self.add_index(url, f"{where}.{key}", default=key == "index-url", flat=key == "find-links")
+        for key, rule in (
+            ("constraint-dependencies", "constraints"),
+            ("build-constraint-dependencies", "build_constraints"),
+            ("override-dependencies", "overrides"),
+        ):
+            lines = take(settings, key, list, [], where)
+            self.rules[rule] = tuple(parse_requirement(line, self.policy, f"{where}.{key}", "") for line in lines)
+        self.rules["excluded"] = frozenset(
+            canonical_name(checked_name(name, where))
+            for name in take(settings, "exclude-dependencies", list, [], where)
+        )
+        self.read_choices(settings, where)
+        for name, lines in take(settings, "extra-build-dependencies", dict, {}, where).items():
+            taken = take({"lines": lines}, "lines", list, [], f"{where}.extra-build-dependencies.{name}"[:200])
+            self.build_extra[canonical_name(name)] = [parse_requirement(line, self.policy, where, "") for line in taken]
+
+    def read_choices(self, settings: dict[str, Any], where: str) -> None:
+        """The settings of [tool.uv] that choose among versions and files."""
+        allowed = {
+            "prerelease": "allow|disallow|explicit|if-necessary|if-necessary-or-explicit",
+            "resolution": "highest|lowest|lowest-direct",
+            "exclude-newer": r"[0-9A-Za-z:+. -]{1,64}",
+            "index-strategy": "first-index",
+        }
+        for key, pattern in allowed.items():
+            value = settings.get(key)
+            if value is not None and not (isinstance(value, str) and re.fullmatch(pattern, value)):
+                raise refused(where, f"{key} = {str(value)[:100]!r} is refused: it must be {pattern}")
+            if value is not None and key != "index-strategy":
+                self.rules[key.replace("-", "_")] = value
+        dates = {}
+        for name, value in take(settings, "exclude-newer-package", dict, {}, where).items():
+            if not isinstance(value, str) or not re.fullmatch(allowed["exclude-newer"], value):
+                raise refused(where, f"exclude-newer-package.{name[:100]} must be a date")
+            dates[canonical_name(checked_name(name, where))] = value
+        self.rules["exclude_newer_package"] = tuple(sorted(dates.items()))
+        self.rules["no_index"] = take(settings, "no-index", bool, False, where)
+        if take(settings, "no-binary", bool, False, where):
+            self.add_formats("no_binary", [":all:"], where)
+        self.add_formats("no_binary", take(settings, "no-binary-package", list, [], where), where)
+        only = [":all:"] * take(settings, "no-build", bool, False, where)
+        self.add_formats("only_binary", only + take(settings, "no-build-package", list, [], where), where)
+
+    def find_members(self, table: dict[str, Any]) -> None:
+        """The members of a uv workspace, by name."""
+        import fnmatch
+        import glob
+
+        where = "pyproject.toml, tool.uv.workspace"
+        left_out = take(table, "tool.uv.workspace.exclude", list, [], where)
+        for pattern in take(table, "tool.uv.workspace.members", list, [], where):
+            if ".." in pattern.split("/") or pattern.startswith("/") or len(pattern) > 200 or pattern.count("**") > 2:
+                raise refused(where, f"the member {pattern[:100]!r} leads out of the bundle, or is too wide")
+            found = sorted(glob.glob(pattern, root_dir=self.tree, recursive=True))
+            if not found and "*" not in pattern:
+                raise refused(where, f"there is no member {pattern!r} in the bundle")
+            for path in (os.path.normpath(path) for path in found):
+                excluded = any(fnmatch.fnmatch(path, os.path.normpath(other)) for other in left_out)
+                if not excluded and path != "." and os.path.isfile(os.path.join(self.tree, path, "pyproject.toml")):
+                    self.add_member(path, where)
+
+    def add_member(self, path: str, where: str) -> None:
+        require_place(self.tree, path, where)
+        member = read_project(self.tree, path, self.policy, legacy=True)
+        if not member.name:
+            raise refused(where, f"the member {path!r} has no [project] with a name")
+        other = self.members.setdefault(canonical_name(member.name), path)
+        if other != path or len(self.members) > self.MAX_MEMBERS:
+            raise refused(
+                where, f"{other!r} and {path!r} have the same name, or there are over {self.MAX_MEMBERS} members"
+            )
+        self.add_origin(member.name, Origin(f"file:{path}"), where)
+
+    def follow_sources(self) -> None:
+        """The sources of what lies in the bundle, and of what that names in turn: read before anything is built."""
+        seen = {"."}
+        while True:
+            targets = {
+                o.target[len("file:") :]
+                for found in self.origins.values()
+                for o in found
+                if o.target.startswith("file:")
+            }
+            targets |= {item.path for item in self.requirements if item.path is not None}
+            new = sorted(path for path in targets - seen if os.path.isdir(os.path.join(self.tree, path)))
+            if not new:
+                return
+            if len(seen) + len(new) > self.MAX_MEMBERS:
+                raise refused("the bundle", f"more than {self.MAX_MEMBERS} projects of its own")
+            for path in new:
+                seen.add(path)
+                require_place(self.tree, path, "the bundle")
+                project = read_project(self.tree, path, self.policy, legacy=True)
+                self.read_sources(path)
+                if project.name and canonical_name(project.name) not in self.origins:
+                    self.add_origin(project.name, Origin(f"file:{path}"), path)
+
+
+def throw(failure: Failure) -> NoReturn:
+    raise failure
+
+
+PYPI = ("https://pypi.org/simple", "https://pypi.python.org/simple")
+
+
+# What [tool.uv] may say: obeyed, refused with a reason, or without effect on what is installed.
+UV_OBEYED = (
+    "build-constraint-dependencies", "constraint-dependencies", "exclude-dependencies", "exclude-newer",
+    "exclude-newer-package", "extra-build-dependencies", "extra-index-url", "find-links", "index", "index-strategy",
+    "index-url", "no-binary", "no-binary-package", "no-build", "no-build-package", "no-index",
+    "override-dependencies", "package", "prerelease", "resolution", "sources", "workspace",
+)  # fmt: skip
+UV_REFUSED = {
+    "allow-insecure-host": "certificates are always checked",
+    "config-settings": "settings of the build are not passed on; write them where the backend reads them",
+    "config-settings-package": "settings of the build are not passed on; write them where the backend reads them",
+    "dependency-metadata": "what a package needs is read from the package",
+    "extra-build-variables": "variables of the build are not passed on",
+    "no-build-isolation": "every build has an environment of its own",
+    "no-build-isolation-package": "every build has an environment of its own",
+    "no-sources": "tool.uv.sources rules wherever it is there",
+    "no-sources-package": "tool.uv.sources rules wherever it is there",
+    "torch-backend": "name torch's index in tool.uv.index and tool.uv.sources",
+}
+UV_WITHOUT_EFFECT = (
+    "add-bounds", "audit", "build-backend", "cache-dir", "cache-keys", "check-url", "compile-bytecode",
+    "concurrent-builds", "concurrent-downloads", "concurrent-installs", "conflicts", "default-groups",
+    "dependency-groups", "dev-dependencies", "environments", "fork-strategy", "http-proxy", "https-proxy",
+    "keyring-provider", "link-mode", "managed", "native-tls", "no-cache", "no-proxy", "no-verify-hashes", "offline",
+    "pip", "preview", "preview-features", "publish-url", "pypy-install-mirror", "python-downloads",
+    "python-downloads-json-url", "python-install-mirror", "python-preference", "reinstall", "reinstall-package",
+    "required-environments", "required-version", "system-certs", "trusted-publishing", "upgrade",
+    "upgrade-package",
+)  # fmt: skip
+
+# Options of a requirements file that take a value, and the short names of options.
+SHORT = {
+    "-r": "--requirement",
+    "-c": "--constraint",
+    "-e": "--editable",
+    "-i": "--index-url",
+    "-f": "--find-links",
+    "-C": "--config-settings",
+}
+VALUED = {
+    *SHORT.values(), "--pypi-url", "--extra-index-url", "--no-binary", "--only-binary", "--trusted-host",
+    "--use-feature", "--hash", "--global-option", "--build-option", "--install-option", "--config-setting",
+}  # fmt: skip
+ARCHIVES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
+ENCODINGS = {
+    "utf-8",
+    "ascii",
+    "iso8859-1",
+    "iso8859-15",
+    "cp1250",
+    "cp1251",
+    "cp1252",
+    "koi8-r",
+    "shift_jis",
+    "gb18030",
+    "euc_jp",
+}
+
+
+def split_options(line: str, where: str) -> tuple[str, list[tuple[str, str]]]:
+    """A line's requirement, and its options as names and values; short names are written out."""
+    import shlex
+
+    match = re.search(r"(^|\s)-", line)
+    start = match.start() if match else len(line)
+    try:
+        words = shlex.split(line[start:])[::-1]
+    except ValueError as error:
+        raise refused(where, f"its quotes do not match: {error}") from None
+    options = []
+    while words:
+        word = words.pop()
+        name, joined, value = word.partition("=")
+        if not word.startswith("--"):
+            name, value = SHORT.get(word[:2], word), word[2:]
+            joined = value
+            value = value.removeprefix("=")
+        if not name.startswith("-"):
+            raise refused(where, f"{word[:100]!r} is not an option")
+        if name in VALUED and not joined:
+            if not words:
+                raise refused(where, f"{name} needs a value")
+            value = words.pop()
+        options.append(("--index-url" if name == "--pypi-url" else name[:100], value))
+    return line[:start].strip(), options
+
+
+def read_hash(text: str, where: str) -> str:
+    algorithm, _, digest = text.partition(":")
+    sizes = {"sha256": 64, "sha384": 96, "sha512": 128}
+    if not re.fullmatch(rf"[0-9a-f]{{{sizes.get(algorithm, 0) or 1}}}", digest) or algorithm not in sizes:
+        raise refused(where, "only --hash=sha256:..., sha384 and sha512 are taken as hashes")
+    return f"{algorithm}:{digest}"
+
+
+def decode_requirements(data: bytes, path: str) -> str:
+    """The text of a requirements file: by its byte order mark, its `# -*- coding` line, or else UTF-8."""
+    import codecs
+
+    for mark, name in (
+        (codecs.BOM_UTF8, "utf-8"),
+        (codecs.BOM_UTF32_LE, "utf-32"),
+        (codecs.BOM_UTF32_BE, "utf-32"),
+        (codecs.BOM_UTF16_LE, "utf-16"),
+        (codecs.BOM_UTF16_BE, "utf-16"),
+    ):
+        if data.startswith(mark):
+            encoding = "utf-8-sig" if name == "utf-8" else name
+            break
+    else:
+        said = re.search(rb"\A(?:[^\n]*\n)?\s*#[^\n]{0,200}coding[:=]\s*([-\w.]{1,40})", data[:1000])
+        encoding = said[1].decode() if said else "utf-8"
+        with suppress(LookupError):
+            encoding = codecs.lookup(encoding).name
+        if encoding not in ENCODINGS:
+            raise refused(path, f"its encoding {encoding!r} is not read; save it as UTF-8")
+    try:
+        return data.decode(encoding)
+    except ValueError:
+        raise refused(path, f"it is not {encoding}; save it as UTF-8") from None
+
+
+def file_project(name: str) -> str:
+    """The project that a wheel's or sdist's file name tells of; empty where it is neither."""
+    base = name.rpartition("/")[2]
+    wheel = WHEEL_NAME.fullmatch(base) if len(base) < 240 else None
+    if wheel:
+        return canonical_name(wheel["name"])
+    stem = next((base[: -len(end)] for end in ARCHIVES if base.endswith(end)), "")
+    match = re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9._-]{0,200})-v?[0-9][A-Za-z0-9._+!]*", stem)
+    return canonical_name(match[1]) if match else ""
+
+
+def named_later(url: str, extras: str | None, marker: str, policy: DependencyPolicy, where: str) -> Requirement:
+    """A requirement of which only the place is known."""
+    found = parse_requirement(
+        f"x{extras or ''} @ {url}" + (f" ; {marker}" if marker.strip() else ""), policy, where, ""
+    )
+    return found._replace(name="")
+
+
+def take_tables(table: Mapping[str, Any], path: str, where: str) -> list[dict[str, Any]]:
+    """An array of tables."""
+    *parents, last = path.split(".")
+    owner: Any = take(table, ".".join(parents), dict, {}, where) if parents else table
+    found = owner.get(last, [])
+    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
+        raise Failure("bundle", "pyproject_invalid", f"{where}: {path} must be a list of tables")
+    return found
+
+
+# --- locks
+
+
+UNREAD = {
+    "poetry.lock": "poetry.lock", "pdm.lock": "pdm.lock", "Pipfile.lock": "Pipfile.lock", "Pipfile": "Pipfile",
+    "conda-lock.yml": "conda-lock.yml", "conda-lock.yaml": "conda-lock.yaml", "pixi.lock": "pixi.lock",
+    "pixi.toml": "pixi.toml", "environment.yml": "environment.yml", "environment.yaml": "environment.yaml",
+    "conda.yml": "conda.yml", "conda.yaml": "conda.yaml",
+}  # fmt: skip
+CONDA = ("environment.yml", "environment.yaml", "conda.yml", "conda.yaml", "conda-lock.yml", "pixi.toml", "Pipfile")
+
+
+def read_pylock(text: str, where: str, draft: Draft, environment: Mapping[str, str]) -> list[Requirement]:
+    """The packages that a pylock.toml (PEP 751) has for this interpreter, by version and hash or by place."""
+    import tomllib
+
+    try:
+        table = tomllib.loads(text)
+    except (RecursionError, ValueError) as error:
+        raise refused(where, f"it is not valid TOML: {error}") from None
+    if not str(table.get("lock-version", "")).startswith("1."):
+        raise refused(where, f"its lock-version {str(table.get('lock-version'))[:20]!r} is not 1.0")
+    found = []
+    for package in take_tables(table, "packages", where):
+        name = checked_name(take(package, "name", str, "", where), where)
+        if not name:
+            raise refused(where, "a package has no name")
+        marker = take(package, "marker", str, "", where)
+        try:
+            applies = not marker or marker_holds(marker, environment)
+        except ValueError as error:
+            raise refused(where, f"the marker of {name} is not one: {error}") from None
+        if applies:
+            found.append(read_locked(package, name, f"{where}, {name}", draft))
+    return found
+
+
+def read_locked(package: dict[str, Any], name: str, where: str, draft: Draft) -> Requirement:
+    """One package of a lock."""
+    text = {
+        path: take(package, path, str, "", where)
+        for path in (
+            "version",
+            "index",
+            "directory.path",
+            "directory.subdirectory",
+            "archive.path",
+            "archive.url",
+            "archive.subdirectory",
+            "vcs.url",
+            "vcs.path",
+            "vcs.type",
+            "vcs.commit-id",
+            "vcs.subdirectory",
+        )
+    }
+
+    def refuse(problem: str) -> NoReturn:
+        raise refused(where, problem)
+
+    part = text["vcs.subdirectory"] or text["archive.subdirectory"]
+    part = f"#subdirectory={part}" if part else ""
+    path = text["directory.path"] or text["archive.path"] or text["vcs.path"]
+    if path:
+        target = "file:" + local_path(path, "", refuse)
+        draft.add_origin(name, Origin(target), where)
+        return Requirement(name, "", "", target, "", read_hashes(package.get("archive"), where))
+    url = f"git+{text['vcs.url']}@{text['vcs.commit-id']}" if text["vcs.url"] else text["archive.url"]
+    if url:
+        check_dependency_url(url + part, draft.policy, refuse)
+        return Requirement(name, "", "", url + part, "", read_hashes(package.get("archive"), where))
+    files = [*take_tables(package, "wheels", where), *([package["sdist"]] if "sdist" in package else [])]
+    hashes = frozenset().union(*(read_hashes(file, where) for file in files))
+    if not files or not re.fullmatch(r"[A-Za-z0-9.+!_-]{1,200}", text["version"]):
+        refuse("it has no version, or no files, for this package")
+    index = text["index"].rstrip("/")
+    if (
+        index
+        and index not in PYPI
+        and all(known.url.rstrip("/") != index for known in draft.indexes.values())
+        and not hashes
+    ):
+        refuse(f"it comes from {index[:200]!r}, which nothing else names, and has no hashes")
+    for known in draft.indexes.values():
+        if index and known.url.rstrip("/") == index and known.name:
+            draft.origins.setdefault(canonical_name(name), [Origin(f"index:{known.name}")])
+    return Requirement(name, "", f"=={text['version']}", "", "", hashes)
+
+
+def read_hashes(file: Any, where: str) -> frozenset[str]:
+    hashes = file.get("hashes", {}) if isinstance(file, dict) else {}
+    if not isinstance(hashes, dict):
+        raise refused(where, "its hashes are not a table")
+    known = {name: value for name, value in hashes.items() if name in ("sha256", "sha384", "sha512")}
+    return frozenset(read_hash(f"{name}:{value}", where) for name, value in known.items())
+
+
+def lock_misfit(lock: dict[str, Any], project: Project, lowered: Mapping[str, Any]) -> str:
+    """What a uv.lock says otherwise than the project's own dependencies do; empty where it fits.
+
+    uv writes the dependencies that it locked beside the package (`metadata.requires-dist`).
+    """
+    entries = [
+        entry for entry in take_tables(lock, "package", "uv.lock") if entry.get("name") == canonical_name(project.name)
+    ]
+    if not entries:
+        return f"it does not know {project.name}"
+    if "dependencies" in project.dynamic:
+        return ""
+    locked: dict[str, set[str]] = {}
+    for item in take_tables(entries[0], "metadata.requires-dist", "uv.lock"):
+        name, marker = item.get("name"), str(item.get("marker", ""))
+        if isinstance(name, str) and not re.search(r"\bextra\b", marker):
+            placed = any(key in item for key in ("url", "git", "directory", "editable", "virtual", "path"))
+            locked.setdefault(canonical_name(name), set()).update(
+                [] if placed else clauses(str(item.get("specifier", "")))
+            )
+    wanted: dict[str, set[str]] = {}
+    for requirement in project.requires:
+        wanted.setdefault(requirement.key, set()).update(clauses(requirement.versions))
+    for name in sorted({*locked, *wanted}):
+        if (name in locked) != (name in wanted):
+            there = "in the lock and not" if name in locked else "not in the lock, and"
+            return f"{name} is {there} among the dependencies"
+        if locked[name] != wanted[name] and name not in lowered:
+            was, now = (",".join(sorted(found[name])) for found in (locked, wanted))
+            return f"the lock was made for {name}{was}, and the dependency is {name}{now}"
+    return ""
+
+
+def clauses(specifier: str) -> set[str]:
+    return {re.sub(r"\s", "", part) for part in specifier.split(",") if part.strip()}
+
+
+# --- the plan of a bundle
+
+
+def read_plan(tree: str, policy: DependencyPolicy, callers: "IndexSettings") -> Plan:
+    """Read all that a snapshot says of what to install. Nothing of it runs, and nothing is asked of anybody."""
+    draft = Draft(tree, policy, callers)
+    table = read_bundle_toml(tree, "pyproject.toml")
+    project = read_project(tree, ".", policy)
+    draft.read_settings(table)
+    draft.find_members(table)
+    draft.read_sources("", own_extras(project))
+    if project.name:
+        draft.add_origin(project.name, Origin("file:."), "pyproject.toml")
+    if project.kind:
+        draft.requirements.append(Requirement(project.name, "", "", "file:.", ""))
+    else:
+        draft.requirements += [
+            Requirement(name, "", "", f"file:{path}", "") for name, path in sorted(draft.members.items())
+        ]
+    read_other_files(draft, project, table)
+    draft.follow_sources()
+    for name, versions in (("constraints", draft.constraints), ("overrides", [])):
+        placed = [item for item in (*versions, *draft.rules.get(name, ())) if item.url]
+        for item in placed:
+            draft.add_origin(item.name, Origin(item.url), name)
+        draft.rules[name] = tuple(item for item in (*versions, *draft.rules.get(name, ())) if not item.url)
+    if project.asks_scm:
+        draft.note(f"{project.asks_scm} finds no version-control system here: the version names the bundle's digest")
+    lock = choose_lock(draft, project)
+    kept = [index for index in draft.indexes.values() if index.url]
+    return Plan(
+        project,
+        project.requires_python,
+        draft.requirements,
+        draft.origins,
+        draft.links,
+        kept,
+        Rules(**draft.rules),
+        draft.build_extra,
+        lock,
+        draft.notes,
+    )
+
+
+def own_extras(project: Project) -> set[str]:
+    """The extras of itself that a project depends on, and those that they name in turn."""
+    found: set[str] = set()
+    pending = list(project.requires)
+    while pending:
+        item = pending.pop()
+        if item.key == canonical_name(project.name):
+            for extra in item.extra_names - found:
+                found.add(extra)
+                pending += project.extras.get(extra, [])
+    return found
+
+
+def read_other_files(draft: Draft, project: Project, table: dict[str, Any]) -> None:
+    """requirements.txt, where it says what to install; what is there besides is named."""
+    listed = (
+        take(table, "project.dependencies", list, None, "pyproject.toml") is not None
+        or "dependencies" in project.dynamic
+    )
+    there = {
+        name
+        for name in (*UNREAD, "requirements.txt", "pylock.toml", "uv.lock")
+        if os.path.lexists(os.path.join(draft.tree, name))
+    }
+    locked = sorted(there & {"pylock.toml", "uv.lock"})
+    if "requirements.txt" in there and locked:
+        draft.note(f"requirements.txt is not read: {locked[-1]} rules")
+    elif "requirements.txt" in there and not listed:
+        draft.read_requirements("requirements.txt", "requirements.txt")
+    elif "requirements.txt" in there:
+        draft.note("requirements.txt is not read: pyproject.toml lists the dependencies")
+    for name in sorted(there & set(UNREAD)):
+        draft.note(f"{name} is not read")
+    conda = [name for name in CONDA if name in there]
+    if conda and not project.kind and not draft.members and not there & {"requirements.txt", "pylock.toml", "uv.lock"}:
+        raise refused(
+            conda[0],
+            "the environments of conda, pixi and pipenv are not read; write the packages into the dependencies of a "
+            "pyproject.toml, or into a requirements.txt, by the names that they have on PyPI",
+        )
+    if os.path.lexists(os.path.join(draft.tree, ".python-version")):
+        draft.note(".python-version is not read; requires-python says which Python")
+
+
+def choose_lock(draft: Draft, project: Project) -> str:
+    """The lock that rules; a uv.lock must fit the projects that it locks."""
+    there = [name for name in ("uv.lock", "pylock.toml") if os.path.lexists(os.path.join(draft.tree, name))]
+    if "uv.lock" in there and not project.name and not draft.members:
+        there.remove("uv.lock")
+        draft.note("uv.lock is not read: there is no [project] that it locks")
+    if not there:
+        return ""
+    for name in there[1:]:
+        draft.note(f"{name} is not read: {there[0]} rules")
+    if there[0] == "uv.lock":
+        lock = read_bundle_toml(draft.tree, "uv.lock", LOCK_BYTES)
+        projects = [project] if project.name else []
+        projects += [read_project(draft.tree, path, draft.policy, legacy=True) for path in draft.members.values()]
+        for item in projects:
+            misfit = lock_misfit(lock, item, draft.origins)
+            if misfit:
+                place = os.path.normpath(os.path.join(item.folder, "pyproject.toml"))
+                raise refused("uv.lock", f"it no longer fits {place}: {misfit}; run `uv lock` and hand in the new one")
+    return there[0]
 
 
 # --- host: interpreters, tools, the uid that sandboxes run under
@@ -2259,10 +3619,19 @@ def choose_interpreter(wanted: str | None, requires_python: str, uv: str | None)
             "host",
             "no_interpreter",
             f"the bundle requires Python {requires_python}, this is {running.version}, and "
-            f"{'uv finds no other' if uv else 'there is no uv to find another'}; install one and name it with "
-            "--python",
+            f"{'uv finds no other' if uv else 'there is no uv to find another'}; "
+            f"`uv python install {fitting_python(requires_python)}`, or name another with --python",
         )
     return ask_interpreter(found)
+
+
+def fitting_python(requires_python: str) -> str:
+    """The oldest minor version that fits, the newest where nothing bounds it below, or the specifier itself."""
+    minors = [f"3.{minor}" for minor in range(7, 30)]
+    fits = [minor for minor in minors if any(version_matches(f"{minor}.{n}", requires_python) for n in range(30))]
+    if not fits:
+        return f"'{requires_python[:100]}'"
+    return fits[0] if re.search("[>=]", requires_python.replace("<=", "<")) else fits[-1]
 
 
 def ask_interpreter(path: str) -> Interpreter:
@@ -5037,10 +6406,8 @@ def kept_wheels(store: Store, kind: str, key: str) -> list[WheelFile] | None:
         wheels = [keep_wheel(store, name, sha256) for name, sha256 in store.read(kind, key)]
     except (Failure, TypeError, ValueError):
         return None
-    there = bool(wheels) and all(
-        re.fullmatch(r"[0-9a-f]{64}", wheel.sha256) and os.path.isfile(wheel.path) for wheel in wheels
-    )
-    return wheels if there else None
+    there = all(re.fullmatch(r"[0-9a-f]{64}", wheel.sha256) and os.path.isfile(wheel.path) for wheel in wheels)
+    return wheels if there and (wheels or kind == "resolved") else None
 
 
 # fetch
@@ -5053,6 +6420,8 @@ class IndexSettings(NamedTuple):
     authorization: dict[str, str]  # host (and port) to the header's value
     public: list[str]  # what may go into a key: no credentials
     secrets: list[str]
+    names: list[str]  # of indexes that have one
+    hosts: list[str]  # host and port of each index
 
 
 def index_settings(environment: Mapping[str, str]) -> IndexSettings:
@@ -5064,7 +6433,7 @@ def index_settings(environment: Mapping[str, str]) -> IndexSettings:
     default = first("UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL")
     extra = first("UV_INDEX", "UV_EXTRA_INDEX_URL", "PIP_EXTRA_INDEX_URL").split()
     if not default and not extra:
-        return IndexSettings({}, {}, [], [])
+        return IndexSettings({}, {}, [], [], [], [])
     import base64
     from urllib.parse import quote, unquote, urlsplit
 
@@ -5072,8 +6441,10 @@ def index_settings(environment: Mapping[str, str]) -> IndexSettings:
     public: list[str] = []
     secrets: list[str] = []
     urls: list[str] = []
+    names: list[str] = []
     for entry in filter(None, [default, *extra]):
         name, url = entry.split("=", 1) if re.match(r"[\w.-]+=", entry) else ("", entry)
+        names += [name] * bool(name)
         parts = urlsplit(url)
         host = parts.netloc.rpartition("@")[2]
         user, password = index_login(
@@ -5090,7 +6461,11 @@ def index_settings(environment: Mapping[str, str]) -> IndexSettings:
         urls.append(parts._replace(netloc=login + host).geturl())
     main, others = (urls[:1], urls[1:]) if default else ([], urls)
     variables = {"UV_DEFAULT_INDEX": "".join(main), "UV_INDEX": " ".join(others)}
-    return IndexSettings({name: value for name, value in variables.items() if value}, authorization, public, secrets)
+    known = [urlsplit(url) for url in public]
+    hosts = [f"{parts.hostname}:{parts.port or 443}" for parts in known]
+    return IndexSettings(
+        {name: value for name, value in variables.items() if value}, authorization, public, secrets, names, hosts
+    )
 
 
 def index_login(environment: Mapping[str, str], name: str, user: str, password: str, host: str) -> tuple[str, str]:
@@ -5135,13 +6510,17 @@ def git_credentials(environment: Mapping[str, str], url: str) -> dict[str, str]:
 # A request of the fetch phase that asks for nothing; see `fetch`.
 NOTHING_TO_FETCH: dict[str, Any] = {
     "requirements": [],
+    "constraints": [],
     "overrides": [],
-    "find_links": "",
+    "assigned": "",
+    "options": [],
+    "no_binary": [],
+    "only_binary": [],
+    "hashes": {},
     "git": [],
     "locked": [],
     "have": [],
-    "sdists": False,
-    "public": False,
+    "gate": None,
 }
 
 
@@ -5174,84 +6553,339 @@ class Downloads(FileReceiver):
             self.unpacker.add(WheelFile("", sha256, named), self.interpreter)
 
 
+class Place(NamedTuple):
+    """Where a source is: a path in a tree of sources that lies on this host, or a URL."""
+
+    tree: str
+    path: str
+
+
+class Pin(NamedTuple):
+    """The wheel that a name is held to. `forced` where metadata ask for it by a URL of their own."""
+
+    wheel: WheelFile
+    place: Place
+    extras: frozenset[str] = frozenset()
+    forced: bool = False
+
+
+class Gathered(NamedTuple):
+    """What requirements come to before an index is asked: pins by name, lines for the resolver, and those that have an
+    index of their own. `done` says that there is nothing left to ask."""
+
+    pins: dict[str, Pin]
+    lines: list[str]
+    assigned: dict[str, str]
+    done: bool
+
+
 class Resolver:
-    """Turns requirements into wheels of the store; builds what has none, offline."""
+    """Turns requirements into wheels of the store; builds what has none, offline.
 
-    ROUNDS, DEPTH = 8, 4
+    A name that the plan gives a place is held to the wheel from there and never asked of an index: the resolver has
+    it as a URL. For one that nothing has asked for yet a stub stands in; where the answer holds a stub, the source is
+    built and the question asked again.
+    """
 
-    def __init__(self, host: Host, interpreter: Interpreter, environment: Mapping[str, str], depth: int = 0) -> None:
-        self.host, self.interpreter, self.environment, self.depth = host, interpreter, environment, depth
-        self.policy = host.profile.dependencies
+    ROUNDS, DEPTH, MAX_SOURCES = 8, 8, 100
+
+    def __init__(self, host: Host, interpreter: Interpreter, environment: Mapping[str, str], bundle: "Bundle") -> None:
+        self.host, self.interpreter, self.environment, self.bundle = host, interpreter, environment, bundle
+        self.plan, self.policy = bundle.plan, host.profile.dependencies
         self.index = index_settings(environment)
+        self.markers = marker_environment(interpreter)
+        self.places = dict(self.own_places())
+        self.obtained: dict[Place, tuple[WheelFile, str]] = {}  # and the tree that paths in its metadata are of
+        self.building: tuple[str, ...] = ()
         host.secrets.extend(self.index.secrets)
+
+    def own_places(self) -> Iterator[tuple[str, Place | Failure]]:
+        """The names that the plan gives a place, here and under this interpreter."""
+        for name, origins in self.plan.origins.items():
+            fits = [origin for origin in origins if not origin.marker or marker_holds(origin.marker, self.markers)]
+            own = [origin for origin in origins if origin.target.startswith("file:")]
+            if fits and not fits[0].target.startswith("index:"):
+                yield name, self.place(fits[0].target, self.bundle.path)
+            elif own and not fits:
+                text = f"the bundle has {name} ({own[0].target[5:]}) only where {own[0].marker}"
+                yield name, refused("tool.uv.sources", f"{text}; say where it comes from otherwise")
+        for name, files in self.plan.links.items():
+            if name not in self.plan.origins:
+                yield name, Place(self.bundle.path, choose_link(files, self.interpreter))
+
+    @staticmethod
+    def place(target: str, tree: str) -> Place:
+        return Place(tree, target[len("file:") :]) if target.startswith("file:") else Place("", target)
+
+    def for_building(self, name: str) -> "Resolver":
+        """The same for what a build needs: its own constraints, no overrides."""
+        if name in self.building or len(self.building) >= self.DEPTH:
+            chain = " needs ".join([*self.building, name])
+            problem = "they need one another to be built" if name in self.building else "that is too deep"
+            raise Failure("build", "build_failed", f"{chain}: {problem}")
+        import copy
+
+        inner = copy.copy(self)
+        inner.building = (*self.building, name)
+        rules = self.plan.rules
+        inner.plan = self.plan._replace(
+            rules=rules._replace(
+                constraints=rules.build_constraints, overrides=(), excluded=frozenset(), require_hashes=False
+            ),
+            lock="",
+        )
+        return inner
 
     def wheels(self, requirements: list[Requirement]) -> list[WheelFile]:
         """All wheels that the requirements need, from what is kept or from the network. Sorted by name."""
         if not requirements:
             return []
         lines = sorted((requirement.line(), sorted(requirement.hashes)) for requirement in requirements)
-        key = digest_of("resolved", lines, self.interpreter.key(), self.index.public, self.policy)
+        rules = {name: plain_rule(value) for name, value in self.plan.rules._asdict().items()}
+        own = self.bundle.digest if any(isinstance(p, Place) and p.tree for p in self.places.values()) else ""
+        asked = (lines, rules, self.plan.lock, self.plan.indexes, sorted(self.plan.origins.items()), own)
+        key = digest_of("resolved", asked, self.interpreter.key(), self.index.public, self.policy)
         store = self.host.store
 
         def load() -> list[WheelFile] | None:
             return kept_wheels(store, "resolved", key)
 
         def make() -> None:
-            files = self.resolve(requirements)
-            check_hashes(requirements, files)
+            files, local = self.resolve(requirements)
+            check_hashes(requirements, files, local, self.plan)
             write_wheels(store, "resolved", key, files)
 
         return store.once(key, load, make)
 
-    def resolve(self, requirements: list[Requirement]) -> list[WheelFile]:
-        """Ask until every dependency is a wheel: those with URLs first, then sdists, which are built offline."""
-        overrides = self.get_urls([requirement for requirement in requirements if requirement.url])
-        plain = [requirement.line() for requirement in requirements if not requirement.url]
-        local: list[WheelFile] = []
+    def resolve(self, requirements: list[Requirement]) -> tuple[list[WheelFile], set[str]]:
+        """Ask until every dependency is a wheel: what has a place first, then sdists, which are built offline. Returns
+        the wheels, and the names of those that were not taken from an index as they are."""
+        asked = list(requirements)
+        sdists: dict[str, Pin] = {}
         for _ in range(self.ROUNDS):
-            files, sdists = self.fetch(plain, overrides, local)
-            if not sdists:
-                return sorted(files)
-            for name, path in sdists:
-                if any(wheel.name == name for wheel in local):
-                    raise Failure(
-                        "fetch",
-                        "dependency_unavailable",
-                        f"the sdist of {name} was built, and its wheel does not satisfy the dependencies",
-                    )
-                local.append(self.build_archive(path, "", name))
-        raise Failure(
-            "fetch", "dependency_unavailable", f"after {self.ROUNDS} rounds there are still dependencies without wheels"
+            gathered = self.gather(asked)
+            gathered.pins.update(sdists)
+            if gathered.done:
+                return sorted(pin.wheel for pin in gathered.pins.values()), set(gathered.pins)
+            files, sources, stubs = self.fetch(gathered, requirements)
+            if not sources and not stubs:
+                return sorted(files), set(gathered.pins)
+            asked += [Requirement(name, "", "", "", NOT_ASKED) for name in stubs]
+            for name, path in sources:
+                if name in sdists:
+                    problem = f"the sdist of {name} was built, and its wheel does not satisfy the dependencies"
+                    raise Failure("fetch", "dependency_unavailable", problem)
+                sdists[name] = Pin(self.build_archive(path, "", name)[0], Place("", path))
+        problem = f"after {self.ROUNDS} rounds there are still dependencies without wheels"
+        raise Failure("fetch", "dependency_unavailable", problem)
+
+    # what has a place
+
+    def gather(self, requirements: list[Requirement]) -> Gathered:
+        """Obtain what has a place, and follow what its metadata ask for in turn."""
+        pins: dict[str, Pin] = {}
+        lines: list[str] = []
+        assigned: dict[str, str] = {}
+        done = True
+        pending = [(item, self.bundle.path, False) for item in reversed(requirements)]
+        while pending:
+            item, tree, inner = pending.pop()
+            applies = item.marker in ("", NOT_ASKED) or marker_holds(item.marker, self.markers)
+            place = self.place_of(item, tree) if applies else None
+            done = done and not (applies and (place is None or item.versions))
+            if place is None:
+                if not item.url and not inner and item.marker != NOT_ASKED:
+                    lines.append(item.line())
+                if applies and self.index_of(item.key):
+                    assigned[item._replace(marker="").line()] = self.index_of(item.key)
+                continue
+            wheel, its_tree = self.obtain(place, item.name)
+            known = pins.get(wheel.name, Pin(wheel, place))
+            if known.place != place:
+                places = f"{known.place.path} and {place.path}"
+                raise Failure("fetch", "dependency_conflict", f"{wheel.name} is wanted from two places: {places}")
+            new = item.extra_names - known.extras
+            first = wheel.name not in pins
+            pins[wheel.name] = known._replace(
+                extras=known.extras | new, forced=known.forced or bool(inner and item.url)
+            )
+            if len(pins) > self.MAX_SOURCES:
+                raise Failure(
+                    "fetch", "too_many_packages", f"more than {self.MAX_SOURCES} dependencies with places of their own"
+                )
+            if not inner and item.marker != NOT_ASKED:
+                lines.append(Requirement(wheel.name, item.extras, item.versions, "", "").line())
+            if (first or new) and not self.plan.lock:
+                pending += [
+                    (needed, its_tree, True) for needed in self.requires(wheel, its_tree, pins[wheel.name].extras)
+                ]
+        return Gathered(pins, lines, assigned, done)
+
+    def requires(self, wheel: WheelFile, tree: str, extras: Collection[str]) -> list[Requirement]:
+        """What a wheel's metadata ask for under this interpreter, with these extras."""
+        base = "" if tree else None
+        lines = wheel_requires(wheel.path)
+        parsed = [parse_requirement(line, self.policy, f"the metadata of {wheel.name}", base) for line in lines]
+        fitting = [item for item in parsed if not item.marker or marker_holds(item.marker, self.markers, extras)]
+        return [item._replace(marker="") for item in fitting]
+
+    def place_of(self, item: Requirement, tree: str) -> Place | None:
+        if item.url:
+            return self.place(item.url, tree)
+        place = self.places.get(item.key)
+        if isinstance(place, Failure):
+            raise place
+        return place
+
+    def index_of(self, name: str) -> str:
+        for origin in self.plan.origins.get(name, ()):
+            if origin.target.startswith("index:") and (not origin.marker or marker_holds(origin.marker, self.markers)):
+                return origin.target[len("index:") :]
+        return ""
+
+    def obtain(self, place: Place, name: str) -> tuple[WheelFile, str]:
+        """The wheel of a place, and the tree that paths in its metadata are of. Its name must be the one asked for."""
+        if place not in self.obtained:
+            self.obtained[place] = self.from_tree(place, name) if place.tree else self.from_url(place.path, name)
+        wheel = self.obtained[place][0]
+        if name and canonical_name(name) != wheel.name:
+            raise Failure(
+                "build", "build_failed", f"{place.path} is the project {wheel.name}, and {name} was asked for"
+            )
+        return self.obtained[place]
+
+    def from_tree(self, place: Place, name: str) -> tuple[WheelFile, str]:
+        """A wheel, an sdist or a folder of the bundle, or of the archive that asked for it."""
+        source = require_place(place.tree, place.path, name or "the bundle")
+        if os.path.isdir(source):
+            return self.from_folder(place), place.tree
+        if not file_project(place.path):
+            raise refused(name or "the bundle", f"{place.path} is neither a wheel nor an sdist nor a folder")
+        aside = self.host.store.scratch(f"file-{os.urandom(4).hex()}")
+        copy_plain(source, aside, 0o644)
+        if place.path.endswith(".whl"):
+            name = os.path.basename(place.path)
+            return keep_wheel(self.host.store, name, file_hash(aside, "sha256"), aside), ""
+        return self.build_archive(aside, "", name)
+
+    def from_folder(self, place: Place) -> WheelFile:
+        """Build a folder; of the bundle's own what was built is kept."""
+        own = place.tree == self.bundle.path
+        project = (
+            self.plan.project if own and place.path == "." else read_project(place.tree, place.path, self.policy, True)
         )
+        if not any(os.path.lexists(os.path.join(place.tree, place.path, name)) for name in PROJECT_FILES):
+            raise refused(place.path, "it has no pyproject.toml, setup.py or setup.cfg that says what it is")
+        if project.kind == "virtual":
+            return virtual_wheel(self.host.store, project, place.tree, own)
+        self.for_building(project.name or project.folder)  # a circle must not wait for its own lock
+        version = f"0+bundle.d{self.bundle.digest[:12]}"
+        if not own:
+            return build_wheel(self, place.tree, project, version)
+        store = self.host.store
+        parts = (
+            self.bundle.digest,
+            place.path,
+            self.interpreter.key(),
+            self.index.public,
+            self.policy,
+            self.host.profile.build,
+        )
+        key = digest_of("built", *parts)
+
+        def make() -> None:
+            write_wheels(store, "built", key, [build_wheel(self, place.tree, project, version)])
+
+        return store.once(key, lambda: kept_wheels(store, "built", key), make)[0]
+
+    def from_url(self, url: str, name: str) -> tuple[WheelFile, str]:
+        return self.clone_and_build(url, name) if url.startswith("git+") else self.get(url, name)
+
+    def get(self, full: str, name: str) -> tuple[WheelFile, str]:
+        """Download one direct URL, without credentials and, unless the profile says so, from public addresses alone."""
+        from urllib.parse import parse_qs
+
+        url, _, fragment = full.partition("#")
+        said = parse_qs(fragment)
+        digest = re.search(r"sha256=([0-9a-f]{64})", fragment)
+        entry = {"name": name, "version": "", "url": url, "sha256": digest[1] if digest else "", "size": 0}
+        receiver = self.run({**NOTHING_TO_FETCH, "locked": [entry], "gate": self.gate([])}, [], {})
+        path, sha256 = receiver.sent("0")
+        if digest and digest[1] != sha256:
+            raise Failure("fetch", "hash_mismatch", f"{url} has the sha256 {sha256}, and its URL says {digest[1]}")
+        file_name = kept_name(entry).partition("/")[2]
+        if not file_name.endswith(".whl") and self.policy.sdists:
+            return self.build_archive(path, said.get("subdirectory", [""])[0], name)
+        return keep_wheel(self.host.store, file_name, sha256, path), ""
+
+    def clone_and_build(self, url: str, name: str) -> tuple[WheelFile, str]:
+        from urllib.parse import parse_qs
+
+        address, _, fragment = url[len("git+") :].partition("#")
+        head, slash, tail = address.partition("://")[2].partition("/")
+        path, _, ref = tail.partition("@")
+        if ref.startswith("-"):
+            raise Failure("fetch", "dependency_refused", f"the git dependency {url[:200]!r} has an unsafe revision")
+        credentials = git_credentials(self.environment, f"https://{head}/")
+        source = {"url": f"https://{head}{slash}{path}", "ref": ref, "credentials": credentials}
+        receiver = self.run({**NOTHING_TO_FETCH, "git": [source], "gate": self.gate([])}, [], {})
+        archive, sha256 = receiver.sent("git/0")
+        version = re.fullmatch(r"v?([0-9]+(\.[0-9]+)*)", ref)
+        subdirectory = parse_qs(fragment).get("subdirectory", [""])[0]
+        return self.build_archive(archive, subdirectory, name, version[1] if version else f"0+git.d{sha256[:12]}")
+
+    def build_archive(self, archive: str, subdirectory: str, name: str, version: str = "0") -> tuple[WheelFile, str]:
+        """Unpack a source archive as data and build its wheel offline."""
+        subdirectory = os.path.normpath(subdirectory)
+        if ".." in subdirectory.split("/") or subdirectory.startswith("/"):
+            raise Failure("fetch", "dependency_refused", f"the source of {name} leads out of its archive")
+        tree = self.host.store.scratch(f"source-{os.urandom(4).hex()}")
+        with deadline(self.policy.unpack_seconds, "fetch", "dependencies.unpack_seconds"):
+            unpack_source(archive, tree, self.host.profile.bundle)
+            top = os.listdir(tree)
+            if subdirectory == "." and len(top) == 1 and os.path.isdir(os.path.join(tree, top[0])):
+                tree = os.path.join(tree, top[0])  # an sdist has one folder (PEP 625)
+            require_place(tree, subdirectory, name)
+            project = read_project(tree, subdirectory, self.policy, True)
+            draft = Draft(tree, self.policy, self.index)
+            draft.find_members(read_bundle_toml(tree, "pyproject.toml"))
+            draft.read_sources(subdirectory)
+        for other, origins in draft.origins.items():
+            if origins[0].target.startswith("file:") and other not in self.plan.origins:
+                self.places.setdefault(other, self.place(origins[0].target, tree))
+        if project.kind == "virtual":
+            return virtual_wheel(self.host.store, project, tree, False), tree
+        return build_wheel(self, tree, project, version), tree
+
+    # what an index has
 
     def fetch(
-        self, lines: list[str], overrides: Mapping[Requirement, WheelFile], local: list[WheelFile]
-    ) -> tuple[list[WheelFile], list[tuple[str, str]]]:
-        """One sandbox with network: resolve and download. Returns wheels, and names and paths of sdists."""
+        self, gathered: Gathered, requirements: list[Requirement]
+    ) -> tuple[list[WheelFile], list[tuple[str, str]], list[str]]:
+        """One sandbox with network: resolve and download. Returns wheels, names and paths of sdists, and the names of
+        stubs that were chosen."""
         links = self.host.store.scratch(f"links-{os.urandom(4).hex()}")
         os.mkdir(links)
-        for wheel in [*overrides.values(), *local]:
-            copy_plain(wheel.path, os.path.join(links, os.path.basename(wheel.path)), 0o644)
-        pinned = [
-            requirement._replace(url=f"file:///links/{os.path.basename(wheel.path)}").line()
-            for requirement, wheel in overrides.items()
-        ]
-        request = {
-            **NOTHING_TO_FETCH,
-            "requirements": lines + pinned,
-            "overrides": pinned,
-            "find_links": "/links" if local else "",
-            "locked": None,
-            "have": self.have(),
-            "sdists": self.policy.sdists,
-        }
-        receiver = self.run(request, [Mount(links, "/links")])
-        known = {f"/links/{os.path.basename(wheel.path)}": wheel for wheel in [*overrides.values(), *local]}
-        wheels, sdists = [], []
+        unasked = sorted(set(self.places) - set(gathered.pins))
+        stubs = {name: write_stub(links, name) for name in unasked}
+        for pin in gathered.pins.values():
+            copy_plain(pin.wheel.path, os.path.join(links, os.path.basename(pin.wheel.path)), 0o644)
+        request = self.question(gathered, stubs, requirements)
+        try:
+            receiver = self.run(request, [Mount(links, "/links")], self.index_variables())
+        except Failure as failure:
+            failure.error += self.nearest_names(failure.error)
+            raise
+        known = {f"/links/{os.path.basename(pin.wheel.path)}": pin.wheel for pin in gathered.pins.values()}
+        wheels, sdists, chosen = [], [], []
         for number, entry in enumerate(read_lock(receiver.notes.get("lock", b""), self.policy)):
             here = next((wheel for path, wheel in known.items() if entry["url"].endswith(path)), None)
+            name = canonical_name(entry["name"])
             if here:
                 wheels.append(here)
+                continue
+            if name in stubs or name in self.places:
+                chosen.append(name)
                 continue
             file_name = kept_name(entry).partition("/")[2]
             path, sha256 = receiver.files.get(str(number), (None, entry["sha256"]))
@@ -5263,14 +6897,98 @@ class Resolver:
                     "something on the way to it altered the file",
                 )
             if path and SDIST_NAME.fullmatch(file_name) and self.policy.sdists:
-                sdists.append((canonical_name(entry["name"]), path))
+                sdists.append((name, path))
             else:
                 wheels.append(keep_wheel(self.host.store, file_name, sha256, path))
                 if not os.path.isfile(wheels[-1].path):
                     raise Failure("fetch", "fetch_failed", f"the resolver chose {file_name} and did not download it")
-        return wheels, sdists
+        return wheels, sdists, chosen
 
-    def run(self, request: dict[str, Any], mounts: list[Mount]) -> FileReceiver:
+    def nearest_names(self, error: str) -> str:
+        """For names that the index does not have: the nearest that the bundle or the store knows."""
+        import difflib
+
+        asked = {item.key for item in (*self.plan.requirements, *self.plan.project.requires)}
+        had = [file.rpartition("/")[2] for file in self.have()]
+        found = []
+        for name in sorted(set(re.findall(r"\b([a-z0-9-]+) was not found in the package registry", error))):
+            known = {*asked, *self.plan.origins, *map(file_project, had)} - {name, ""}
+            found += [f"for {name} did you mean {near}?" for near in difflib.get_close_matches(name, known, 1, 0.75)]
+        return f" ({'; '.join(found)})" if found else ""
+
+    def question(self, gathered: Gathered, stubs: Mapping[str, str], requirements: list[Requirement]) -> dict[str, Any]:
+        """What the resolver is asked, as lines of ours."""
+        rules, pins = self.plan.rules, gathered.pins
+        held = {
+            name: f"{name} @ file:///links/{os.path.basename(pin.wheel.path)}"
+            for name, pin in pins.items()
+            if not pin.forced
+        }
+        forced = [
+            f"{name}{'[' + ','.join(sorted(pin.extras)) + ']' if pin.extras else ''} @ file:///links/{os.path.basename(pin.wheel.path)}"
+            for name, pin in pins.items()
+            if pin.forced
+        ]
+        local = {*pins, *stubs}
+        indexes = [index for index in self.plan.indexes if index.name]
+        return {
+            **NOTHING_TO_FETCH,
+            "requirements": gathered.lines,
+            "constraints": [
+                *held.values(),
+                *(item.line() for item in rules.constraints if item.key not in local or pins),
+            ],
+            "overrides": [
+                *forced,
+                *(f"{name} @ file:///links/{file}" for name, file in stubs.items()),
+                *(item.line() for item in rules.overrides if item.key not in local),
+                *(f"{name} ; sys_platform == 'none'" for name in sorted(rules.excluded - set(pins))),
+            ],
+            "assigned": assigned_project(gathered.assigned, indexes),
+            "options": self.options(),
+            "no_binary": sorted(rules.no_binary - local),
+            "only_binary": sorted(rules.only_binary),
+            "hashes": {
+                item.key: sorted(h[7:] for h in item.hashes if h.startswith("sha256:"))
+                for item in requirements
+                if item.hashes
+            },
+            "locked": None,
+            "have": self.have(),
+            "sdists": self.policy.sdists and ":all:" not in rules.only_binary,
+            "gate": self.gate(self.index.hosts) if self.plan.indexes else None,
+        }
+
+    def options(self) -> list[str]:
+        rules = self.plan.rules
+        named = {
+            "--prerelease": rules.prerelease,
+            "--resolution": rules.resolution,
+            "--exclude-newer": rules.exclude_newer,
+        }
+        options = [f"{name}={value}" for name, value in named.items() if value]
+        options += [f"--exclude-newer-package={name}={date}" for name, date in rules.exclude_newer_package]
+        options += ["--no-index"] * rules.no_index + ["--no-deps"] * bool(self.plan.lock)
+        return options + [
+            f"--find-links={index.url}" for index in self.plan.indexes if index.flat and not index.explicit
+        ]
+
+    def index_variables(self) -> dict[str, str]:
+        """The indexes in their order: the caller's further ones, the bundle's, the default last. The first that has a
+        name is the only one asked for it."""
+        own = [index for index in self.plan.indexes if not index.explicit and not index.flat]
+        default = next(
+            (index.url for index in own if index.default), self.index.credentials.get("UV_DEFAULT_INDEX", "")
+        )
+        further = [self.index.credentials.get("UV_INDEX", ""), *(index.url for index in own if not index.default)]
+        variables = {"UV_DEFAULT_INDEX": default, "UV_INDEX": " ".join(filter(None, further))}
+        return {name: value for name, value in variables.items() if value}
+
+    def gate(self, hosts: list[str]) -> list[str] | None:
+        """The hosts that may have any address where the others must be public; None where all may."""
+        return None if self.policy.private_addresses else hosts
+
+    def run(self, request: dict[str, Any], mounts: list[Mount], indexes: Mapping[str, str]) -> FileReceiver:
         """Run a fetch sandbox. The resolver and its settings go in, files and notes come out."""
         if self.host.uv is None:
             problem = "the bundle has dependencies, and uv, which resolves them, is not there; `pip install uv`"
@@ -5280,8 +6998,8 @@ class Resolver:
             **request,
             "uv": uv,
             "python": self.interpreter.executable,
-            "credentials": {**self.index.credentials, "SSL_CERT_FILE": CA_FILE},
-            "authorization": {} if request["public"] else self.index.authorization,
+            "credentials": {**indexes, "SSL_CERT_FILE": CA_FILE},
+            "authorization": self.index.authorization if indexes or request["locked"] is None else {},
         }
         tools = [Mount(self.host.stage.source(self.host.uv), uv)]
         box = make_sandbox(self.host, "fetch", [own, self.interpreter], own.executable, [*tools, *mounts], "/tmp")
@@ -5298,78 +7016,48 @@ class Resolver:
         top = self.host.store.path("wheels")
         return [f"{sha256}/{name}" for sha256 in os.listdir(top) for name in os.listdir(os.path.join(top, sha256))]
 
-    def get_urls(self, pending: list[Requirement]) -> dict[Requirement, WheelFile]:
-        """Fetch what has a URL as data, build it where it is no wheel, and follow the URLs that it depends on in turn.
 
-        The resolver then sees local wheels alone: it would follow a redirect to wherever the attacker likes.
-        """
-        found: dict[Requirement, WheelFile] = {}
-        asked: dict[str, str] = {}
-        pending = list(pending)
-        while pending:
-            requirement = pending.pop(0)
-            name = canonical_name(requirement.name)
-            if asked.setdefault(name, requirement.url) != requirement.url:
-                places = f"{asked[name]} and {requirement.url}"
-                raise Failure("fetch", "dependency_conflict", f"{name} is wanted from two places: {places}")
-            if any(canonical_name(other.name) == name for other in found):
-                continue
-            if len(found) >= 32:
-                raise Failure("fetch", "too_many_packages", "more than 32 dependencies with URLs")
-            found[requirement] = self.clone_and_build(requirement) if requirement.is_git else self.get(requirement)
-            for line in wheel_requires(found[requirement].path):
-                if "extra" not in line.partition(";")[2]:
-                    dependency = parse_requirement(line, self.policy, f"the metadata of {name}")
-                    pending += [dependency] if dependency.url else []
-        return found
+NOT_ASKED = "an index package asks for it"  # in place of a marker
+PROJECT_FILES = ("pyproject.toml", "setup.py", "setup.cfg")
 
-    def get(self, requirement: Requirement) -> WheelFile:
-        """Download one direct URL, without credentials and, unless the profile says so, from public addresses alone."""
-        url, _, fragment = requirement.url.partition("#")
-        digest = re.search(r"sha256=([0-9a-f]{64})", fragment)
-        entry = {"name": requirement.name, "version": "", "url": url, "sha256": digest[1] if digest else "", "size": 0}
-        receiver = self.run({**NOTHING_TO_FETCH, "locked": [entry], "public": not self.policy.private_addresses}, [])
-        path, sha256 = receiver.sent("0")
-        if digest and digest[1] != sha256:
-            raise Failure("fetch", "hash_mismatch", f"{url} has the sha256 {sha256}, and its URL says {digest[1]}")
-        file_name = kept_name(entry).partition("/")[2]
-        if SDIST_NAME.fullmatch(file_name) and self.policy.sdists:
-            return self.build_archive(path, "", requirement.name)
-        return keep_wheel(self.host.store, file_name, sha256, path)
 
-    def clone_and_build(self, requirement: Requirement) -> WheelFile:
-        from urllib.parse import parse_qs
+def assigned_project(assigned: Mapping[str, str], indexes: Iterable[Index]) -> str:
+    """A pyproject.toml with the requirements that have an index of their own; uv takes such from no other file."""
+    if not assigned:
+        return ""
+    quoted = json.dumps
+    lines = ["[project]", 'name = "the-bundle"', 'version = "0"', f"dependencies = {quoted(sorted(assigned))}"]
+    lines += ["[tool.uv.sources]"]
+    lines += [
+        f"{quoted(name)} = {{index = {quoted(index)}}}"
+        for name, index in sorted({(canonical_name(line), index) for line, index in assigned.items()})
+    ]
+    for index in indexes:
+        lines += ["[[tool.uv.index]]", f"name = {quoted(index.name)}", f"url = {quoted(index.url)}", "explicit = true"]
+        lines += ['format = "flat"'] * index.flat
+    return "\n".join([*lines, ""])
 
-        address, _, fragment = requirement.url[len("git+") :].partition("#")
-        head, slash, tail = address.partition("://")[2].partition("/")
-        path, _, ref = tail.partition("@")
-        subdirectory = parse_qs(fragment).get("subdirectory", [""])[0]
-        if ".." in subdirectory.split("/") or subdirectory.startswith("/") or ref.startswith("-"):
-            problem = f"the git dependency {requirement.url[:200]!r} leads out of its repository"
-            raise Failure("fetch", "dependency_refused", problem)
-        credentials = git_credentials(self.environment, f"https://{head}/")
-        source = {"url": f"https://{head}{slash}{path}", "ref": ref, "credentials": credentials}
-        receiver = self.run({**NOTHING_TO_FETCH, "git": [source]}, [])
-        return self.build_archive(receiver.sent("git/0")[0], subdirectory, requirement.name)
 
-    def build_archive(self, archive: str, subdirectory: str, name: str) -> WheelFile:
-        """Unpack a source archive as data and build its wheel offline."""
-        if self.depth >= self.DEPTH:
-            raise Failure(
-                "build", "build_failed", f"{name} needs sources to build sources, more than {self.DEPTH} deep"
-            )
-        source = self.host.store.scratch(f"source-{os.urandom(4).hex()}")
-        with deadline(self.policy.unpack_seconds, "fetch", "dependencies.unpack_seconds"):
-            unpack_source(archive, source, self.host.profile.bundle)
-            top = os.listdir(source)
-            if not subdirectory and len(top) == 1 and os.path.isdir(os.path.join(source, top[0])):
-                subdirectory = top[0]  # an sdist has one folder (PEP 625)
-            folder = os.path.join(source, subdirectory)
-            project = read_project(folder, self.policy)
-            if not project.backend and os.path.isfile(os.path.join(folder, "setup.py")):
-                project = read_pyproject({}, self.policy)
-        deeper = Resolver(self.host, self.interpreter, self.environment, self.depth + 1)
-        return build_wheel(deeper, folder, project)
+def choose_link(files: list[str], interpreter: Interpreter) -> str:
+    """Of the files that a folder has for one name, the newest that this interpreter can use; wheels before sdists."""
+    minor = "".join(interpreter.version.split(".")[:2])
+    machine = interpreter.platform.partition("-")[2]
+
+    def fits(file: str) -> bool:
+        if not file.endswith(".whl"):
+            return True
+        python, abi, platform = file[: -len(".whl")].rsplit("-", 3)[-3:]
+        of_python = re.search(rf"(^|\.)(py3|py{minor}|cp{minor})($|\.)", python) or (
+            "abi3" in abi and re.search(r"cp3", python)
+        )
+        return bool(of_python) and (platform == "any" or platform.endswith(machine))
+
+    def rank(file: str) -> tuple[Any, ...]:
+        version = os.path.basename(file)[len(file_project(file)) + 1 :].partition("-")[0]
+        numbers = [int(part[:9]) for part in re.findall(r"\d+", version)]
+        return fits(file), numbers, file.endswith(".whl")
+
+    return max(files, key=rank)
 
 
 def read_lock(note: bytes, policy: DependencyPolicy) -> list[dict[str, str]]:
@@ -5393,17 +7081,103 @@ def read_lock(note: bytes, policy: DependencyPolicy) -> list[dict[str, str]]:
     return entries
 
 
-def check_hashes(requirements: list[Requirement], files: list[WheelFile]) -> None:
+def check_hashes(requirements: list[Requirement], files: list[WheelFile], local: Collection[str], plan: Plan) -> None:
+    """The hashes that the bundle lists, against the files as they were fetched. What was built here has none."""
     by_name = {file.name: file for file in files}
-    for requirement in requirements:
-        file = by_name.get(canonical_name(requirement.name))
-        if file and requirement.hashes and file.sha256 not in requirement.hashes:
-            raise Failure(
-                "fetch",
-                "hash_mismatch",
-                f"{requirement.name}: the index gives a wheel with sha256 {file.sha256}, which requirements.txt "
-                "does not list",
+    hashed = {item.key: item for item in (*requirements, *plan.rules.constraints) if item.hashes}
+    for name, item in hashed.items():
+        file = by_name.get(name)
+        if file is None or (name in local and not file_project(item.url.partition("#")[0])):
+            continue  # it was built here: a hash is of what was fetched
+        found = {algorithm: file_hash(file.path, algorithm) for algorithm in {h.partition(":")[0] for h in item.hashes}}
+        if not any(f"{algorithm}:{digest}" in item.hashes for algorithm, digest in found.items()):
+            problem = (
+                f"{item.name}: the file that was fetched ({os.path.basename(file.path)}) has a hash that is not listed"
             )
+            raise Failure("fetch", "hash_mismatch", f"{problem} in {plan.lock or 'requirements.txt'}: {found}")
+    if plan.rules.require_hashes:
+        for file in files:
+            if file.name not in local and file.name not in hashed:
+                problem = f"--require-hashes is given, and {file.name} has none"
+                raise Failure("fetch", "hash_mismatch", problem)
+
+
+def file_hash(path: str, algorithm: str) -> str:
+    import hashlib
+
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+def write_zip(path: str, members: Mapping[str, str]) -> None:
+    """A zip file that is the same for the same members."""
+    import zipfile
+
+    with zipfile.ZipFile(path, "x") as archive:
+        for name, text in members.items():
+            archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), text)
+
+
+def wheel_members(name: str, version: str, metadata: str, more: Mapping[str, str]) -> dict[str, str]:
+    """The files of a wheel that we write ourselves; INFO in a name stands for its metadata folder."""
+    import base64
+    import hashlib
+
+    info = f"{name.replace('-', '_')}-{version}.dist-info"
+    head = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+    members = {
+        f"{info}/METADATA": head + metadata,
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: runner\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        **{path.replace("INFO", info): text for path, text in more.items()},
+    }
+    digests = {path: base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()) for path, text in members.items()}
+    record = "".join(f"{path},sha256={digest.decode().rstrip('=')},\n" for path, digest in digests.items())
+    return {**members, f"{info}/RECORD": record}
+
+
+def write_stub(folder: str, name: str) -> str:
+    """A wheel that holds the place of a source which nothing has asked for yet. Returns its file name."""
+    file = f"{name.replace('-', '_')}-0-py3-none-any.whl"
+    write_zip(os.path.join(folder, file), wheel_members(name, "0", "", {}))
+    return file
+
+
+def virtual_wheel(store: Store, project: Project, tree: str, own: bool) -> WheelFile:
+    """A virtual project as a wheel: what it says of itself, and where its code lies; nothing of it is built."""
+    if not project.name:
+        raise Failure("bundle", "pyproject_invalid", f"{project.folder}/pyproject.toml: [project] has no name")
+    version = project.version or "0"
+    if not re.fullmatch(r"[0-9][A-Za-z0-9.+!]{0,100}", version):
+        raise Failure("bundle", "pyproject_invalid", f"project.version {version[:100]!r} is not a version (PEP 440)")
+    groups = [
+        [f"[{group}]", *(f"{name} = {value}" for name, value in points.items()), ""]
+        for group, points in project.points.items()
+    ]
+    more = {"INFO/entry_points.txt": "\n".join(line for group in groups for line in group)}
+    if own:
+        folders = [os.path.normpath(os.path.join(project.folder, name)) for name in (".", "src")]
+        there = [folder for folder in folders if os.path.isdir(os.path.join(tree, folder))]
+        lines = [os.path.normpath(os.path.join(BUNDLE, folder)) for folder in there]
+        more[f"_{canonical_name(project.name).replace('-', '_')}.pth"] = "".join(f"{line}\n" for line in lines)
+    name = canonical_name(project.name)
+    file = f"{name.replace('-', '_')}-{version}-py3-none-any.whl"
+    aside = store.scratch(f"virtual-{os.urandom(4).hex()}")
+    write_zip(aside, wheel_members(name, version, virtual_metadata(project), more))
+    return keep_wheel(store, file, file_hash(aside, "sha256"), aside)
+
+
+def virtual_metadata(project: Project) -> str:
+    """The dependencies of a virtual project as core metadata has them."""
+
+    def line(item: Requirement, extra: str) -> str:
+        url = f"file://{os.path.join(BUILD_TREE, item.path)}" if item.path is not None else item.url
+        marker = " and ".join(filter(None, [item.marker and f"({item.marker})", extra and f"extra == '{extra}'"]))
+        return f"Requires-Dist: {item._replace(url=url, marker=marker).line()}\n"
+
+    lines = [line(item, "") for item in project.requires]
+    for extra, items in project.extras.items():
+        lines += [f"Provides-Extra: {extra}\n", *(line(item, extra) for item in items)]
+    return "".join(lines)
 
 
 def wheel_requires(path: str) -> list[str]:
@@ -5512,22 +7286,30 @@ def write_source(target: str, name: str, size: int, mode: int, reader: Any, used
 # build
 
 
-def build_wheel(resolver: Resolver, source: str, project: Project) -> WheelFile:
-    """Build the wheel of a source tree with its own backend, in a sandbox without network."""
-    host, requires, met = resolver.host, list(project.build_requires), False
+def build_wheel(resolver: Resolver, tree: str, project: Project, version: str) -> WheelFile:
+    """Build the wheel of a folder of a source tree with its own backend, in a sandbox without network.
+
+    `version` is what a backend is told that would ask a version-control system, which is not there.
+    """
+    host, met = resolver.host, False
     if not re.fullmatch(r"[\w.]+(:[\w.]+)?", project.backend):
-        raise Failure(
-            "bundle",
-            "pyproject_invalid",
-            f"build-system.build-backend {project.backend[:100]!r} is not a module or a module:object",
-        )
+        problem = f"build-system.build-backend {project.backend[:100]!r} is not a module or a module:object"
+        raise Failure("bundle", "pyproject_invalid", problem)
+    inner = resolver.for_building(project.name or project.folder)
+    requires = [*project.build_requires, *resolver.plan.build_extra.get(canonical_name(project.name), [])]
     for _ in range(2):
         venv = host.store.scratch(f"build-{os.urandom(4).hex()}")
-        trees = install_wheels(resolver, resolver.wheels(requires))
+        trees = install_wheels(resolver, inner.wheels(requires))
         assemble(resolver, trees, venv)
-        mounts = [Mount(source, SOURCE), Mount(venv, VENV)]
+        mounts = [Mount(tree, SOURCE), Mount(venv, VENV)]
         box = make_sandbox(host, "build", [resolver.interpreter], f"{VENV}/bin/python", mounts, "/tmp")
-        request = {"backend": project.backend, "backend_path": project.backend_path, "requires_met": met}
+        request = {
+            "backend": project.backend,
+            "backend_path": project.backend_path,
+            "requires_met": met,
+            "folder": project.folder,
+            **told_version(project, version),
+        }
         receiver = FileReceiver(host.store.scratch(f"built-{os.urandom(4).hex()}"), 1, ("learned",))
         with timed(host, "build"):
             outcome = run_phase(host, box, request, receiver)
@@ -5535,11 +7317,23 @@ def build_wheel(resolver: Resolver, source: str, project: Project) -> WheelFile:
         if receiver.files:
             name, (path, sha256) = next(iter(receiver.files.items()))
             return keep_wheel(host.store, name, sha256, path)
-        requires += [
-            parse_requirement(str(line), resolver.policy, "the build backend") for line in parse_lines(outcome.done)
-        ]
+        lines = [str(line) for line in parse_lines(outcome.done)]
+        requires += [parse_requirement(line, resolver.policy, "the build backend", "") for line in lines]
         met = True
     raise Failure("build", "build_failed", "the build backend gave no wheel")
+
+
+def told_version(project: Project, version: str) -> dict[str, Any]:
+    """How the tools that ask a version-control system are told the version: each has a variable of its own."""
+    if not project.asks_scm:
+        return {"environment": {}, "pkg_info": ""}
+    names = ["SETUPTOOLS_SCM_PRETEND_VERSION", "VCS_VERSIONING_PRETEND_VERSION", "PDM_BUILD_SCM_VERSION", "PBR_VERSION"]
+    names += ["POETRY_DYNAMIC_VERSIONING_BYPASS", "UV_DYNAMIC_VERSIONING_BYPASS"]
+    said = f"Metadata-Version: 2.1\nName: {project.name or 'project'}\nVersion: {version}\n"
+    return {
+        "environment": dict.fromkeys(names, version),
+        "pkg_info": said if project.asks_scm == "versioningit" else "",
+    }
 
 
 def parse_lines(body: bytes | None) -> list[Any]:
@@ -5857,8 +7651,15 @@ class Environment(NamedTuple):
 def prepare_environment(resolver: Resolver, bundle: Bundle, reuse: bool) -> Environment:
     """The environment of a bundle, new for this task, or with `reuse` the one that was kept for exactly this."""
     host, interpreter, profile = resolver.host, resolver.interpreter, resolver.host.profile
+    plan = digest_of(json.dumps(bundle.plan.as_json(), sort_keys=True))
     key = digest_of(
-        "environment", bundle.digest, interpreter.key(), resolver.index.public, profile.dependencies, profile.build
+        "environment",
+        bundle.digest,
+        plan,
+        interpreter.key(),
+        resolver.index.public,
+        profile.dependencies,
+        profile.build,
     )
     if not reuse:
         return build_environment(resolver, bundle, host.store.scratch("venv"), key)
@@ -5877,28 +7678,64 @@ def prepare_environment(resolver: Resolver, bundle: Bundle, reuse: bool) -> Envi
 
 
 def build_environment(resolver: Resolver, bundle: Bundle, venv: str, key: str) -> Environment:
-    requires, own, wheels = bundle.project.requires, None, []
-    if bundle.project.backend:
-        wheels = [built_wheel(resolver, bundle, key)]
-        own = install_wheels(resolver, wheels)[0]  # alone: nothing else is compiled beside the bundle's own code
-        parsed = [parse_requirement(line, resolver.policy, "the bundle's metadata") for line in own.requires]
-        requires = [requirement for requirement in parsed if "extra" not in requirement.marker]
-    trees = install_wheels(resolver, [*wheels, *resolver.wheels(requires)])
+    wheels = resolver.wheels(bundle.plan.requirements)
+    trees = install_wheels(resolver, wheels)
     assemble(resolver, trees, venv)
     group = resolver.host.profile.bundle.entry_point_group
     wires = [[name, value] for tree in trees for name, value in tree.groups.get(group, {}).items()]
-    in_place = built_in_place(own, bundle.path, resolver.interpreter) if own else []
+    in_place = []
+    if bundle.plan.project.kind == "built":
+        own = install_wheels(resolver, [resolver.obtain(Place(bundle.path, "."), "")[0]])[0]
+        in_place = built_in_place(own, bundle.path, resolver.interpreter)
     return Environment(venv, wires, in_place, [os.path.dirname(tree.path) for tree in trees], key)
 
 
-def built_wheel(resolver: Resolver, bundle: Bundle, key: str) -> WheelFile:
-    """The bundle's own wheel, kept under everything that the environment's key covers."""
-    store = resolver.host.store
+def locked_plan(host: Host, plan: Plan, tree: str, interpreter: Interpreter, index: IndexSettings) -> Plan:
+    """The plan with the versions and hashes of the lock that rules it, if one does."""
+    if not plan.lock:
+        return plan
+    draft = Draft(tree, host.profile.dependencies, index)
+    draft.indexes = {known.name or known.url: known for known in plan.indexes}
+    draft.origins = {name: list(origins) for name, origins in plan.origins.items()}
+    text = export_uv_lock(host, plan, tree, interpreter) if plan.lock == "uv.lock" else read_lock_file(tree, plan.lock)
+    locked = read_pylock(text, plan.lock, draft, marker_environment(interpreter))
+    hashed = sum(1 for item in locked if item.hashes)
+    note = f"{plan.lock}: {len(locked)} packages, the hashes of {hashed} checked"
+    rules = plan.rules._replace(constraints=(), overrides=(), excluded=frozenset(), resolution="")
+    requirements = [item for item in plan.requirements if item.path is not None]
+    return plan._replace(
+        requirements=requirements + locked, origins=draft.origins, rules=rules, notes=[note, *plan.notes]
+    )
 
-    def make() -> None:
-        write_wheels(store, "built", key, [build_wheel(resolver, bundle.path, bundle.project)])
 
-    return store.once(key, lambda: kept_wheels(store, "built", key), make)[0]
+def read_lock_file(tree: str, path: str) -> str:
+    data = read_small_file(os.path.join(tree, path), LOCK_BYTES) or b""
+    try:
+        return data.decode("utf-8-sig")
+    except ValueError:
+        raise refused(path, "it is not UTF-8") from None
+
+
+def export_uv_lock(host: Host, plan: Plan, tree: str, interpreter: Interpreter) -> str:
+    """What uv makes of a uv.lock, in a sandbox without network."""
+    if host.uv is None:
+        raise Failure(
+            "host", "no_resolver", "the bundle has a uv.lock, and uv is not there to read it; `pip install uv`"
+        )
+    tool = f"{TOOLS}/uv"
+    mounts = [Mount(tree, SOURCE), Mount(host.stage.source(host.uv), tool)]
+    box = make_sandbox(host, "compile", [interpreter], interpreter.executable, mounts, "/tmp")
+    options = [] if plan.project.kind else ["--all-packages"]
+    receiver = FileReceiver(host.store.scratch(f"lock-{os.urandom(4).hex()}"), 1)
+    request = {"phase": "lock", "uv": tool, "python": interpreter.executable, "options": options}
+    try:
+        with timed(host, "fetch"):
+            run_phase(host, box, request, receiver)
+    except Failure as failure:
+        said = failure.details.get("exception", {}).get("message", failure.error)
+        raise refused("uv.lock", f"uv can't read it: {str(said)[:1000]}") from None
+    path, _ = receiver.sent("pylock.toml")
+    return read_lock_file(os.path.dirname(path), os.path.basename(path))
 
 
 def built_in_place(own: Tree, bundle: str, interpreter: Interpreter) -> list[str]:
@@ -6262,8 +8099,12 @@ class Workshop(NamedTuple):
 def prepare_workshop(options: Options, host: Host) -> Workshop:
     begun = time.monotonic()
     bundle = open_bundle(options.bundle_path, host)
-    interpreter = choose_interpreter(options.python, bundle.project.requires_python, host.uv)
-    environment = prepare_environment(Resolver(host, interpreter, os.environ), bundle, truthy("REUSE"))
+    interpreter = choose_interpreter(options.python, bundle.plan.requires_python, host.uv)
+    plan = locked_plan(host, bundle.plan, bundle.path, interpreter, index_settings(os.environ))
+    for line in plan.lines():
+        Log.line(f"plan: {line}")
+    bundle = bundle._replace(plan=plan)
+    environment = prepare_environment(Resolver(host, interpreter, os.environ, bundle), bundle, truthy("REUSE"))
     add_in_place(environment, bundle.path, interpreter)
     host.times["prepare"] = time.monotonic() - begun - sum(host.times.values())
     return Workshop(bundle, interpreter, environment)
@@ -6289,7 +8130,7 @@ def open_bundle(path: str, host: Host) -> Bundle:
     target = host.store.scratch("bundle")
     with deadline(host.profile.bundle.inspect_seconds, "bundle", "bundle.inspect_seconds"):
         digest, size = snapshot(path, target, host.profile.bundle)
-        return Bundle(target, digest, size, read_project(target, host.profile.dependencies))
+        return Bundle(target, digest, size, read_plan(target, host.profile.dependencies, index_settings(os.environ)))
 
 
 def metrics(times: Mapping[str, float], usage: Usage, total: float, preloaded: int = 0) -> dict[str, float]:
@@ -6733,7 +8574,8 @@ def print_bwrap(options: Options, host: Host) -> dict[str, Any]:
     import shlex
 
     host = host._replace(stage=Stage("", "", Identity(None, None)))  # name the sources, stage nothing
-    interpreter = choose_interpreter(options.python, "", host.uv)
+    plan = open_bundle(options.bundle_path, host).plan if options.bundle_path else None
+    interpreter = choose_interpreter(options.python, plan.requires_python if plan else "", host.uv)
     own = {"fetch": [], "build": [SOURCE, VENV], "compile": [TREE], "execute": [BUNDLE, VENV]}
     commands = {}
     for phase, places in own.items():
@@ -6752,7 +8594,8 @@ def print_bwrap(options: Options, host: Host) -> dict[str, Any]:
         "allow": [*seccomp.allow, *seccomp.also_allow],
     }
     uid = host.identity.uid if host.identity.uid is not None else os.geteuid()
-    return {"profile": options.profile, "host_uid": uid, "phases": commands, "seccomp": filters}
+    shown = {"profile": options.profile, "host_uid": uid, "phases": commands, "seccomp": filters}
+    return {**shown, "plan": plan.as_json()} if plan else shown
 
 
 def cache_command(options: Options, cleanup: ExitStack) -> dict[str, Any]:

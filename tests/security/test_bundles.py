@@ -214,10 +214,10 @@ TEXTS = [
     Hostile("an entry point of 1 MB", entry_point("x" * 1_000_000 + ":y"), ("execute/*", *REFUSED, "install/*")),
 ]
 LINES = [
-    "-e .", "-e /etc", "-r /etc/shadow", "-c /etc/shadow", "--index-url https://127.0.0.1:1/simple/",
-    "--find-links /etc", "--extra-index-url=https://127.0.0.1:1/", "-i https://127.0.0.1:1/", "-f .",
-    "--no-binary :all:", "--pre", "--trusted-host x", "--config-settings x=y", "./dist/x.whl", "../x.whl",
-    "/etc/shadow", ".", "file:///etc/shadow", "file://localhost/etc/shadow", "x @ file:///etc/shadow",
+    "-e /etc", "-r /etc/shadow", "-c /etc/shadow", "--index-url https://127.0.0.1:1/simple/",
+    "--find-links /etc", "--extra-index-url=https://127.0.0.1:1/", "-i https://127.0.0.1:1/",
+    "--no-binary :all:", "--config-settings x=y", "./dist/x.whl", "../x.whl",
+    "/etc/shadow", "file:///etc/shadow", "file://localhost/etc/shadow", "x @ file:///etc/shadow",
     "x @ file:../y", "x @ git+file:///etc", "x @ git+ssh://host/x", "x @ git+http://127.0.0.1:1/x",
     "x @ http://127.0.0.1:1/x.whl", "x @ ftp://host/x.whl", "x @ hg+https://host/x",
     "x @ svn+https://host/x", "x @ -e", "x @ ../a.whl", "x @ https://user:pw@host/a.whl",
@@ -318,49 +318,55 @@ def test_dependency_line(number: int, hostile: HostileRunner) -> None:
 
 
 @pytest.mark.parametrize("line", LINES)
-def test_dependency_line_is_refused_by_the_parser(line: str, runner_module: ModuleType) -> None:
+def test_dependency_line_is_refused_by_the_parser(line: str, runner_module: ModuleType, tmp_path: Path) -> None:
     policy = runner_module.load_profile("default", [str(ROOT / "sandbox-profiles")]).dependencies
     with pytest.raises(runner_module.Failure):
-        runner_module.parse_requirements_file(line + "\n", policy, "requirements.txt")
+        (tmp_path / "requirements.txt").write_bytes(line.encode() + b"\n")
+        draft = runner_module.Draft(str(tmp_path), policy, runner_module.index_settings({}))
+        draft.read_requirements("requirements.txt", "requirements.txt")
     with pytest.raises(runner_module.Failure):
         runner_module.parse_requirement(line, policy, "pyproject.toml")
 
 
+INDEX_CONFIGURATIONS = (
+    'index-url = "URL"',
+    'extra-index-url = ["URL"]',
+    'find-links = ["URL"]',
+    'find-links = ["/etc"]',
+    'override-dependencies = ["dep @ URLdep-9.0-py3-none-any.whl"]',
+    'constraint-dependencies = ["dep @ URLdep-9.0-py3-none-any.whl"]',
+    '[[tool.uv.index]]\nname = "x"\nurl = "URL"\ndefault = true',
+    '[tool.uv.sources]\ndep = {path = "/etc"}',
+    '[tool.uv.sources]\ndep = {url = "URLdep-9.0-py3-none-any.whl"}',
+    'extra-build-dependencies = {x = ["dep @ URLdep-9.0-py3-none-any.whl"]}',
+)
+
+
+@turns("number", range(len(INDEX_CONFIGURATIONS)), ("root", "default"), ("user", "strict"), ("user", "default"))
+def test_configuration_that_names_a_place_of_this_machine(number: int, hostile: HostileRunner) -> None:
+    """[tool.uv]: an index, a source, an override. It is refused by name, and nobody is asked."""
+    with LocalServer() as own, LocalServer() as attacker:
+        table = f"[tool.uv]\n{INDEX_CONFIGURATIONS[number].replace('URL', attacker.url())}\n"
+        bundle = hostile.bundle(WIRE)
+        replace("pyproject.toml", PROJECT.format(more=table))(bundle)
+        result = hostile(bundle, None, env=own.environment(), name="hostile [tool.uv]")
+        assert ends(result) == "bundle/dependency_refused"
+        assert attacker.log == own.log == []
+
+
 @cases("default")
-def test_tool_configuration_of_the_bundle_is_ignored(hostile: HostileRunner) -> None:
-    """[tool.uv], uv.toml, pip.conf: other indexes, sources, overrides, build settings."""
+def test_configuration_of_tools_is_ignored(hostile: HostileRunner) -> None:
+    """pip.conf and what a user has at home are the caller's: in a bundle nobody reads them."""
     with LocalServer() as own, LocalServer() as attacker:
         own.add(*wheel("dep", "1.0", {"dep.py": "whose = 'index'"}))
         attacker.add(*wheel("dep", "9.0", {"dep.py": "whose = 'attacker'"}))
-        table = f"""
-dependencies = ["dep"]
-[tool.uv]
-index-url = "{attacker.url()}"
-no-build = false
-override-dependencies = ["dep @ {attacker.url("/files/dep-9.0-py3-none-any.whl")}"]
-find-links = ["/etc"]
-[[tool.uv.index]]
-name = "x"
-url = "{attacker.url()}"
-default = true
-[tool.uv.sources]
-dep = {{ path = "/etc" }}
-[tool.uv.pip]
-index-url = "{attacker.url()}"
-"""
         bundle = hostile.bundle("import dep\ndef wire(*a):\n    return {'out': dep.whose}\n")
+        table = f'dependencies = ["dep"]\n[tool.uv.pip]\nindex-url = "{attacker.url()}"\n'
         replace("pyproject.toml", PROJECT.format(more=table))(bundle)
-        for name in (
-            "uv.toml",
-            "pip.conf",
-            ".config/uv/uv.toml",
-            ".config/pip/pip.conf",
-            ".netrc",
-            "setup.cfg",
-        ):
+        for name in ("pip.conf", ".config/uv/uv.toml", ".config/pip/pip.conf", ".netrc", "setup.cfg"):
             (bundle / name).parent.mkdir(parents=True, exist_ok=True)
             (bundle / name).write_text(f'index-url = "{attacker.url()}"\n')
-        result = hostile(bundle, None, env=own.environment(), name="hostile [tool.uv]")
+        result = hostile(bundle, None, env=own.environment(), name="hostile configuration of tools")
         assert result.outputs["out"] == b"index"
         assert attacker.log == []
-        CONTROLS_DONE.add("hostile [tool.uv]") if own.log else None
+        CONTROLS_DONE.add("hostile configuration of tools") if own.log else None

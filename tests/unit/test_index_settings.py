@@ -13,7 +13,7 @@ def basic(user: str, password: str) -> str:
 
 def test_nothing_set_gives_nothing(runner_module: Any) -> None:
     found = runner_module.index_settings({"HOME": "/nonexistent", "PATH": "/bin", "AWS_SECRET": "x"})
-    assert found == runner_module.IndexSettings({}, {}, [], [])
+    assert found == runner_module.IndexSettings({}, {}, [], [], [], [])
 
 
 @pytest.mark.parametrize("name", ["UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL"])

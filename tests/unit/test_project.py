@@ -1,8 +1,10 @@
 """What a source tree says about itself, read as data."""
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import given
@@ -12,13 +14,28 @@ from hypothesis import strategies as st
 def read(module: Any, profile: Any, folder: Path, **files: str) -> Any:
     for name, text in files.items():
         (folder / name.replace("_", ".")).write_text(text)
-    return module.read_project(str(folder), profile.dependencies)
+    return module.read_plan(str(folder), profile.dependencies, module.index_settings({}))
 
 
-def test_a_project_without_a_build_system_is_built_with_setuptools(
-    runner_module: Any, default_profile: Any, tmp_path: Path
+def test_a_project_without_a_build_system_is_virtual(runner_module: Any, default_profile: Any, tmp_path: Path) -> None:
+    plan = read(runner_module, default_profile, tmp_path, pyproject_toml='[project]\nname = "x"\nversion = "1"\n')
+    assert (plan.kind, plan.project.backend) == ("virtual", "")
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"setup_py": "", "pyproject_toml": '[project]\nname = "x"'},
+        {"setup_py": ""},
+        {"setup_cfg": "[metadata]\nname = x"},
+        {"setup_cfg": "[options]\npy_modules = x", "pyproject_toml": '[project]\nname = "x"'},
+        {"pyproject_toml": '[project]\nname = "x"\n[tool.setuptools]\npy-modules = ["x"]'},
+    ],
+)
+def test_what_setuptools_builds(
+    runner_module: Any, default_profile: Any, tmp_path: Path, files: dict[str, str]
 ) -> None:
-    project = read(runner_module, default_profile, tmp_path, pyproject_toml='[project]\nname = "x"\nversion = "1"\n')
+    project = read(runner_module, default_profile, tmp_path, **files).project
     assert project.backend == "setuptools.build_meta:__legacy__"
     assert [item.name for item in project.build_requires] == ["setuptools"]
     assert (project.requires, project.requires_python, project.backend_path) == ([], "", [])
@@ -36,36 +53,40 @@ requires-python = ">=3.8"
 dynamic = ["version"]
 dependencies = ["six", "idna (>=3)"]
 [tool.uv.sources]
-six = { path = "/etc" }
+six = { git = "https://h.example/six", tag = "1" }
 """
-    project = read(runner_module, default_profile, tmp_path, pyproject_toml=text)
+    plan = read(runner_module, default_profile, tmp_path, pyproject_toml=text)
+    project = plan.project
     assert (project.backend, project.backend_path, project.requires_python) == (
         "hatchling.build",
         ["backend"],
         ">=3.8",
     )
     assert [item.line() for item in project.requires] == ["six", "idna>=3"]
+    assert plan.origins["six"] == [("git+https://h.example/six@1", "")]
     assert [item.line() for item in project.build_requires] == ["hatchling>=1", "x @ git+https://h.example/r"]
 
 
 def test_without_a_project_requirements_txt_counts(runner_module: Any, default_profile: Any, tmp_path: Path) -> None:
-    project = read(runner_module, default_profile, tmp_path, requirements_txt="\ufeffsix\n")
-    assert (project.backend, [item.name for item in project.requires]) == ("", ["six"])
+    plan = read(runner_module, default_profile, tmp_path, requirements_txt="\ufeffsix\n")
+    assert (plan.kind, [item.name for item in plan.requirements]) == ("requirements", ["six"])
 
 
 def test_a_pyproject_of_tools_alone_is_no_project(runner_module: Any, default_profile: Any, tmp_path: Path) -> None:
     files = {"pyproject_toml": "[tool.ruff]\nline-length = 1\n", "requirements_txt": "six"}
-    project = read(runner_module, default_profile, tmp_path, **files)
-    assert (project.backend, [item.name for item in project.requires]) == ("", ["six"])
+    plan = read(runner_module, default_profile, tmp_path, **files)
+    assert (plan.kind, [item.name for item in plan.requirements]) == ("requirements", ["six"])
 
 
 def test_a_project_hides_requirements_txt(runner_module: Any, default_profile: Any, tmp_path: Path) -> None:
-    files = {"pyproject_toml": '[project]\nname = "x"\nversion = "1"', "requirements_txt": "-r /etc/shadow"}
-    assert read(runner_module, default_profile, tmp_path, **files).requires == []
+    text = '[project]\nname = "x"\nversion = "1"\ndependencies = []'
+    plan = read(runner_module, default_profile, tmp_path, pyproject_toml=text, requirements_txt="-r /etc/shadow")
+    assert [item.name for item in plan.requirements] == ["x"] and "requirements.txt is not read" in plan.notes[0]
 
 
 def test_an_empty_bundle_needs_nothing(runner_module: Any, default_profile: Any, tmp_path: Path) -> None:
-    assert read(runner_module, default_profile, tmp_path) == runner_module.Project("", [], [], [], "")
+    plan = read(runner_module, default_profile, tmp_path)
+    assert (plan.kind, plan.requirements, plan.lines()) == ("requirements", [], [])
 
 
 INVALID = {
@@ -101,7 +122,8 @@ def test_refused_dependencies_are_refused_in_either_table(
     runner_module: Any, default_profile: Any, tmp_path: Path, table: str, line: str
 ) -> None:
     with pytest.raises(runner_module.Failure) as caught:
-        read(runner_module, default_profile, tmp_path, pyproject_toml=f"{table} = ['{line}']")
+        text = f"{table} = ['{line}']\n" + "[build-system]\n" * ("build" not in table)
+        read(runner_module, default_profile, tmp_path, pyproject_toml=text)
     assert caught.value.type == "dependency_refused"
 
 
@@ -127,7 +149,7 @@ def test_a_fifo_or_directory_is_refused_at_once(
 
 
 @pytest.mark.parametrize("name", ["pyproject.toml", "requirements.txt"])
-@pytest.mark.parametrize("content", [b"\xff\xfe", b"#" * (5 << 20)], ids=["not UTF-8", "too large"])
+@pytest.mark.parametrize("content", [b"\xff\xff", b"#" * (5 << 20)], ids=["not UTF-8", "too large"])
 def test_an_unreadable_file_is_a_bundle_error(
     runner_module: Any, default_profile: Any, tmp_path: Path, name: str, content: bytes
 ) -> None:
@@ -152,7 +174,12 @@ def test_any_table_is_a_project_or_a_bundle_error(
     runner_module: Any, default_profile: Any, table: dict[str, Any]
 ) -> None:
     try:
-        project = runner_module.read_pyproject(table, default_profile.dependencies)
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            mock.patch.object(runner_module, "read_bundle_toml", lambda *_: table),
+        ):
+            Path(folder, "pyproject.toml").write_text("")
+            project = runner_module.read_project(folder, ".", default_profile.dependencies, True)
     except runner_module.Failure as failure:
         assert failure.phase == "bundle"
     else:

@@ -1,5 +1,8 @@
 """Dependencies as data: what is taken, what is refused, and that what we write again is what we read."""
 
+import tempfile
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -198,8 +201,17 @@ def test_writing_and_parsing_are_inverse(
     assert runner_module.parse_requirement(made.line(), default_profile.dependencies, "test") == made
 
 
+def draft_of(module: Any, profile: Any, text: str) -> Any:
+    """A requirements.txt of its own folder, read."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "requirements.txt").write_bytes(text.encode("utf-8", "surrogatepass"))
+        draft = module.Draft(folder, profile.dependencies, module.index_settings({}))
+        draft.read_requirements("requirements.txt", "requirements.txt")
+    return draft
+
+
 def parse_file(module: Any, profile: Any, text: str) -> list[str]:
-    return [item.line() for item in module.parse_requirements_file(text, profile.dependencies, "requirements.txt")]
+    return [item.line() for item in draft_of(module, profile, text).requirements]
 
 
 FILES = {
@@ -226,8 +238,8 @@ def test_a_requirements_file(runner_module: Any, default_profile: Any, text: str
 @pytest.mark.parametrize("separator", [" ", " \\\n    "])
 def test_hashes_are_kept(runner_module: Any, default_profile: Any, separator: str) -> None:
     text = f"six==1.0{separator}--hash=sha256:{SHA}{separator}--hash=sha256:{'b' * 64}"
-    (found,) = runner_module.parse_requirements_file(text, default_profile.dependencies, "requirements.txt")
-    assert (found.line(), found.hashes) == ("six==1.0", {SHA, "b" * 64})
+    (found,) = draft_of(runner_module, default_profile, text).requirements
+    assert (found.line(), found.hashes) == ("six==1.0", {f"sha256:{SHA}", f"sha256:{'b' * 64}"})
 
 
 OPTIONS = [
@@ -236,17 +248,11 @@ OPTIONS = [
     "--requirement=/etc/shadow",
     "-c /etc/shadow",
     "-e /",
-    "--editable .",
     "-i https://evil.example",
     "--index-url https://evil.example",
     "--extra-index-url https://evil.example",
     "--find-links /",
-    "--no-index",
     "--no-binary :all:",
-    "--only-binary :none:",
-    "--trusted-host evil.example",
-    "--pre",
-    "--use-feature x",
     "six --config-settings a=b",
     "six --global-option=x",
     "six --no-binary :all:",
@@ -254,6 +260,13 @@ OPTIONS = [
     "six --hash=sha256:00",
     f"six --hash=sha256:{'g' * 64}",
     "six --hashes",
+    "six --pre",
+    "six --no-index",
+    "--no-build-isolation",
+    "--pre six --hash",
+    "-r",
+    "'--pre",
+    "six @ https://${TOKEN}@h.example/six-1-py3-none-any.whl",
 ]
 
 
@@ -337,3 +350,81 @@ def test_any_specifier_is_decided_or_refused(runner_module: Any, specifier: str)
         assert runner_module.version_matches("3.11.7", specifier) in (True, False)
     except runner_module.Failure as failure:
         assert failure.type == "pyproject_invalid"
+
+
+ENVIRONMENT = {
+    "python_version": "3.11",
+    "python_full_version": "3.11.7",
+    "sys_platform": "linux",
+    "os_name": "posix",
+    "platform_machine": "x86_64",
+    "platform_system": "Linux",
+    "implementation_name": "cpython",
+    "platform_python_implementation": "CPython",
+    "platform_release": "6.1.0-18-amd64",
+}
+MARKERS = [
+    ("python_version < '3.9'", False),
+    ("python_version<'3.12'", True),
+    ("'3.9' <= python_version", True),
+    ("python_full_version >= '3.11.7'", True),
+    ("python_version in '3.10, 3.11'", True),
+    ("python_version not in '3.10 3.11'", False),
+    ("sys_platform == 'linux' and (platform_machine == 'arm64' or os_name == \"posix\")", True),
+    ("sys_platform == 'win32' or os_name == 'nt' and python_version > '3'", False),
+    ("sys_platform == 'linux' or os_name == 'nt' and python_version < '3'", True),
+    ("((sys_platform != 'win32'))", True),
+    ("extra == 'Sim_X'", True),
+    ("extra != 'sim-x'", False),
+    ("extra == 'other'", False),
+    ("'sim.x' in extras", True),
+    ("'dev' in dependency_groups", False),
+    ("platform_release >= '5'", True),
+    ("os.name == 'posix'", True),
+]
+
+
+@pytest.mark.parametrize(("marker", "holds"), MARKERS, ids=[marker for marker, _ in MARKERS])
+def test_a_marker(runner_module: Any, marker: str, holds: bool) -> None:
+    assert runner_module.marker_holds(marker, ENVIRONMENT, {"sim-x"}) is holds
+
+
+@pytest.mark.parametrize(
+    "marker",
+    [
+        "",
+        "os_name",
+        "os_name ==",
+        "os_name == 'a' and",
+        "(os_name == 'a'",
+        "who == 'a'",
+        "a b c",
+        "(" * 200,
+        "os_name == 'a')",
+    ],
+)
+def test_what_is_no_marker(runner_module: Any, marker: str) -> None:
+    with pytest.raises(ValueError):
+        runner_module.marker_holds(marker, ENVIRONMENT)
+
+
+@given(st.text(alphabet="()'\" andorextrapython_version<>=!~inot1.", max_size=60))
+def test_any_marker_holds_or_is_none(runner_module: Any, marker: str) -> None:
+    with suppress(ValueError):
+        assert runner_module.marker_holds(marker, ENVIRONMENT) in (True, False)
+
+
+FILE_PROJECTS = [
+    ("Foo_Bar-1.0-py3-none-any.whl", "foo-bar"),
+    ("dist/foo-1.0-1-cp311-cp311-linux_x86_64.whl", "foo"),
+    ("foo-bar-1.0.tar.gz", "foo-bar"),
+    ("foo-1.0.zip", "foo"),
+    ("foo.tar.gz", ""),
+    ("data.zip", ""),
+    ("foo.whl", ""),
+]
+
+
+@pytest.mark.parametrize(("name", "project"), FILE_PROJECTS)
+def test_the_project_of_a_file(runner_module: Any, name: str, project: str) -> None:
+    assert runner_module.file_project(name) == project

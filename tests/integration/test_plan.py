@@ -1,0 +1,547 @@
+"""What a bundle asks for: each way in which projects say what to install, run on the real runner."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import GROUP, PROFILES, TINY_BACKEND, Result, Runner
+from servers import LocalServer, local_profile, sdist, wheel, write_tree
+
+POINTS = f'[project.entry-points."{GROUP}"]\nexecute = "model.main:wire"\n'
+VIRTUAL = '[project]\nname = "mywire"\nversion = "1.0"\n'
+TINY = '[build-system]\nrequires = []\nbuild-backend = "tiny_backend"\nbackend-path = ["backend"]\n'
+SIX = "import six\ndef wire(entrypoint, params, seed):\n    return {'out': six.__version__}\n"
+Go = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[LocalServer]:
+    """An index with three versions of six, and things that must never be taken from it."""
+    with LocalServer() as running:
+        for version in ("1.15.0", "1.16.0", "1.17.0"):
+            running.add(*wheel("six", version, {"six.py": f"__version__ = {version!r}\n"}))
+        running.add(*wheel("six", "1.18.0rc1", {"six.py": "__version__ = '1.18.0rc1'\n"}))
+        for name in ("foo", "mywire", "bar"):
+            running.add(*wheel(name, "99.0", {f"{name}.py": "WHOSE = 'a stranger'\n"}))
+        running.add(*sdist("onlysource", "1.0", tiny("onlysource", "WHOSE = 'sdist'\n")))
+        running.add(*sdist("both", "1.0", tiny("both", "WHOSE = 'sdist'\n")))
+        running.add(*wheel("both", "1.0", {"both.py": "WHOSE = 'wheel'\n"}))
+        running.add(*wheel("wantsfoo", "1.0", {"wantsfoo.py": ""}, requires=["foo"]))
+        yield running
+
+
+def tiny(name: str, code: str, more: str = "", folder: str = "", version: str = "1.0") -> dict[str, str]:
+    """A project that needs no index to be built."""
+    files = {
+        "pyproject.toml": f'{TINY}[project]\nname = "{name}"\nversion = "{version}"\n{more}',
+        "backend/tiny_backend.py": TINY_BACKEND,
+        f"{name.replace('-', '_')}.py": code,
+    }
+    return {os.path.join(folder, path): text for path, text in files.items()}
+
+
+@pytest.fixture
+def go(run: Runner, tmp_path: Path, server: LocalServer) -> Go:
+    """Write a bundle and run it against the local index."""
+    count = iter(range(100))
+
+    def make(files: Mapping[str, str], *arguments: str, links: Mapping[str, str] | None = None, **env: str) -> Result:
+        bundle = tmp_path / f"bundle{next(count)}"
+        write_tree(bundle, files)
+        for path, target in (links or {}).items():
+            (bundle / path).symlink_to(target)
+        profile = ("--profile", str(local_profile(tmp_path)), "--profiles-dir", str(PROFILES))
+        return run(bundle, None, *(arguments or profile), env={**server.environment(), **env})
+
+    return make
+
+
+def virtual(code: str = SIX, more: str = "", dependencies: Any = ("six",), **files: str) -> dict[str, str]:
+    listed = f"dependencies = {json.dumps(list(dependencies))}\n" if dependencies is not None else ""
+    return {"pyproject.toml": VIRTUAL + listed + POINTS + more, "model/main.py": code, **files}
+
+
+def requirements(text: str, code: str = SIX, **files: str) -> dict[str, str]:
+    """A bundle whose requirements.txt says what to install; the wire function is one of a package beside it."""
+    wire = tiny("wired", code, f'[project.entry-points."{GROUP}"]\nexecute = "wired:wire"\n', "wired")
+    return {"requirements.txt": f"./wired\n{text}", **wire, **files}
+
+
+def refusal(result: Result, *words: str) -> dict[str, Any]:
+    error = result.error
+    assert error["type"] in ("dependency_refused", "dependency_conflict"), error
+    for word in words:
+        assert word in error["error"], error["error"]
+    return error
+
+
+FOO = "import foo\ndef wire(*a):\n    return {'out': foo.WHOSE}\n"
+MINE = "WHOSE = 'mine'\n"
+
+
+# --- layout
+
+
+def test_a_project_without_a_build_system_is_virtual(go: Go) -> None:
+    code = "import helper, six\nfrom importlib.metadata import version\n"
+    code += "def wire(*a):\n    return {'out': helper.X + six.__version__ + version('mywire')}\n"
+    folders = {f"{name}/x.txt": "" for name in ("data", "notebooks", "results")}
+    result = go(virtual(code, **folders, **{"src/helper.py": "X = 'src '\n"}))
+    assert result.outputs == {"out": b"src 1.17.01.0"}
+    assert "phase: build" not in result.stderr and "virtual" in result.stderr
+
+
+def test_a_project_that_says_it_is_no_package_is_virtual(go: Go) -> None:
+    files = virtual(more="[tool.uv]\npackage = false\n")
+    files["pyproject.toml"] += '[build-system]\nrequires = ["no-such-backend"]\nbuild-backend = "nope"\n'
+    assert go(files).outputs == {"out": b"1.17.0"}
+
+
+def test_child_interpreters_find_the_code_of_a_virtual_project(go: Go) -> None:
+    code = "import subprocess, sys\ndef wire(*a):\n    script = 'import helper, model; print(helper.X)'\n"
+    code += (
+        "    return {'out': subprocess.run([sys.executable, '-c', script], capture_output=True, cwd='/tmp').stdout}\n"
+    )
+    files = virtual(code, dependencies=(), **{"src/helper.py": "X = 'src'\n", "model/__init__.py": ""})
+    assert go(files).outputs == {"out": b"src\n"}
+
+
+def test_a_setup_cfg_of_other_tools_makes_no_package(go: Go) -> None:
+    assert go(virtual(**{"setup.cfg": "[flake8]\nmax-line-length = 100\n"})).outputs == {"out": b"1.17.0"}
+
+
+@pytest.mark.parametrize("version", ["", "version = 1\n"])
+def test_what_a_virtual_project_must_say(go: Go, version: str) -> None:
+    error = go({"pyproject.toml": f"[project]\n{version}{POINTS}", "model/main.py": SIX}).error
+    assert error["type"] == "pyproject_invalid"
+
+
+def test_an_extra_of_the_project_itself(go: Go, server: LocalServer) -> None:
+    server.log.clear()
+    more = '[project.optional-dependencies]\nsim = ["mywire[deep]"]\ndeep = ["six<1.16"]\nnever = ["no-such-thing"]\n'
+    files = virtual(dependencies=("mywire[sim]",))
+    files["pyproject.toml"] += more
+    assert go(files).outputs == {"out": b"1.15.0"}
+    assert "/simple/mywire/" not in server.paths()
+
+
+# --- local sources
+
+SOURCES: dict[str, tuple[str, dict[str, str]]] = {
+    "path": ('[tool.uv.sources]\nfoo = {path = "libs/foo"}\n', {}),
+    "editable": ('[tool.uv.sources]\nfoo = {path = "libs/foo", editable = true}\n', {}),
+    "another spelling": ('[tool.uv.sources]\nFoo = {path = "./libs/../libs/foo/"}\n', {}),
+    "workspace": ('[tool.uv.workspace]\nmembers = ["libs/*"]\n[tool.uv.sources]\nfoo = {workspace = true}\n', {}),
+    "workspace, not named": ('[tool.uv.workspace]\nmembers = ["libs/f*", "libs/x*"]\nexclude = ["libs/x*"]\n', {}),
+    "list with markers": (
+        "[tool.uv.sources]\nfoo = [{path = 'libs/none', marker = \"sys_platform == 'win32'\"}, "
+        "{path = 'libs/foo', marker = \"sys_platform == 'linux'\"}]\n",
+        {"libs/none/pyproject.toml": '[project]\nname = "foo"\nversion = "3"\n'},
+    ),
+}
+
+
+@pytest.mark.parametrize(("more", "files"), SOURCES.values(), ids=SOURCES.keys())
+def test_a_local_source_is_built_from_the_bundle(go: Go, server: LocalServer, more: str, files: dict[str, str]) -> None:
+    server.log.clear()
+    inner = tiny(
+        "foo", "import six\nWHOSE = 'mine, six ' + six.__version__\n", 'dependencies = ["six<1.17"]\n', "libs/foo"
+    )
+    result = go(virtual(FOO, more, ("foo",), **inner, **files))
+    assert result.outputs == {"out": b"mine, six 1.16.0"}
+    assert "/simple/foo/" not in server.paths() and "/simple/six/" in server.paths()
+
+
+def test_local_sources_depend_on_one_another(go: Go, server: LocalServer) -> None:
+    server.log.clear()
+    more = '[tool.uv.sources]\nfoo = {path = "libs/foo"}\n'
+    bar = 'dependencies = ["bar"]\n[tool.uv.sources]\nbar = {path = "../bar"}\n'
+    files = {**tiny("foo", "from bar import WHOSE\n", bar, "libs/foo"), **tiny("bar", MINE, "", "libs/bar")}
+    assert go(virtual(FOO, more, ("foo",), **files)).outputs == {"out": b"mine"}
+    assert server.paths() == []
+
+
+def test_wheels_and_sdists_of_the_bundle(go: Go, tmp_path: Path) -> None:
+    (name, data), (archive, packed) = wheel("foo", "1.0", {"foo.py": MINE}), sdist("bar", "1.0", tiny("bar", MINE))
+    more = f'[tool.uv.sources]\nfoo = {{path = "dist/{name}"}}\nbar = {{path = "dist/{archive}"}}\n'
+    code = "import foo, bar\ndef wire(*a):\n    return {'out': foo.WHOSE + bar.WHOSE}\n"
+    files: dict[str, Any] = {f"dist/{name}": data, f"dist/{archive}": packed}
+    assert go(virtual(code, more, ("foo", "bar"), **files)).outputs == {"out": b"minemine"}
+
+
+def test_metadata_that_names_the_place_of_a_build(go: Go) -> None:
+    """As poetry and hatch write the path of a dependency: absolute, where the backend ran."""
+    more = 'dependencies = ["foo @ file:///tmp/source/libs/foo"]\n'
+    files = tiny("wired", FOO, more + f'[project.entry-points."{GROUP}"]\nexecute = "wired:wire"\n')
+    assert go({**files, **tiny("foo", MINE, "", "libs/foo")}).outputs == {"out": b"mine"}
+
+
+def test_members_of_a_workspace_without_a_project_are_installed(go: Go) -> None:
+    points = f'dependencies = ["bar"]\n[project.entry-points."{GROUP}"]\nexecute = "foo:wire"\n'
+    points += "[tool.uv.sources]\nbar = {workspace = true}\n"
+    code = "import bar\ndef wire(*a):\n    return {'out': bar.WHOSE}\n"
+    files = {**tiny("foo", code, points, "packages/foo"), **tiny("bar", MINE, "", "packages/bar")}
+    assert go({"pyproject.toml": '[tool.uv.workspace]\nmembers = ["packages/*"]\n', **files}).outputs == {
+        "out": b"mine"
+    }
+
+
+BAD_SOURCES = {
+    "out of the bundle": ('foo = {path = "../foo"}', {}, "out of the bundle"),
+    "absolute": ('foo = {path = "/etc"}', {}, "out of the bundle"),
+    "missing": ('foo = {path = "libs/foo"}', {}, "no 'libs/foo'"),
+    "no metadata": ('foo = {path = "libs/foo"}', {"libs/foo/x.py": ""}, "pyproject.toml"),
+    "two kinds": ('foo = {path = "libs/foo", index = "x"}', {"libs/foo/x.py": ""}, "one of"),
+    "no such index": ('foo = {index = "nope"}', {}, "nope"),
+    "no such member": ("foo = {workspace = true}", {}, "tool.uv.workspace"),
+    "unknown": ('foo = {svn = "x"}', {}, "svn"),
+    "ssh": ('foo = {git = "ssh://git@github.com/o/r"}', {}, "https"),
+}
+
+
+@pytest.mark.parametrize(("source", "files", "word"), BAD_SOURCES.values(), ids=BAD_SOURCES.keys())
+def test_a_source_that_can_not_be(go: Go, source: str, files: dict[str, str], word: str) -> None:
+    refusal(go(virtual(FOO, f"[tool.uv.sources]\n{source}\n", ("foo",), **files)), word)
+
+
+def test_a_source_behind_a_link_is_refused(go: Go) -> None:
+    files = virtual(FOO, '[tool.uv.sources]\nfoo = {path = "foo"}\n', ("foo",), **tiny("foo", MINE, "", "libs/foo"))
+    refusal(go(files, links={"foo": "libs/foo"}), "symbolic link")
+
+
+def test_a_source_with_another_name_is_refused(go: Go) -> None:
+    files = virtual(
+        FOO, '[tool.uv.sources]\nfoo = {path = "libs/foo"}\n', ("foo",), **tiny("bar", MINE, "", "libs/foo")
+    )
+    error = go(files).error
+    assert "bar" in error["error"] and "foo" in error["error"]
+
+
+def test_builds_that_need_one_another(go: Go) -> None:
+    def needing(name: str, other: str) -> dict[str, str]:
+        more = f'[tool.uv.sources]\n{other} = {{path = "../{other}"}}\n'
+        files = tiny(name, MINE, more, f"libs/{name}")
+        path = f"libs/{name}/pyproject.toml"
+        return {**files, path: files[path].replace("requires = []", f'requires = ["{other}"]')}
+
+    more = '[tool.uv.sources]\nfoo = {path = "libs/foo"}\n'
+    error = go(virtual(FOO, more, ("foo",), **needing("foo", "bar"), **needing("bar", "foo"))).error
+    assert error["type"] == "build_failed" and "foo needs bar needs foo" in error["error"]
+
+
+# --- [tool.uv]
+
+SETTINGS = {
+    "constraint": ('constraint-dependencies = ["six<1.17"]', "1.16.0"),
+    "override": ('override-dependencies = ["six==1.15.0"]', "1.15.0"),
+    "prerelease": ('prerelease = "allow"', "1.18.0rc1"),
+    "lowest": ('resolution = "lowest"\nconstraint-dependencies = ["six>=1.16"]', "1.16.0"),
+    "without effect": ('link-mode = "copy"\ndev-dependencies = ["no-such-thing"]', "1.17.0"),
+}
+
+
+@pytest.mark.parametrize(("more", "version"), SETTINGS.values(), ids=SETTINGS.keys())
+def test_settings_of_uv_are_obeyed(go: Go, more: str, version: str) -> None:
+    assert go(virtual(more=f"[tool.uv]\n{more}\n")).outputs == {"out": version.encode()}
+
+
+def test_uv_toml_comes_before_tool_uv(go: Go) -> None:
+    files = virtual(more='[tool.uv]\nconstraint-dependencies = ["six<1.16"]\n')
+    files["uv.toml"] = 'constraint-dependencies = ["six<1.17"]\n'
+    assert go(files).outputs == {"out": b"1.16.0"}
+
+
+def test_an_excluded_dependency_is_left_out(go: Go) -> None:
+    code = "import wantsfoo\ndef wire(*a):\n    return {'out': 'alone'}\n"
+    files = virtual(code, '[tool.uv]\nexclude-dependencies = ["foo"]\n', ("wantsfoo",))
+    result = go(files)
+    assert result.outputs == {"out": b"alone"}
+
+
+@pytest.mark.parametrize(
+    "more", ['torch-backend = "cpu"', "no-sources = true", 'index-strategy = "unsafe-best-match"', "x = 1"]
+)
+def test_settings_of_uv_that_are_refused_by_name(go: Go, more: str) -> None:
+    refusal(go(virtual(more=f"[tool.uv]\n{more}\n")), more.partition(" ")[0], "uv")
+
+
+def test_groups_and_extras_are_not_installed(go: Go) -> None:
+    more = '[project.optional-dependencies]\nx = ["no-such"]\n'
+    more += '[dependency-groups]\ndev = ["no-such", {include-group = "y"}]\ny = []\n'
+    assert go(virtual(more=more)).outputs == {"out": b"1.17.0"}
+
+
+# --- locks
+
+
+def locked(server: LocalServer, folder: Path, files: Mapping[str, str], *export: str) -> str:
+    """What uv itself locks for a bundle, with what the test's index has."""
+    write_tree(folder, files)
+    uv = shutil.which("uv")
+    assert uv
+    environment = {
+        "PATH": "/usr/bin:/bin",
+        "UV_CACHE_DIR": str(folder / ".cache"),
+        "HOME": str(folder),
+        **server.environment(),
+    }
+    subprocess.run([uv, "lock", "-q"], cwd=folder, env=environment, check=True)
+    if not export:
+        return (folder / "uv.lock").read_text()
+    done = subprocess.run([uv, "export", "-q", *export], cwd=folder, env=environment, check=True, capture_output=True)
+    return done.stdout.decode()
+
+
+def test_uv_lock_rules(go: Go, server: LocalServer, tmp_path: Path) -> None:
+    """A lock that pins an old version, of a project that has members, an index package from source, and an extra."""
+    more = '[project.optional-dependencies]\nsim = ["onlysource"]\n[tool.uv.workspace]\nmembers = ["libs/*"]\n'
+    more += "[tool.uv.sources]\nfoo = {workspace = true}\n"
+    code = "import foo, onlysource, six\n"
+    code += "def wire(*a):\n    return {'out': six.__version__ + foo.WHOSE + onlysource.WHOSE}\n"
+    files = virtual(code, more, ("six>=1.10", "foo", "mywire[sim]"), **tiny("foo", MINE, "", "libs/foo"))
+    old = {**files, "pyproject.toml": files["pyproject.toml"] + '[tool.uv]\nconstraint-dependencies = ["six<1.16"]\n'}
+    lock = locked(server, tmp_path / "locked", old)
+    result = go({**files, "uv.lock": lock})
+    assert result.outputs == {"out": b"1.15.0minesdist"}
+    assert "uv.lock: " in result.stderr and "hashes" in result.stderr
+    bad = lock.replace(hashlib.sha256(server.content["/files/six-1.15.0-py3-none-any.whl"]).hexdigest(), "0" * 64)
+    assert bad != lock
+    assert go({**files, "uv.lock": bad}).error["type"] == "hash_mismatch"
+
+
+def test_a_lock_that_no_longer_fits(go: Go, server: LocalServer, tmp_path: Path) -> None:
+    lock = locked(server, tmp_path / "locked", virtual(dependencies=("six>=1.10",)))
+    for dependencies in (("six>=1.16",), ("six>=1.10", "both"), ()):
+        refusal(go({**virtual(dependencies=dependencies), "uv.lock": lock}), "uv.lock", "no longer fits", "uv lock")
+    assert go({**virtual(dependencies=("six >= 1.10",)), "uv.lock": lock}).outputs == {"out": b"1.17.0"}
+
+
+def test_pylock_is_taken_as_it_is(go: Go, server: LocalServer, tmp_path: Path) -> None:
+    files = virtual(dependencies=("six>=1.10",))
+    old = {**files, "pyproject.toml": files["pyproject.toml"] + '[tool.uv]\nconstraint-dependencies = ["six<1.16"]\n'}
+    lock = locked(server, tmp_path / "locked", old, "--format", "pylock.toml", "--no-emit-project")
+    assert go({**files, "pylock.toml": lock}).outputs == {"out": b"1.15.0"}
+    refusal(go({**files, "pylock.toml": "lock-version = '9'\n"}), "pylock.toml")
+
+
+@pytest.mark.parametrize("name", ["poetry.lock", "pdm.lock", "conda-lock.yml", "Pipfile.lock", "environment.yml"])
+def test_a_lock_that_is_not_read_is_named(go: Go, name: str) -> None:
+    result = go(virtual(**{name: "x"}))
+    assert result.outputs and f"{name} is not read" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["environment.yml", "environment.yaml", "pixi.toml", "Pipfile"])
+def test_a_conda_environment_and_nothing_else(go: Go, name: str) -> None:
+    refusal(
+        go({name: "dependencies:\n  - numpy\n", "model.py": SIX}),
+        name,
+        "not read",
+        "pyproject.toml",
+        "requirements.txt",
+    )
+
+
+# --- requirements files
+
+FILES: dict[str, tuple[str, dict[str, str], str]] = {
+    "included, with constraints": (
+        "-r requirements/base.txt\n-c constraints.txt\n",
+        {
+            "requirements/base.txt": "six  # what for\n-r more.txt",
+            "requirements/more.txt": "",
+            "constraints.txt": "six==1.15.0",
+        },
+        "1.15.0",
+    ),
+    "long options": (
+        "--requirement=base.txt\n--constraint 'c.txt'\n",
+        {"base.txt": "six", "c.txt": "six<1.17"},
+        "1.16.0",
+    ),
+    "continued": ("six \\\n  < 1.16 \\\n  ; python_version > '3'\n", {}, "1.15.0"),
+    "pre-releases": ("--pre\nsix\n", {}, "1.18.0rc1"),
+    "prefer binary": ("--prefer-binary\n--trusted-host pypi.org\nsix\n", {}, "1.17.0"),
+    "the index that there is anyway": ("--index-url https://pypi.org/simple\nsix\n", {}, "1.17.0"),
+    "another encoding": ("# -*- coding: latin-1 -*-\nsix==1.15.0\n", {}, "1.15.0"),
+    "only binary": ("--only-binary :all:\nsix\n", {}, "1.17.0"),
+}
+
+
+@pytest.mark.parametrize(("text", "files", "version"), FILES.values(), ids=FILES.keys())
+def test_a_requirements_file(go: Go, text: str, files: dict[str, str], version: str) -> None:
+    assert go(requirements(text, **files)).outputs == {"out": version.encode()}
+
+
+def test_a_requirements_file_of_windows(go: Go) -> None:
+    files: dict[str, Any] = requirements("")
+    files["requirements.txt"] = "./wired\r\nsix==1.15.0\r\n".encode("utf-16")
+    assert go(files).outputs == {"out": b"1.15.0"}
+
+
+PATHS = {
+    "path": "./libs/foo\n",
+    "editable": "-e libs/foo\n",
+    "name": "foo @ file:libs/foo\n",
+    "extras": "./libs/foo[x,y]\n",
+}
+
+
+@pytest.mark.parametrize("line", PATHS.values(), ids=PATHS.keys())
+def test_a_path_in_a_requirements_file(go: Go, server: LocalServer, line: str) -> None:
+    server.log.clear()
+    assert go(requirements(line, FOO, **tiny("foo", MINE, "", "libs/foo"))).outputs == {"out": b"mine"}
+    assert server.paths() == []
+
+
+@pytest.mark.parametrize("line", [".", "-e .", ".[x]", ""])
+def test_the_bundle_itself_in_a_requirements_file(go: Go, line: str) -> None:
+    files = tiny("wired", SIX, f'dynamic = ["x"]\n[project.entry-points."{GROUP}"]\nexecute = "wired:wire"\n')
+    assert go({**files, "requirements.txt": f"six<1.16\n{line}\n"}).outputs == {"out": b"1.15.0"}
+
+
+def test_a_folder_of_wheels(go: Go, server: LocalServer) -> None:
+    """A name that the folder has is the bundle's to give: the index is not asked for it, also where it has more."""
+    server.log.clear()
+    old, new = (
+        wheel("foo", "0.9", {"foo.py": "WHOSE = 'old'\n"}),
+        wheel("foo", "0.10", {"foo.py": MINE}, requires=["six<1.16"]),
+    )
+    other = wheel("foo", "2.0", {"foo.py": "WHOSE = 'of another Python'\n"}, tag="cp27-cp27m-linux_x86_64")
+    files: dict[str, Any] = {f"wheels/{name}": data for name, data in (old, new, other)}
+    for text in ("--find-links ./wheels\nfoo\n", "--no-index\n-f wheels\nfoo\n"):
+        result = go(
+            requirements(
+                text,
+                FOO,
+                **files,
+                **(
+                    {"wheels/" + wheel("six", "1.15.0", {})[0]: wheel("six", "1.15.0", {"six.py": ""})[1]}
+                    if "no-index" in text
+                    else {}
+                ),
+            )
+        )
+        assert result.outputs == {"out": b"mine"}
+    assert "/simple/foo/" not in server.paths() and "/simple/six/" in server.paths()
+
+
+def test_from_source_by_name(go: Go) -> None:
+    code = "import both\ndef wire(*a):\n    return {'out': both.WHOSE}\n"
+    assert go(requirements("both\n", code)).outputs == {"out": b"wheel"}
+    assert go(requirements("--no-binary both\nboth\n", code)).outputs == {"out": b"sdist"}
+
+
+def test_hashes_of_every_kind(go: Go, server: LocalServer) -> None:
+    data = server.content["/files/six-1.15.0-py3-none-any.whl"]
+    for algorithm in ("sha256", "sha384", "sha512"):
+        line = f"six==1.15.0 --hash={algorithm}:{hashlib.new(algorithm, data).hexdigest()}\n"
+        assert go(requirements(line)).outputs == {"out": b"1.15.0"}
+        wrong = line.replace(hashlib.new(algorithm, data).hexdigest()[:9], "0" * 9)
+        assert go(requirements(wrong)).error["type"] == "hash_mismatch"
+    assert go(requirements("--require-hashes\nsix\n")).error["type"] == "hash_mismatch"
+
+
+REFUSED = {
+    "out of the bundle": "-r ../x.txt\n",
+    "absolute": "-r /etc/shadow\n",
+    "missing": "-r nowhere.txt\n",
+    "itself": "-r requirements.txt\n",
+    "variable": "six @ https://${TOKEN}@h.example/six-1-py3-none-any.whl\n",
+    "option": "--no-build-isolation\nsix\n",
+    "of one line": "six --global-option=x\n",
+    "everything from source": "--no-binary :all:\nsix\n",
+    "ssh": "-e git+ssh://git@github.com/o/r.git#egg=x\n",
+    "conda's": "numpy @ file:///croot/numpy_1/work\n",
+    "http": "--index-url http://h.example/simple\nsix\n",
+    "credentials": "--index-url https://u:p@h.example/simple\nsix\n",
+    "no folder": "--find-links ./nowhere\nsix\n",
+}
+
+
+@pytest.mark.parametrize("text", REFUSED.values(), ids=REFUSED.keys())
+def test_a_line_that_is_refused_by_name(go: Go, text: str) -> None:
+    error = refusal(
+        go({"requirements.txt": text, "x.py": ""}),
+        "requirements.txt, line 1" if "nowhere.txt" not in text else "nowhere.txt",
+    )
+    assert "s3cr3t" not in error["error"]
+
+
+# --- indexes
+
+
+@pytest.fixture
+def second() -> Iterator[LocalServer]:
+    with LocalServer() as running:
+        running.add(*wheel("torch", "2.0+cpu", {"torch.py": "V = 'cpu'\n"}, requires=["six"]))
+        running.add(*wheel("six", "9.0", {"six.py": "__version__ = 'of the second index'\n"}))
+        yield running
+
+
+TORCH = "import six, torch\ndef wire(*a):\n    return {'out': torch.V + six.__version__}\n"
+
+
+def test_an_explicit_index_serves_what_names_it(go: Go, server: LocalServer, second: LocalServer) -> None:
+    more = f'[[tool.uv.index]]\nname = "pytorch-cpu"\nurl = "{second.url()}"\nexplicit = true\n'
+    more += '[tool.uv.sources]\ntorch = {index = "pytorch-cpu"}\n'
+    assert go(virtual(TORCH, more, ("torch",))).outputs == {"out": b"cpu1.17.0"}
+    assert {path for path in second.paths() if path.startswith("/simple/")} == {"/simple/torch/"}
+    assert "/simple/torch/" not in server.paths()
+
+
+def test_a_further_index_of_a_requirements_file(go: Go, second: LocalServer) -> None:
+    assert go(requirements(f"--extra-index-url {second.url()}\ntorch\n", TORCH)).outputs == {
+        "out": b"cpuof the second index"
+    }
+
+
+def test_another_default_index(go: Go, second: LocalServer, server: LocalServer) -> None:
+    server.log.clear()
+    assert go(requirements(f"-i {second.url()}\ntorch\n", TORCH)).outputs == {"out": b"cpuof the second index"}
+    assert server.log == []
+
+
+def test_strict_asks_the_callers_indexes_alone(go: Go, second: LocalServer, server: LocalServer) -> None:
+    index = f'[[tool.uv.index]]\nname = "x"\nurl = "{second.url()}"\n'
+    refusal(go(virtual(more=index), "--profile", "strict"), "dependencies.indexes", second.url())
+    refusal(
+        go({"requirements.txt": f"-i {second.url()}\nsix\n"}, "--profile", "strict"), "dependencies.indexes", "line 1"
+    )
+    own = f'[[tool.uv.index]]\nname = "x"\nurl = "{server.url()}"\nexplicit = true\n'
+    own += '[tool.uv.sources]\nsix = {index = "x"}\n'
+    assert go(virtual(more=own), "--profile", "strict").outputs == {"out": b"1.17.0"}
+
+
+def test_an_index_of_this_machine_is_refused(go: Go, second: LocalServer) -> None:
+    error = refusal(
+        go(virtual(more=f'[tool.uv]\nindex-url = "{second.url()}"\n'), "--profile", "default"), "private_addresses"
+    )
+    assert second.log == [] and error["phase"] == "bundle"
+
+
+# --- what is said
+
+
+def test_a_misspelt_name(go: Go, server: LocalServer) -> None:
+    error = go(virtual(dependencies=("six", "sixx"))).error
+    assert error["type"] == "dependency_unavailable" and "sixx" in error["error"]
+    assert "overrides" not in error["error"] and "warning" not in error["error"]
+    assert "six?" in error["error"]
+
+
+def test_the_plan_is_shown(run: Runner, tmp_path: Path) -> None:
+    files = virtual(
+        more='[tool.uv]\nconstraint-dependencies = ["six<1.16"]\n[tool.uv.sources]\nfoo = {path = "libs/foo"}\n'
+    )
+    write_tree(tmp_path / "bundle", {**files, **tiny("foo", MINE, "", "libs/foo")})
+    body = run(tmp_path / "bundle", None, "--print-bwrap").body
+    plan = body["plan"]
+    assert (plan["kind"], plan["dependencies"]) == ("virtual", ["six"])
+    assert plan["origins"]["foo"] == [["file:libs/foo", ""]] and plan["rules"]["constraints"] == ["six<1.16"]
+    assert body["phases"]["execute"]["bwrap"]
