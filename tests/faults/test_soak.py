@@ -175,14 +175,31 @@ class Serving:
             self.reader.join(PATIENCE)
 
 
+# Imports and caches at the first task, as what wraps a model does: later tasks are forks of a template that learned.
+LEARNING = """
+import os
+
+def wire(*task):
+    import decimal, fractions, statistics
+    folder = os.path.expanduser("~/.cache/model")
+    os.makedirs(folder, exist_ok=True)
+    for number in range(20):
+        if not os.path.exists(f"{folder}/{number}"):
+            with open(f"{folder}/{number}", "wb") as file:
+                file.write(bytes(10_000))
+    return {"out": str(statistics.mean([fractions.Fraction(1, 3), decimal.Decimal(1).as_integer_ratio()[0]]))}
+"""
+
+
 @WHO
+@pytest.mark.parametrize("kind", ["", "that learned"])
 def test_served_tasks(
-    who: str, full: bool, runner_of: Callable[..., FaultRunner], verdict: Callable[[str, str], None]
+    who: str, kind: str, full: bool, runner_of: Callable[..., FaultRunner], verdict: Callable[[str, str], None]
 ) -> None:
     """All answers come from one server; the sandbox is made anew as often as the profile says."""
     runner = runner_of(who, "soak-serve")
     count = SERVED if full and who == "root" else SERVED // 4
-    serving = Serving(runner, runner.bundle())
+    serving = Serving(runner, runner.bundle(LEARNING, pyproject=None) if kind else runner.bundle())
     samples: list[Sample] = []
     try:
         for seed in range(20):  # what is loaded at first use is no growth
@@ -199,7 +216,7 @@ def test_served_tasks(
     assert code == 0
     figures = check_no_growth(samples)
     assert traces(runner.marker) == [] and groups([serving.process.pid]) == []
-    verdict(f"{count} tasks of one --serve as {who}", f"no growth: {figures}")
+    verdict(f"{count} tasks of one --serve {kind}".rstrip() + f" as {who}", f"no growth: {figures}")
 
 
 @everyone()
