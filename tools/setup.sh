@@ -13,7 +13,8 @@ group=${1:-runtime}
 tools=() # each the program and its package
 if [[ $group == hosts ]]; then
   group=dev
-  tools=(podman=podman runc=runc debootstrap=debootstrap docker-registry=docker-registry htpasswd=apache2-utils)
+  tools=(podman=podman runc=runc debootstrap=debootstrap docker-registry=docker-registry htpasswd=apache2-utils strace=strace
+    chromium=chromium)
   if [[ -n ${THOROUGH:-} ]]; then
     tools+=(dockerd=docker.io qemu-system-x86_64=qemu-system-x86)
   fi

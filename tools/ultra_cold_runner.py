@@ -7012,6 +7012,13 @@ class Resolver:
             Log.line(f"fetch: {len(receiver.files)} packages, {receiver.bytes >> 20} MiB, {seconds:.1f} s")
         return receiver
 
+    def origin(self, wheel: WheelFile) -> str:
+        """Where a wheel came from, for a reviewer: a path in the bundle, a URL, or an index."""
+        for place, (known, _) in self.obtained.items():
+            if known == wheel:
+                return f"bundle: {place.path}" if place.tree == self.bundle.path else place.path
+        return "index"
+
     def have(self) -> list[str]:
         top = self.host.store.path("wheels")
         return [f"{sha256}/{name}" for sha256 in os.listdir(top) for name in os.listdir(os.path.join(top, sha256))]
@@ -7687,7 +7694,31 @@ def build_environment(resolver: Resolver, bundle: Bundle, venv: str, key: str) -
     if bundle.plan.project.kind == "built":
         own = install_wheels(resolver, [resolver.obtain(Place(bundle.path, "."), "")[0]])[0]
         in_place = built_in_place(own, bundle.path, resolver.interpreter)
+    if resolver.host.watching:
+        note_environment(resolver.host.watching.folder, resolver, zip(wheels, trees, strict=True), wires)
     return Environment(venv, wires, in_place, [os.path.dirname(tree.path) for tree in trees], key)
+
+
+def note_environment(
+    folder: str, resolver: Resolver, found: Iterable[tuple[WheelFile, Tree]], wires: list[list[str]]
+) -> None:
+    """What the environment is made of, beside the traces of what it did."""
+    packages = [
+        {
+            "name": wheel.name,
+            "version": os.path.basename(wheel.path).split("-")[1],
+            "sha256": wheel.sha256,
+            "bytes": os.stat(wheel.path).st_size,
+            "source": resolver.origin(wheel),
+            "tree": tree.path,
+            "files": [name for name, *_ in tree.files if not name.endswith(".pyc")],
+        }
+        for wheel, tree in found
+    ]
+    group, python = resolver.host.profile.bundle.entry_point_group, resolver.interpreter
+    points = [[group, name, value] for name, value in wires]
+    note = {"python": python.version, "prefix": python.prefix, "entry_points": points, "packages": packages}
+    write_file(os.path.join(folder, "environment.json"), json.dumps(note).encode())
 
 
 def locked_plan(host: Host, plan: Plan, tree: str, interpreter: Interpreter, index: IndexSettings) -> Plan:

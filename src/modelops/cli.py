@@ -6,6 +6,7 @@ from modelops.commands.bundle import app as bundle
 from modelops.commands.debug import debug
 from modelops.commands.doctor import doctor
 from modelops.commands.leaks import leaks
+from modelops.commands.review import review
 from modelops.commands.run import run
 from modelops.commands.study import study
 
@@ -14,6 +15,7 @@ app.add_typer(bundle, name="bundle")
 app.command("debug")(debug)
 app.command("doctor")(doctor)
 app.command("leaks")(leaks)
+app.command("review")(review)
 app.command("run")(run)
 app.command("study")(study)
 

@@ -104,9 +104,13 @@ class Workbench:
         settings: RunnerSettings | None = None,
         log: Callable[[bytes], None] = log_stderr,
         timeout: float | None = None,
+        options: Sequence[str] = (),
     ) -> Outcome:
-        """Run a program of ours where a task would run. What it sent is there although it failed."""
-        arguments = ["--instrument", str(program), "--inline-max", str(INLINE_MAX)]
+        """Run a program of ours where a task would run. What it sent is there although it failed.
+
+        `options` are further flags of the runner.
+        """
+        arguments = ["--instrument", str(program), "--inline-max", str(INLINE_MAX), *options]
         return self._run(settings or self.settings, arguments, request, log, timeout)
 
     def serve(self, tasks: Sequence[Task]) -> Iterator[Outcome]:
