@@ -7,13 +7,37 @@
 
     python ultra_cold_runner.py --bundle-path DIR [--aggregation] [--profile NAME] < task.json
 
-The file has two parts. Everything above the line `END_OF_CHILD` is the program that runs inside the
-sandbox: it is copied from here, alone, for each sandbox. Everything below it runs on the host and is
-the security boundary. The host side believes nothing that comes out of a sandbox.
+The file has two parts. What stands above `END_OF_CHILD` runs inside the sandbox: it is copied from here, alone, for
+each of them. What stands below it runs on the host and is the security boundary; it believes nothing that comes out of
+a sandbox. No sandbox has a writable path on the host: wheels, bytecode and outputs come back as frames on a pipe.
 
-Data flows one way: request, bundle, environment, sandbox, result. No sandbox, in any phase, has a
-writable path on the host: whatever it produces (wheels, bytecode, outputs) comes back as frames on a
-pipe, and the host decides what to do with the bytes.
+The sections, in the order of the data's way, and what each may touch:
+
+    inside    execute, learn, serve, build,      what its sandbox shows it; a function a phase
+              compile, fetch
+    host      profiles                           the caller's TOML; all policy is there
+              request                            standard input
+              requirements, markers, bundle,     the attacker's files, as data: copied without following links,
+              plan, a project, locks             parsed, never run
+              host                               interpreters, tools, a uid of the run's own
+              store                              the one folder that is written, entry by entry, by rename
+              wheels                             unpacks into the store; names, sizes and digests checked
+              seccomp, sandbox                   nothing: from profile and paths to filters and bwrap's arguments
+              cgroup, watching, supervision      starts one sandbox, limits it, reads its frames, ends all of it
+              what an outcome means, hints       nothing: from how it ended to words
+              phases: fetch, build, install,     each turns what one sandbox gave into what the next one is given
+              execute
+              the run, serve, commands, main     the order of all this; the one line on standard output
+
+How is network kept out?                    bwrap_arguments (--unshare-net), check_profile: fetch alone may have it
+What of the host can be read?               system_mounts and write_etc, from the profile's read_only
+What can be written?                        file_systems: a private /tmp and /dev/shm, with a size
+Who limits it, and from when on?            Supervisor.confine and Cgroup, before its first instruction
+What can a task change that outlives it?    nothing; between tasks of --serve: sandbox_state, clear_sandbox, Caches
+What ends it?                               Supervisor.end and Cgroup.kill; --die-with-parent where the runner is killed
+What is believed of what comes back?        Frames, Receiver and parse_child_error; checksums are made on this side
+Who sees credentials?                       index_settings, for the fetch sandbox; redact takes them out of errors
+Whose package is it?                        Plan.origins, Resolver.own_places: a name of the bundle is asked of nobody
 """
 
 import importlib
