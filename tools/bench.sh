@@ -10,8 +10,9 @@ if [[ ${1:-} == service ]]; then
   tools/setup.sh service
   exec .venv/bin/python tests/bench/bench_service.py "${@:2}"
 fi
-tools/setup.sh runtime
 if [[ ${1:-} == models ]]; then
+  tools/setup.sh runtime
   exec .venv/bin/python tests/bench/bench_models.py "${@:2}"
 fi
+tools/setup.sh service
 exec .venv/bin/python tests/bench/bench_runner.py "$@"

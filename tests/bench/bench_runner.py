@@ -5,6 +5,7 @@ Floors, all of them measured with the interpreter that runs this file and withou
           the runner's execute phase, running the venv's `python -I -c pass`
   bare    `uv venv`, `uv pip install`, `python` doing the same task; nothing cached
   warm    the venv's `python` doing the same task, unsandboxed, with bytecode
+The runner is started as the adapters start it, as a module with its bytecode, where a row does not say "script".
 Rounds are interleaved, so that a slow moment of the machine meets all rows alike; figures are medians.
 """
 
@@ -21,6 +22,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from modelops.adapters.exec_env.runner_settings import start_of
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNNER = ROOT / "tools" / "ultra_cold_runner.py"
@@ -74,6 +77,7 @@ ROWS = [
     Row("hello: nothing cached", "hello cold", "hello bare"),
     Row("hello: fresh venv, cached wheels", "hello fresh", "start", ratio=2.5),
     Row("hello: REUSE=1", "hello reuse", "start", ratio=2.0),
+    Row("hello: REUSE=1, the runner as a script", "hello script", "start", ratio=4.0),
     Row("sir: nothing cached", "sir cold", "sir bare"),
     Row("sir: fresh venv, cached wheels", "sir fresh", "sir warm", gap=0.3),
     Row("sir: REUSE=1", "sir reuse", "sir warm", gap=0.1),
@@ -116,8 +120,10 @@ class Bench:
         self.times.setdefault(name, []).append(time.perf_counter() - begun)
         return result
 
-    def runner(self, bundle: str, *flags: str, reuse: bool = False) -> dict[str, Any]:
-        command = [sys.executable, RUNNER, "--store-dir", self.work / "store", "--profile", self.profile]
+    def runner(self, bundle: str, *flags: str, reuse: bool = False, script: bool = False) -> dict[str, Any]:
+        """Started as the adapter starts it, or as a shell user does: then Python compiles the script each time."""
+        start = [sys.executable, RUNNER] if script else start_of(RUNNER)
+        command = [*start, "--store-dir", self.work / "store", "--profile", self.profile]
         command += ["--bundle-path", self.bundles[bundle], *flags]
         return dict(json.loads(self.run(command, self.tasks[bundle], {"REUSE": "1"} if reuse else {})))
 
@@ -215,6 +221,7 @@ class Bench:
         for name in ("hello", "sir"):
             self.time(f"{name} fresh", lambda name=name: self.runner(name))
             self.time(f"{name} reuse", lambda name=name: self.runner(name, reuse=True))
+            self.time(f"{name} script", lambda name=name: self.runner(name, reuse=True, script=True))
             self.time(f"{name} warm", lambda name=name: self.bare_task(self.venvs[name], name))
         python = self.venvs["timed"] / "bin" / "python"
         outside = self.run([python, "-I", "-B", "-c", BARE_TIMED], self.tasks["timed"])
