@@ -142,7 +142,7 @@ def test_a_layout_runs_and_its_directory_stays_as_it_was(
 
 
 def test_a_backend_that_writes_into_its_source_writes_nowhere(run: Runner, bundle: Bundle) -> None:
-    path = bundle("def wire(*a):\n    return {'out': ''}\n")
+    path = bundle("def wire(*a):\n    return {'out': 'x'}\n")
     backend = path / "backend" / "tiny_backend.py"
     backend.write_text(backend.read_text() + "\nfor name in ('build', 'x.egg-info'):\n    os.mkdir(name)\n")
     before = state(path)

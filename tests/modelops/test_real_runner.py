@@ -275,7 +275,7 @@ def test_an_aggregation_with_an_artifact(environments: Environments, kind: str, 
         ("fit.targets:nonsense", "bad_result"),
         ("fit.targets:absent", "entrypoint_not_found"),
         ("absent.module:target", "entrypoint_not_found"),
-        ("probe.model/scenario", "input_invalid"),
+        ("probe.model/scenario", "entrypoint_not_found"),
     ],
 )
 def test_a_failed_aggregation_raises(
