@@ -165,7 +165,7 @@ if ! "$venv/bin/python" -I -m pip --version >/dev/null 2>&1; then
 fi
 say "installing the group $group"
 "$venv/bin/python" -I -m pip install --quiet --require-hashes -r "$(lock_of "$group")"
-if [[ $group != runtime ]]; then
+if [[ $group == service || $group == dev ]]; then
   # The contracts of this tree only where none are: a published one that is there stays.
   if ! "$venv/bin/python" -I -c 'import modelops_contracts' 2>/dev/null; then
     "$venv/bin/python" -I -m pip install --quiet --no-build-isolation ./src/modelops-contracts
