@@ -3920,6 +3920,7 @@ class Store:
         self.venvs = os.path.abspath(venvs) if venvs else os.path.join(self.kept, "venvs")
         for folder in ("wheels", "trees", "imported", "built", "resolved", "system", "locks"):
             os.makedirs(os.path.join(self.kept, folder), mode=0o700, exist_ok=True)
+        os.chmod(self.path("system"), 0o711)  # sandboxes mount what is in there, and a container may not stage it
 
     def path(self, *parts: str) -> str:
         return os.path.join(self.kept, *parts)
@@ -7581,13 +7582,17 @@ def add_bytecode(host: Host, interpreter: Interpreter, trees: list[Tree]) -> lis
 def compile_modules(
     host: Host, interpreter: Interpreter, wanted: list[tuple[Tree, list[str]]]
 ) -> dict[tuple[int, str], str]:
-    """Compile modules of trees in one sandbox, which sees those trees alone. Returns files of scratch by number of
+    """Compile modules of trees in one sandbox, which sees those modules alone. Returns files of scratch by number of
     the tree and module; a module that does not compile has none."""
     modules = [f"{number}/{module}" for number, (_, names) in enumerate(wanted) for module in names]
-    for tree, names in wanted:
+    sources = host.store.scratch(f"sources-{os.urandom(4).hex()}")
+    for number, (tree, names) in enumerate(wanted):
         check_unaltered(tree, names)
-    mounts = [Mount(tree.path, f"{TREE}/{number}") for number, (tree, _) in enumerate(wanted)]
-    box = make_sandbox(host, "compile", [interpreter], interpreter.executable, mounts, "/tmp")
+        for name in names:
+            target = os.path.join(sources, str(number), name)
+            os.makedirs(os.path.dirname(target), mode=0o755, exist_ok=True)
+            link_or_copy(os.path.join(tree.path, name), target, 0o644)
+    box = make_sandbox(host, "compile", [interpreter], interpreter.executable, [Mount(sources, TREE)], "/tmp")
     workers = min(len(os.sched_getaffinity(0)), 8, 1 + len(modules) // 50)
     receiver = FileReceiver(host.store.scratch(f"compiled-{os.urandom(4).hex()}"), len(modules))
     try:
