@@ -4453,6 +4453,7 @@ class Sandbox(NamedTuple):
     cwd: str
     command: list[str]
     covers: tuple[Mount, ...] = ()  # files over files of a mount, or over those of /proc
+    subject: str = ""  # the project that is built, for a trace's note
 
 
 class Descriptors(NamedTuple):
@@ -4959,6 +4960,7 @@ class Watch:
         fields = ("seconds", "memory_bytes", "cpu_seconds", "processes")
         samples = [dict(zip(fields, sample, strict=True)) for sample in self.samples]
         note = {"phase": self.box.phase, "bytes": self.bytes, "cut_bytes": self.cut, "samples": samples}
+        note["subject"] = self.box.subject
         write_file(self.path + ".json", json.dumps(note).encode())
 
 
@@ -7335,6 +7337,7 @@ def build_wheel(resolver: Resolver, tree: str, project: Project, version: str) -
         assemble(resolver, trees, venv)
         mounts = [Mount(tree, SOURCE), Mount(venv, VENV)]
         box = make_sandbox(host, "build", [resolver.interpreter], f"{VENV}/bin/python", mounts, "/tmp")
+        box = box._replace(subject=project.name or project.folder)
         request = {
             "backend": project.backend,
             "backend_path": project.backend_path,

@@ -222,3 +222,32 @@ def test_breakpoints() -> None:
     for wrong in ("sir.model", ":3", "a:b"):
         with pytest.raises(ValueError, match="module:line"):
             parse_breaks([wrong])
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+def test_the_calls_that_failed_are_told_last(debug: Callable[..., Result], bundle: Path, tmp_path: Path) -> None:
+    """The kernel's answers, not the code's: what the task swallowed is told all the same."""
+    code = """
+import os
+def wire(entrypoint, params, seed):
+    for path in ("/no/such\\x1b[2Jfile", "/no/such\\x1b[2Jfile"):
+        try: open(path)
+        except OSError: pass
+    try: os.mkdir("/usr/here")
+    except OSError: pass
+    raise ValueError("it is somewhere else")
+"""
+    (bundle / "probe.py").write_text(code)
+    done = debug("p path\n", bundle, "--entrypoint", "m", "--trace", str(tmp_path / "traces"))
+    assert done.exit_code == 0 and "it is somewhere else" in done.stdout, done.output
+    told = done.stdout[done.stdout.index("calls that failed") :].replace("\n", "")
+    assert told.index("/no/such") < told.index("mkdir") and "ENOENT (2 times)" in told and "\x1b" not in told
+    assert "= EROFS" in told[told.index("mkdir") :]
+    assert "strace" in done.output and list((tmp_path / "traces").glob("*-execute.strace"))
+    again = debug("", bundle, "--entrypoint", "m", "--trace", str(tmp_path / "traces"))
+    assert again.exit_code == 2 and "needs a new directory" in again.output.replace("\n", " ")
+
+
+def test_a_process_has_one_tracer(debug: Callable[..., Result], bundle: Path, tmp_path: Path) -> None:
+    done = debug("", bundle, "--entrypoint", "m", "--native", "--trace", str(tmp_path / "traces"))
+    assert done.exit_code == 2 and "--trace" in done.output and not (tmp_path / "traces").exists()

@@ -189,7 +189,8 @@ def test_a_quiet_bundle_has_nothing_above_notice_twice_the_same(tmp_path: Path) 
     for report in (first, second):
         del report["run"]
     assert first == second
-    assert first["schema"] == 1 and [phase["name"] for phase in first["phases"]][-2:] == ["import", "task"]
+    assert first["schema"] == 1
+    assert [phase["name"] for phase in first["phases"]] == ["build probe", "import", "task"]
 
 
 def test_what_a_new_version_does_besides_is_what_is_told(tmp_path: Path) -> None:
@@ -219,6 +220,35 @@ def test_the_exit_status_is_for_ci(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "modelops", "review", str(tmp_path / "nowhere")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and "nowhere" in done.stderr
+
+
+ENDINGS = {
+    "a task that reaches the memory limit": (
+        WIRE + "    held = [b'x' * 2**20 for _ in range(2**14)]\n",
+        {}, "limit", "warning", "task",
+    ),
+    "an import that fails": ("import nothing_like_this\n", {}, "failed", "notice", "import"),
+    "a build that fails": (
+        QUIET, {"backend/tiny_backend.py": "raise SystemExit('no compiler')\n"}, "failed", "notice", "build"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ENDINGS)
+def test_how_it_ended_is_told_in_the_phase_where_it_did(name: str, tmp_path: Path) -> None:
+    code, files, *expected = ENDINGS[name]
+    report = reviewed(tmp_path, write_bundle(tmp_path / "bundle", code, files=files))
+    assert (*expected, "runner") in findings(report), (report["findings"], report["phases"])
+
+
+def test_without_an_entry_point_the_report_says_that_nothing_ran(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "bundle", QUIET)
+    project = (bundle / "pyproject.toml").read_text()
+    (bundle / "pyproject.toml").write_text(project.split("[project.entry-points")[0])
+    report = reviewed(tmp_path, bundle)
+    errors = [fact["error"] for fact in report["facts"] if fact["kind"] == "failed"]
+    assert errors and all("no entry point in the group modelops.wire" in error for error in errors), errors
+    assert ("failed", "notice", "import", "runner") in findings(report)
 
 
 def wheel(folder: Path, name: str, files: Mapping[str, str]) -> str:

@@ -19,6 +19,7 @@ from modelops.debugging.debugger import (
     run_on_terminal,
     run_session,
 )
+from modelops.debugging.failing import failing_calls
 from modelops.debugging.workbench import Outcome
 
 from .run_report import show_failure
@@ -61,6 +62,9 @@ def debug(
     stop_after: Annotated[
         float | None, typer.Option(help="Stop the task after these seconds, where it stands.")
     ] = None,
+    trace: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Watch it with strace, and tell the calls that failed.")
+    ] = None,
     profile: Annotated[str, typer.Option(help="Name or path of the sandbox profile.")] = PROFILE,
     timeout: Timeout = 28_800,
     limit: Limit = None,
@@ -75,6 +79,8 @@ def debug(
             wanted = task_of(entrypoint, params, param, seed, task)
         if wanted is None:
             raise ValueError("the failed task was too large to go along with its error; give it with --task")
+        if native and trace:
+            raise ValueError("--native has the task traced by gdb, and a process has one tracer: leave out --trace")
         session = Session(
             wanted,
             None if script is None else script.read_text(encoding="utf-8").splitlines(),
@@ -86,8 +92,11 @@ def debug(
             _tell(progress, failed)
         with workbench(failed.bundle if failed else subject, repository, profile, timeout, limit) as opened:
             on_terminal = shell or (script is None and not native)
-            outcome = (run_on_terminal if on_terminal else run_session)(opened.bench, session)
+            watched = [] if trace is None else ["--trace", str(trace.absolute())]
+            outcome = (run_on_terminal if on_terminal else run_session)(opened.bench, session, watched)
             _show(results, outcome, opened.bench.bundle)
+        if trace is not None and trace.is_dir():
+            _show_failing(results, trace)
     except REFUSALS as error:
         raise refuse(error) from None
     if outcome.failure:
@@ -106,3 +115,13 @@ def _show(console: Console, outcome: Outcome, bundle: Path) -> None:
         console.print(plain(transcript.read().decode("utf-8", "replace").rstrip()))
     if outcome.failure:
         show_failure(console, outcome.failure, bundle, "")
+
+
+def _show_failing(console: Console, folder: Path) -> None:
+    """What the kernel said no to, the last calls last."""
+    calls = failing_calls(folder)
+    console.print(plain(f"the last {len(calls)} calls that failed, as strace saw them; all are in {folder}", "dim"))
+    for call in calls:
+        times = f" ({call.times} times)" if call.times > 1 else ""
+        arguments = call.arguments if len(call.arguments) <= 200 else call.arguments[:200] + " ..."
+        console.print(plain(f"{call.seconds:8.3f} s  {call.name}({arguments}) = {call.error}{times}"))

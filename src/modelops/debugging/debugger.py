@@ -41,14 +41,15 @@ class Session:
         return {"task": self.task, "script": script, "breaks": breaks, "stop_after": self.stop_after, "mode": self.mode}
 
 
-def run_session(bench: Workbench, session: Session) -> Outcome:
-    """Run it without a terminal; the transcript is the output of that name."""
-    return bench.instrument(PROGRAM, session.request())
+def run_session(bench: Workbench, session: Session, options: Sequence[str] = ()) -> Outcome:
+    """Run it without a terminal; the transcript is the output of that name. `options` are flags of the runner."""
+    return bench.instrument(PROGRAM, session.request(), options=options)
 
 
-def run_on_terminal(bench: Workbench, session: Session) -> Outcome:
+def run_on_terminal(bench: Workbench, session: Session, options: Sequence[str] = ()) -> Outcome:
     """Run it on the caller's terminal, which the sandbox is given; its end is what there is to say."""
-    command = bench.settings.command("--bundle-path", str(bench.bundle), "--instrument", str(PROGRAM), "--shell")
+    place = ["--bundle-path", str(bench.bundle), "--instrument", str(PROGRAM), "--shell"]
+    command = bench.settings.command(*place, *options)
     request = json.dumps(session.request()).encode()
     done = subprocess.run(command, input=request, stdout=subprocess.PIPE, env=bench.settings.environment())
     body = json.loads(done.stdout or b"{}")

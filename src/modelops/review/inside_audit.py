@@ -89,6 +89,8 @@ def main(request: "dict[str, Any]", pipe: Any, child: Any) -> None:
     recorder = Recorder(pipe, child.OUTPUT, (sys.base_prefix, os.path.realpath(sys.base_prefix)))
     sys.addaudithook(recorder.hook)
     try:
+        if not request["wire"]:
+            raise ValueError("the bundle has no entry point in the group modelops.wire: nothing was imported or run")
         child.load_object(request["wire"])
         recorder.send()
         recorder.phase = "task"

@@ -1,12 +1,13 @@
 """The folder that the runner's --trace made: for each watched sandbox a trace and a note beside it."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from modelops.review.behaviour import Behaviour
-from modelops.review.facts import Facts
+from modelops.review.facts import Facts, shown
 from modelops.review.report import Phase
 from modelops.review.strace import Reader, lines_of
 
@@ -28,11 +29,14 @@ ORDINARY = (
 def read_traces(facts: Facts, folder: Path, execute: str, builds: bool) -> Iterator[Phase]:
     """The phases of one run, in order: `build ..` where asked for, and `execute` for the last. Adds to `facts`."""
     prefix = read_note(folder / "environment.json").get("prefix", "/usr/lib/python3")
-    for number, path in enumerate(sorted(folder.glob("[0-9]*.json"))):
+    times: Counter[str] = Counter()  # a backend that first says what it needs is started twice
+    for path in sorted(folder.glob("[0-9]*.json")):
         note = read_note(path)
         if note["phase"] == "build" and not builds:
             continue
-        name = execute if note["phase"] == "execute" else f"build {note.get('subject') or number}"
+        name = execute if note["phase"] == "execute" else f"build {shown(note.get('subject') or 'the bundle')}"
+        times[name] += 1
+        name += f" ({times[name]})" if times[name] > 1 else ""
         behaviour, reader = Behaviour(facts, name, (*OWN, *ORDINARY, str(prefix) + "/")), Reader()
         with path.with_suffix(".strace").open("rb") as file:
             behaviour.read(reader.events(lines_of(file)))
