@@ -6424,14 +6424,14 @@ def keep_wheel(store: Store, file_name: str, sha256: str, path: str | None = Non
 
 
 def write_wheels(store: Store, kind: str, key: str, wheels: Iterable[WheelFile]) -> None:
-    store.write(kind, key, [[os.path.basename(wheel.path), wheel.sha256] for wheel in wheels])
+    store.write(kind, key, {"wheels": [[os.path.basename(wheel.path), wheel.sha256] for wheel in wheels]})
 
 
 def kept_wheels(store: Store, kind: str, key: str) -> list[WheelFile] | None:
     """The wheels noted under a key, if the note is one and the files are there."""
     try:
-        wheels = [keep_wheel(store, name, sha256) for name, sha256 in store.read(kind, key)]
-    except (Failure, TypeError, ValueError):
+        wheels = [keep_wheel(store, name, sha256) for name, sha256 in store.read(kind, key)["wheels"]]
+    except (Failure, KeyError, TypeError, ValueError):
         return None
     there = all(re.fullmatch(r"[0-9a-f]{64}", wheel.sha256) and os.path.isfile(wheel.path) for wheel in wheels)
     return wheels if there and (wheels or kind == "resolved") else None
@@ -7616,8 +7616,11 @@ def check_unaltered(tree: Tree, names: Iterable[str]) -> None:
     """The sources are those that were hashed when the wheel was unpacked."""
     known = {name: (size, mtime, mode) for name, size, mtime, mode in tree.files}
     for name in names:
-        status = os.lstat(os.path.join(tree.path, name))
-        if (status.st_size, status.st_mtime_ns, status.st_mode) != known[name]:
+        found = None
+        with suppress(FileNotFoundError):
+            status = os.lstat(os.path.join(tree.path, name))
+            found = (status.st_size, status.st_mtime_ns, status.st_mode)
+        if found != known[name]:
             remove_tree(os.path.dirname(tree.path))
             text = f"{name} in {tree.path} was altered; what was kept has been removed, run again"
             raise Failure("install", "store_damaged", text, retryable=True)

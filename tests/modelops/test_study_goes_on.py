@@ -81,8 +81,9 @@ class Command:
 
     def interrupt(self, process: "subprocess.Popen[str]", number: signal.Signals) -> str:
         """Signal the whole group, as a terminal does; its standard error, once no process of it is left."""
-        family = [psutil.Process(process.pid)]
-        with suppress(psutil.NoSuchProcess):
+        family: list[psutil.Process] = []
+        with suppress(psutil.NoSuchProcess):  # it may have ended by itself
+            family.append(psutil.Process(process.pid))
             family += family[0].children(recursive=True)
         with suppress(ProcessLookupError):
             os.killpg(process.pid, number)

@@ -132,13 +132,16 @@ def odd_names(bundle: Path) -> None:
         (Path(os.fsdecode(os.path.join(os.fsencode(bundle), name)))).write_bytes(b"")
 
 
+def fake_settings(bundle: Path) -> None:
+    (bundle / "uv.toml").write_text("#!/bin/sh\necho ran >> " + str(bundle) + ".marker\n")
+
+
 def fake_venv(bundle: Path) -> None:
     for name in (
         ".venv/bin/python",
         ".venv/pyvenv.cfg",
         "venv/bin/python",
         "bin/python",
-        "uv.toml",
         ".python-version",
     ):
         path = bundle / name
@@ -182,6 +185,7 @@ TREES = [
     Hostile("a path longer than PATH_MAX", nested(40, "x" * 200), REFUSED),
     Hostile("names that are bytes, escapes, options", odd_names, ("ran", "bundle/unsafe_file")),
     Hostile("an interpreter, venv and configuration of its own", fake_venv, ("ran",)),
+    Hostile("a uv.toml that is a program", fake_settings, ("bundle/pyproject_invalid",)),
     Hostile(
         "a set-uid file that all may write",
         set_uid,

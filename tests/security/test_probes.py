@@ -27,6 +27,7 @@ from security.probes import IN_TASK, PACKAGES, PROGRAM, WIRE, Probe
 pytestmark = pytest.mark.xdist_group("probes")  # one run answers for all of an account and a profile
 SECRET = "s3cret-of-the-caller-f00d"
 # What a profile allows on purpose: debug is for an engineer who looks into a task.
+TRACES = {"traces a child of its own", "attaches to pid 1"}
 WALKS = {"finds a file with set-uid, set-gid or capabilities"}
 WATCHED = {"default": "watched", "debug": "debug"}  # the same profile, with leave to watch
 ALLOWED = {
@@ -163,11 +164,12 @@ def test_a_task_can_not(
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 @pytest.mark.parametrize("probe", IN_TASK, ids=lambda probe: probe.name)
 def test_a_watched_task_can_not(probe: Probe, hostile: HostileRunner, verdicts: Any, family: Any) -> None:
-    """The boundary is the same with --trace. What is traced can't be traced by another, whatever the profile allows."""
+    """The boundary is the same with --trace; only that what is traced can't be traced by another, or trace its init."""
     if probe.name in WALKS:
         pytest.skip("it looks at every file of the sandbox, which takes a tracer a minute")
     family(probe.family)
-    require_held(probe, "default", verdicts(hostile.account.name, hostile.profile, "trace")[probe.name])
+    profile = "default" if probe.name in TRACES else hostile.profile
+    require_held(probe, profile, verdicts(hostile.account.name, hostile.profile, "trace")[probe.name])
 
 
 def require_held(probe: Probe, profile: str, verdict: Any) -> None:
