@@ -222,6 +222,20 @@ def test_the_exit_status_is_for_ci(tmp_path: Path) -> None:
     assert done.returncode == 2 and "nowhere" in done.stderr
 
 
+def test_the_profile_that_is_told_is_enough_for_the_task(tmp_path: Path) -> None:
+    code = "import ssl, zoneinfo\n" + WIRE + "    import subprocess\n    zoneinfo.ZoneInfo('Europe/Berlin')\n"
+    bundle = write_bundle(
+        tmp_path / "bundle", code + "    subprocess.run(['sh', '-c', 'ls /'])\n    return {'out': b'1'}\n"
+    )
+    report = reviewed(tmp_path, bundle)
+    profile = tmp_path / "enough.toml"
+    profile.write_text(report["policy"]["toml"])
+    assert report["policy"]["takes_away"]
+    command = [sys.executable, "-m", "modelops", "run", str(bundle), "--task", str(tmp_path / "task.json"), "--json"]
+    done = subprocess.run([*command, "--profile", str(profile)], capture_output=True, text=True)
+    assert done.returncode == 0, (done.stdout[-2000:], profile.read_text())
+
+
 ENDINGS = {
     "a task that reaches the memory limit": (
         WIRE + "    held = [b'x' * 2**20 for _ in range(2**14)]\n",

@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 from modelops.review.facts import Fact
+from modelops.review.traces import ORDINARY
 
 ROOM = 4  # times what was seen
 LEAST = {"memory_bytes": 256 << 20, "processes": 16, "wall_seconds": 60, "cpu_seconds": 60}
-LIBRARIES = ("/usr/lib", "/usr/lib32", "/usr/lib64", "/lib", "/lib32", "/lib64", "/usr/share/zoneinfo")
+UNTOLD = ("/usr/lib", "/lib", *ORDINARY)  # reading below these is no fact, so that it was not seen says nothing
 METRICS = {
     "memory_bytes": ("peak_memory_bytes",),
     "processes": ("peak_processes",),
@@ -25,13 +27,16 @@ def enough(facts: Iterable[Fact], metrics: Mapping[str, float], base: Mapping[st
     )}  # fmt: skip
     seen = {fact[name] for fact in facts for name in ("path", "program") if fact["answer"] == "ok"}
     paths = base["execute"]["read_only"]
-    kept = [
-        path for path in paths if path in LIBRARIES or any(name == path or name.startswith(path + "/") for name in seen)
-    ]
+    kept = [path for path in paths if path.startswith(UNTOLD) or any(is_below(name, path) for name in seen)]
     found: dict[str, Any] = {"dependencies": dependencies, "execute": {"limits": limits(metrics, base)}}
     if kept != paths:
         found["execute"]["read_only"] = kept
     return {name: table for name, table in found.items() if table}
+
+
+def is_below(name: str, pattern: str) -> bool:
+    """Whether a path is one of a profile's, which may have wildcards, or lies below it."""
+    return fnmatchcase(name, pattern) or fnmatchcase(name, pattern + "/*")
 
 
 SOURCES = {"git": ("git+",), "direct_urls": ("https:",), "sdists": ("sdist",)}
