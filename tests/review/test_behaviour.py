@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from modelops.review.behaviour import Behaviour, dns_question
+from modelops.review.behaviour import PROCESSES, Behaviour, dns_question
 from modelops.review.facts import MOST, Fact, Facts
 from modelops.review.strace import Reader
 
@@ -146,3 +146,14 @@ def test_text_of_a_process_is_printable_and_short() -> None:
 @pytest.mark.parametrize("data", [b"", b"\0" * 40, b"GET / HTTP/1.1\r\nHost: example.com\r\n\r\n", bytes(range(200))])
 def test_what_is_no_query_names_nothing(data: bytes) -> None:
     assert dns_question(data) == ""
+
+
+def test_of_very_many_processes_those_that_have_ended_are_not_kept() -> None:
+    """And one that they left behind is found all the same."""
+    born = "clone(child_stack=NULL, flags=SIGCHLD) = 9 /* {} in strace's PID NS */ <0.1>"
+    many = range(100, 100 + PROCESSES + 50)
+    lines = [line for pid in many for line in (f"7 11.0 {born.format(pid)}", f"{pid} 11.1 +++ exited with 0 +++")]
+    lines += [f"7 12.0 {born.format(50_000)}", f"50000 12.1 {born.format(50_001)}", "50000 12.2 +++ exited with 0 +++"]
+    facts, behaviour = facts_of(*lines, "7 13.0 +++ exited with 0 +++", "50001 13.1 +++ killed by SIGKILL +++")
+    assert len(behaviour.processes) <= PROCESSES + 1 and len(behaviour.tree()) == PROCESSES
+    assert [fact.kind for fact in facts.of("outlives_parent", "left_running")] == ["outlives_parent"]

@@ -41,7 +41,7 @@ RANDOM = re.compile(rb"\btmp[a-z0-9_]{8}\b")  # as tempfile names things: a new 
 SIGNAL_SENT = re.compile(r"SIG[A-Z0-9_+]+|\b0\b")
 
 
-@dataclass
+@dataclass(slots=True)
 class Process:
     """One process of the sandbox. Times are seconds since the interpreter began; `outcome` is an exit or a signal."""
 
@@ -112,6 +112,8 @@ class Behaviour:
             if event.pid == process.pid:  # else one of its threads
                 process.ended = self._since(event.time)
                 process.outcome = event.name or f"exit status {event.result}"
+                if process.number > PROCESSES and process.outcome != "SIGKILL":  # not told, and its end is seen
+                    del self.processes[event.pid]
             return
         if event.kind != "call":
             return
@@ -248,9 +250,11 @@ class Behaviour:
         end = by_number[1].ended if 1 in by_number else None
         for process in by_number.values():
             parent = by_number.get(process.parent or 0)
-            if parent is None or (process.ended is not None and process.outcome != "SIGKILL"):
+            if process.parent is None or (process.ended is not None and process.outcome != "SIGKILL"):
                 continue
-            orphan = parent.number != 1 and parent.ended is not None and (end is None or parent.ended < end)
+            orphan = parent is None or (  # one of the many that are not kept when they have ended
+                parent.number != 1 and parent.ended is not None and (end is None or parent.ended < end)
+            )
             values = {"program": process.program, "arguments": b" ".join(process.arguments)}
             kind = "outlives_parent" if orphan else "left_running"
             self.facts.add(kind, self.phase, KERNEL, values, process.started, process.number)
