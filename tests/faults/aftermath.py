@@ -154,8 +154,9 @@ def wrong_entries(runner: FaultRunner, module: ModuleType) -> list[str]:
 
 def is_note(path: Path) -> bool:
     try:
-        return all(len(sha256) == 64 and name.endswith(".whl") for name, sha256 in json.loads(path.read_text()))
-    except (ValueError, TypeError):
+        wheels = json.loads(path.read_text())["wheels"]
+        return all(len(sha256) == 64 and name.endswith(".whl") for name, sha256 in wheels)
+    except (ValueError, TypeError, KeyError):
         return False
 
 

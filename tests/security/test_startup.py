@@ -105,7 +105,7 @@ def test_the_limits_are_set_before_it(hostile: HostileRunner, server: LocalServe
     assert seen["raised"] == []
     own = [name for name in seen["descriptors"] if name.startswith("/venv/") or name.endswith("/fd")]
     given = [name for name in seen["descriptors"] if name not in own and not re.search(r"/fd/\d+$", name)]
-    assert len(given) == 4, "the request, the log twice, the result, and nothing of bwrap's"
+    assert len(given) == 5, "the request, the log twice, the result, the stacks, and nothing of bwrap's"
     assert all(entry.startswith(("/venv/", "/usr/lib", "/bundle")) or "/lib/python" in entry for entry in seen["path"])
     CONTROLS_DONE.add("a .pth file that looks around")
 
