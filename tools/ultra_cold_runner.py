@@ -174,14 +174,18 @@ def close_others(kept: "list[int]") -> None:
 
 
 def set_rlimits(limits: "dict[str, Any]", pid: int = 0) -> None:
-    """Set hard limits on the calling process, or on another; where the host is stricter, it stays so."""
+    """Set hard limits on the calling process, or on another; where the host is stricter, it stays so.
+
+    That of processor time is a second over the soft one, whose signal says what it was (setrlimit(2)).
+    """
     import resource
 
     for name, value in limits.items():
         number = getattr(resource, name)
         hard = resource.prlimit(pid, number)[1]
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.prlimit(pid, number, (value, value))
+        most = value + (name == "RLIMIT_CPU")
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.prlimit(pid, number, (min(value, most), most))
 
 
 def report_exception(pipe: ResultPipe, error: BaseException) -> None:
