@@ -1,0 +1,181 @@
+"""Dependency confusion: a name that the bundle brings itself is asked of no index, whoever asks for it and however.
+
+The index of these tests has every such name, in a version that would win. It must never be asked for one.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+
+import pytest
+from conftest import GROUP, TINY_BACKEND, Result
+from evidence import CONTROLS_DONE
+from servers import LocalServer, protected, redirect, wheel, write_tree
+
+from security.hostile import HostileRunner, runs
+
+FAMILY = "install"
+BOTH = (("root", "local"), ("user", "local"))
+OWN = ("foo", "bar-baz", "mywire", "buildtool")
+TINY = '[build-system]\nrequires = [{requires}]\nbuild-backend = "tiny_backend"\nbackend-path = ["backend"]\n'
+MINE = "WHOSE = 'mine'\n"
+ASKS = "import {module}\ndef wire(entrypoint, params, seed):\n    return {{'out': {module}.WHOSE}}\n"
+Go = Callable[..., Result]
+
+
+@pytest.fixture
+def server() -> Iterator[LocalServer]:
+    """The caller's index: strangers under the bundle's names, and packages that depend on those names."""
+    with LocalServer() as running:
+        for name in OWN:
+            running.add(
+                *wheel(name.replace("-", "_"), "99.0", {f"{name.replace('-', '_')}.py": "WHOSE = 'a stranger'\n"})
+            )
+        running.add(*wheel("wantsfoo", "1.0", {"wantsfoo.py": "import foo\nWHOSE = foo.WHOSE\n"}, requires=["foo"]))
+        running.add(*wheel("wantsmuch", "1.0", {"wantsmuch.py": ""}, requires=["wantsfoo", "Bar.Baz>=0.5"]))
+        yield running
+
+
+def project(name: str, code: str, more: str = "", folder: str = "", requires: str = "") -> dict[str, str]:
+    """A project that is built without an index, but for what `requires` lists."""
+    module = name.replace("-", "_")
+    files = {
+        "pyproject.toml": f'{TINY.format(requires=requires)}[project]\nname = "{name}"\nversion = "1.0"\n{more}',
+        "backend/tiny_backend.py": TINY_BACKEND,
+        f"{module}.py": code,
+    }
+    return {os.path.join(folder, path): text for path, text in files.items()}
+
+
+def bundle(dependencies: list[str], more: str, module: str = "foo", **files: str) -> dict[str, str]:
+    """A virtual bundle named mywire whose wire function tells whose `module` it found."""
+    head = f'[project]\nname = "mywire"\nversion = "1.0"\ndependencies = {json.dumps(dependencies)}\n'
+    points = f'[project.entry-points."{GROUP}"]\nexecute = "model.main:wire"\n'
+    return {"pyproject.toml": head + points + more, "model/main.py": ASKS.format(module=module), **files}
+
+
+FOO = project("foo", MINE, folder="libs/foo")
+BAR = project("bar-baz", MINE, folder="libs/bar")
+SOURCE = '[tool.uv.sources]\nfoo = {path = "libs/foo"}\n'
+WORKSPACE = '[tool.uv.sources]\nfoo = {workspace = true}\n[tool.uv.workspace]\nmembers = ["libs/*"]\n'
+EXTRA = '[project.optional-dependencies]\nsim = ["foo"]\n'
+NEEDS_BAR = 'dependencies = ["Bar_Baz"]\n[tool.uv.sources]\nbar-baz = {path = "../bar"}\n'
+
+CASES: dict[str, Mapping[str, str]] = {
+    "a path": bundle(["foo"], SOURCE, **FOO),
+    "a path with a version that only the stranger has": bundle(["foo<100"], SOURCE, **FOO),
+    "an editable path": bundle(["foo"], '[tool.uv.sources]\nfoo = {path = "libs/foo", editable = true}\n', **FOO),
+    "a member of the workspace": bundle(["foo"], WORKSPACE, **FOO),
+    "a member that nothing but another member names": bundle(
+        ["foo"], WORKSPACE, **project("foo", "import bar_baz\nWHOSE = bar_baz.WHOSE\n",
+        'dependencies = ["bar-baz"]\n[tool.uv.sources]\nbar-baz = {workspace = true}\n', "libs/foo"), **BAR,
+    ),
+    "an extra of the project itself": bundle(["mywire[sim]"], EXTRA + SOURCE, **FOO),
+    "an extra of the project itself, spelled otherwise": bundle(["My.Wire[SIM]"], EXTRA + SOURCE, **FOO)
+    | {"pyproject.toml": bundle(["my_wire[sim]"], EXTRA + SOURCE)["pyproject.toml"].replace('"mywire"', '"My.Wire"')},
+    "a local source of a local source": bundle(
+        ["foo"], SOURCE, **project("foo", "import bar_baz\nWHOSE = bar_baz.WHOSE\n", NEEDS_BAR, "libs/foo"), **BAR
+    ),
+    "a name spelled otherwise": bundle(
+        ["Bar.Baz"], '[tool.uv.sources]\nBAR_BAZ = {path = "libs/bar"}\n', "bar_baz", **BAR
+    ),
+    "a package of the index that wants it": bundle(["wantsfoo"], SOURCE, "wantsfoo", **FOO),
+    "a package of the index that wants what wants it": bundle(
+        ["wantsmuch"], SOURCE + 'bar-baz = {path = "libs/bar"}\n', "wantsfoo", **FOO, **BAR
+    ),
+    "a requirements file": {
+        "requirements.txt": "./libs/foo\n./wired\nwantsfoo\n", **FOO,
+        **project("wired", ASKS.format(module="foo"), f'[project.entry-points."{GROUP}"]\nx = "wired:wire"\n', "wired"),
+    },
+}  # fmt: skip
+
+
+@pytest.fixture
+def go(hostile: HostileRunner, server: LocalServer) -> Go:
+    def make(files: Mapping[str, str], **env: str) -> Result:
+        place = hostile.bundle()
+        for left in ("pyproject.toml", "backend/tiny_backend.py"):
+            (place / left).unlink()
+        write_tree(place, files)
+        return hostile(place, None, env={**server.environment(), **env}, name="a name that the bundle brings")
+
+    return make
+
+
+def asked_for_own(server: LocalServer) -> list[str]:
+    """Every request that names something of the bundle's."""
+    return [path for path in server.paths() if any(name.replace("-", "") in path.replace("-", "").replace("_", "")
+            for name in OWN) and "wants" not in path]  # fmt: skip
+
+
+@runs(*BOTH)
+@pytest.mark.parametrize("case", CASES)
+def test_the_index_is_not_asked(case: str, go: Go, server: LocalServer) -> None:
+    result = go(CASES[case])
+    assert result.outputs == {"out": b"mine"}
+    assert asked_for_own(server) == []
+
+
+@runs(*BOTH)
+def test_control(go: Go, server: LocalServer) -> None:
+    """The same bundle without the line that says whose it is gets the stranger's."""
+    assert go(bundle(["foo"], "", **FOO)).outputs == {"out": b"a stranger"}
+    assert asked_for_own(server)
+    CONTROLS_DONE.add("a name that the bundle brings")
+
+
+@runs(*BOTH)
+def test_what_a_build_needs(go: Go, server: LocalServer) -> None:
+    """A backend's requirement that the bundle brings: of the bundle's own build, and of a local source's."""
+    tool = project("buildtool", MINE, folder="libs/tool")
+    checks = TINY_BACKEND + "\nimport buildtool\nassert buildtool.WHOSE == 'mine', buildtool.WHOSE\n"
+    source = '[tool.uv.sources]\nbuildtool = {path = "../tool"}\n'
+    foo = project("foo", MINE, source, "libs/foo", '"buildtool"') | {"libs/foo/backend/tiny_backend.py": checks}
+    assert go(bundle(["foo"], SOURCE + 'buildtool = {path = "libs/tool"}\n', **foo, **tool)).outputs == {"out": b"mine"}
+    own = f'[project.entry-points."{GROUP}"]\nx = "built:wire"\n[tool.uv.sources]\nbuildtool = {{path = "libs/tool"}}\n'
+    built = project("built", "def wire(*a):\n    return {'out': 'mine'}\n", own, "", '"buildtool"')
+    assert go({**built, "backend/tiny_backend.py": checks, **tool}).outputs == {"out": b"mine"}
+    assert asked_for_own(server) == []
+
+
+@runs(*BOTH)
+@pytest.mark.parametrize(
+    "source",
+    [
+        'foo = {path = "libs/foo", marker = "python_version < \'3\'"}',
+        'foo = {path = "libs/nothing-there"}',
+        'foo = {path = "libs/other"}',
+        'foo = {workspace = true}',
+    ],
+)  # fmt: skip
+def test_a_source_that_is_no_good_is_an_error_and_no_reason_to_ask(source: str, go: Go, server: LocalServer) -> None:
+    other = project("other", MINE, folder="libs/other")
+    result = go(bundle(["foo"], f"[tool.uv.sources]\n{source}\n", **FOO, **other))
+    assert "foo" in result.error["error"] and asked_for_own(server) == []
+
+
+# --- credentials: the caller's are for the caller's indexes
+
+
+@runs(*BOTH)
+def test_an_index_of_the_bundle_gets_nothing_of_the_caller(hostile: HostileRunner, server: LocalServer) -> None:
+    """A second index records every header: none has the caller's name, secret or token, from a redirect either."""
+    with LocalServer() as second:
+        second.add(*wheel("extra", "1.0", {"extra.py": MINE}))
+        second.behave("/away/", redirect(server.url("/simple/wantsfoo/")))
+        server.behave("/simple/", protected("caller:s3cr3t")(server))
+        server.behave("/files/", protected("caller:s3cr3t")(server))
+        more = f'[[tool.uv.index]]\nname = "second"\nurl = "{second.url()}"\nexplicit = true\n'
+        more += '[tool.uv.sources]\nextra = {index = "second"}\n'
+        place = hostile.bundle()
+        for left in ("pyproject.toml", "backend/tiny_backend.py"):
+            (place / left).unlink()
+        write_tree(place, bundle(["extra", "foo"], more, "extra"))
+        env = server.environment(UV_DEFAULT_INDEX=server.url(credentials="caller:s3cr3t"))
+        result = hostile(place, None, env=env, name="an index of the bundle's own")
+        assert result.outputs == {"out": b"mine"}
+        assert server.saw("caller:s3cr3t") or any("s3cr3t" in str(request) for request in server.log)
+        assert second.log and not any("s3cr3t" in str(request) or "caller" in str(request) for request in second.log)
+        assert not second.saw("s3cr3t")
+        assert [path for path in second.paths() if "foo" in path] == []  # explicit: it serves what names it alone
+        assert "s3cr3t" not in str(result.body) + result.stderr
