@@ -2131,7 +2131,7 @@ def local_path(text: str, base: str, refuse: Refuse) -> str:
         base, path = "", path[len(BUILD_TREE) + 1 :]
     joined = os.path.normpath(os.path.join(base, path))
     if path.startswith("/") or joined == ".." or joined.startswith("../"):
-        refuse("its path leads out of the bundle; put what it names into the bundle, and write the path relative")
+        refuse(f"{text[:200]!r} leads out of the bundle; put what it names into the bundle, and name it from there")
     return joined
 
 
