@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +19,8 @@ VIRTUAL = '[project]\nname = "mywire"\nversion = "1.0"\n'
 TINY = '[build-system]\nrequires = []\nbuild-backend = "tiny_backend"\nbackend-path = ["backend"]\n'
 SIX = "import six\ndef wire(entrypoint, params, seed):\n    return {'out': six.__version__}\n"
 Go = Callable[..., Result]
+# The caller's own index and authorities instead of the local ones.
+REAL_INDEX = {"UV_DEFAULT_INDEX": "", "SSL_CERT_FILE": os.environ.get("SSL_CERT_FILE", "")}
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +117,79 @@ def test_child_interpreters_find_the_code_of_a_virtual_project(go: Go) -> None:
 
 def test_a_setup_cfg_of_other_tools_makes_no_package(go: Go) -> None:
     assert go(virtual(**{"setup.cfg": "[flake8]\nmax-line-length = 100\n"})).outputs == {"out": b"1.17.0"}
+
+
+SETUP_PY = """from setuptools import find_packages, setup
+setup(name="legacy", version="1.0", packages=find_packages(), install_requires=REQUIRES,
+      entry_points={"GROUP": ["execute = model.main:wire"]})
+""".replace("GROUP", GROUP)
+SETUP_CFG = f"""[metadata]
+name = legacy
+version = 1.0
+[options]
+packages = find:
+install_requires =
+    six==1.16.0
+[options.entry_points]
+{GROUP} =
+    execute = model.main:wire
+"""
+SETUPTOOLS = '[build-system]\nrequires = ["setuptools>=68"{more}]\nbuild-backend = "setuptools.build_meta"\n'
+PACKAGES = '[tool.setuptools]\npackages = ["model"]\n'
+HATCH = '[build-system]\nrequires = ["hatchling", "hatch-vcs"]\nbuild-backend = "hatchling.build"\n'
+DYNAMIC = '[project]\nname = "mywire"\ndynamic = ["version"]\n' + POINTS
+VERSION = "from importlib.metadata import version\ndef wire(*a):\n    return {'out': version('mywire')}\n"
+MODEL = {"model/__init__.py": "", "model/main.py": SIX}
+LEGACY = {
+    "setup.py": {"setup.py": SETUP_PY.replace("REQUIRES", "['six==1.16.0']"), **MODEL},
+    "setup.cfg": {"setup.cfg": SETUP_CFG, **MODEL},
+    "setup.cfg and a setup.py that only calls": {
+        "setup.cfg": SETUP_CFG, "setup.py": "__import__('setuptools').setup()\n", **MODEL,
+    },
+    "requirements.txt and setup.py": {
+        "setup.py": SETUP_PY.replace("REQUIRES", "[]"), "requirements.txt": "six==1.16.0\n", **MODEL,
+    },
+    "[tool.setuptools] without a build system": {
+        "pyproject.toml": VIRTUAL + 'dependencies = ["six==1.16.0"]\n' + POINTS + PACKAGES, **MODEL,
+    },
+}  # fmt: skip
+SCM = {
+    "setuptools-scm": SETUPTOOLS.format(more=', "setuptools-scm"')
+    + DYNAMIC + "[tool.setuptools_scm]\n" + PACKAGES,
+    "hatch-vcs": HATCH + DYNAMIC + '[tool.hatch.version]\nsource = "vcs"\n'
+    + '[tool.hatch.build.targets.wheel]\npackages = ["model"]\n',
+}  # fmt: skip
+ASKS_THE_INDEX = pytest.mark.full("asks the caller's own package index for real backends")
+
+
+@ASKS_THE_INDEX
+@pytest.mark.parametrize("files", LEGACY.values(), ids=LEGACY.keys())
+def test_projects_of_setuptools(go: Go, files: dict[str, str]) -> None:
+    assert go(files, **REAL_INDEX).outputs == {"out": b"1.16.0"}
+
+
+@ASKS_THE_INDEX
+@pytest.mark.parametrize("git", [{}, {".git": "gitdir: /nowhere/at/all\n"}], ids=["no .git", ".git is a file"])
+@pytest.mark.parametrize("name", SCM)
+def test_a_version_from_a_repository_that_is_not_there(go: Go, name: str, git: dict[str, str]) -> None:
+    """A version that names the bundle's digest, and a line in the log that says so."""
+    result = go({"pyproject.toml": SCM[name], "model/__init__.py": "", "model/main.py": VERSION, **git}, **REAL_INDEX)
+    assert re.fullmatch(rb"0\+bundle\.d[0-9a-f]{12}", result.outputs["out"]), result.outputs
+    assert "the version names the bundle's digest" in result.stderr
+
+
+@ASKS_THE_INDEX
+def test_nothing_newer_than_a_day(go: Go) -> None:
+    code = "import six\ndef wire(*a):\n    return {'out': six.__version__}\n"
+    files = virtual(code, '[tool.uv]\nexclude-newer = "2021-01-01T00:00:00Z"\n', ["six"])
+    assert go(files, **REAL_INDEX).outputs == {"out": b"1.15.0"}
+
+
+def test_a_python_that_is_not_there(go: Go) -> None:
+    files = virtual(dependencies=[])
+    files["pyproject.toml"] = files["pyproject.toml"].replace("version =", 'requires-python = ">=3.99"\nversion =')
+    error = go(files).error
+    assert error["type"] == "no_interpreter" and "uv python install '>=3.99'" in error["error"]
 
 
 @pytest.mark.parametrize("version", ["", "version = 1\n"])
