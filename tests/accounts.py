@@ -122,6 +122,9 @@ def accounts(base: Path) -> dict[str, Account]:
     for name, text in TEST_PROFILES.items():
         head = 'description = "for tests"\nextends = "default"\n'
         (base / "profiles" / f"{name}.toml").write_text(head + text)
+    for name in ("strict", "container"):  # one profile may extend one other: as they are, and with leave to watch
+        text = (PROFILES / f"{name}.toml").read_text() + TEST_PROFILES["watched"]
+        (base / "profiles" / f"watched-{name}.toml").write_text(text)
     keep_bytecode(sys.executable, base / "tools" / RUNNER.name)
     if os.geteuid() != 0:
         return {"user": Account("user", None, sys.executable, folder("user"))}

@@ -29,7 +29,8 @@ SECRET = "s3cret-of-the-caller-f00d"
 # What a profile allows on purpose: debug is for an engineer who looks into a task.
 TRACES = {"traces a child of its own", "attaches to pid 1"}
 WALKS = {"finds a file with set-uid, set-gid or capabilities"}
-WATCHED = {"default": "watched", "debug": "debug"}  # the same profile, with leave to watch
+# The same profile, with leave to watch.
+WATCHED = {"default": "watched", "strict": "watched-strict", "container": "watched-container", "debug": "debug"}
 ALLOWED = {
     "debug": {
         "traces a child of its own",
