@@ -1,13 +1,16 @@
 """--trace: what strace saw of each sandbox, in files out of every sandbox's reach."""
 
+import ctypes
 import json
 import os
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
-from conftest import Runner
+from conftest import Runner, parse_line
 
 pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 Bundle = Callable[..., Path]
@@ -91,3 +94,25 @@ def test_a_task_that_fails_is_watched_to_its_end(run: Runner, bundle: Bundle, tm
     error = run(bundle(code), None, "--profile", "debug", "--trace", str(tmp_path / "trace")).error
     assert (error["type"], error["signal"]) == ("crashed", "SIGSEGV")
     assert "killed by SIGSEGV" in traces(tmp_path / "trace")["execute"][1]
+
+
+def test_where_nobody_may_trace_nothing_runs(
+    run: Runner, bundle: Bundle, tmp_path: Path, runner_module: ModuleType
+) -> None:
+    """As under kernel.yama.ptrace_scope=3, or in a container that refuses it: here by a filter on the runner itself."""
+    program = runner_module.deny_program(["ptrace"])
+
+    class Program(ctypes.Structure):  # struct sock_fprog
+        _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
+
+    def refuse() -> None:
+        libc = ctypes.CDLL(None)
+        assert libc.prctl(38, 1, 0, 0, 0) == 0  # PR_SET_NO_NEW_PRIVS
+        assert libc.prctl(22, 2, ctypes.byref(Program(len(program) // 8, program)), 0, 0) == 0  # PR_SET_SECCOMP
+
+    command = run.command("--bundle-path", str(bundle(LOUD)), "--profile", "debug", "--trace", str(tmp_path / "trace"))
+    task = b'{"entrypoint": "main", "params": {}, "seed": 1}'
+    done = subprocess.run(command, input=task, capture_output=True, env=run.environment(), preexec_fn=refuse)
+    error = parse_line(done.stdout)["_fatal_error"]
+    assert (error["phase"], error["type"]) == ("host", "trace_unavailable"), error
+    assert "SYS_PTRACE" in error["error"]
