@@ -6610,6 +6610,13 @@ class Gathered(NamedTuple):
     done: bool
 
 
+def commit_of(archive: str) -> str:
+    """The commit that `git archive` wrote into the head of a tar (git-archive(1)); "" where there is none."""
+    with open(archive, "rb") as file:
+        found = re.search(rb"comment=([0-9a-f]{40,64})\n", file.read(2048))
+    return found[1].decode() if found else ""
+
+
 class Resolver:
     """Turns requirements into wheels of the store; builds what has none, offline.
 
@@ -6627,6 +6634,7 @@ class Resolver:
         self.markers = marker_environment(interpreter)
         self.places = dict(self.own_places())
         self.obtained: dict[Place, tuple[WheelFile, str]] = {}  # and the tree that paths in its metadata are of
+        self.commits: dict[str, str] = {}  # of git URLs
         self.building: tuple[str, ...] = ()
         host.secrets.extend(self.index.secrets)
 
@@ -6861,6 +6869,7 @@ class Resolver:
         source = {"url": f"https://{head}{slash}{path}", "ref": ref, "credentials": credentials}
         receiver = self.run({**NOTHING_TO_FETCH, "git": [source], "gate": self.gate([])}, [], {})
         archive, sha256 = receiver.sent("git/0")
+        self.commits[url] = commit_of(archive)
         version = re.fullmatch(r"v?([0-9]+(\.[0-9]+)*)", ref)
         subdirectory = parse_qs(fragment).get("subdirectory", [""])[0]
         return self.build_archive(archive, subdirectory, name, version[1] if version else f"0+git.d{sha256[:12]}")
@@ -7044,10 +7053,12 @@ class Resolver:
         return receiver
 
     def origin(self, wheel: WheelFile) -> str:
-        """Where a wheel came from, for a reviewer: a path in the bundle, a URL, or an index."""
+        """Where a wheel came from, for a reviewer: a path in the bundle, a URL (and its commit), or an index."""
         for place, (known, _) in self.obtained.items():
             if known == wheel:
-                return f"bundle: {place.path}" if place.tree == self.bundle.path else place.path
+                commit = self.commits.get(place.path, "")
+                url = f"{place.path} at {commit}" if commit else place.path
+                return f"bundle: {place.path}" if place.tree == self.bundle.path else url
         return "index"
 
     def have(self) -> list[str]:

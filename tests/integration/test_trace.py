@@ -3,6 +3,7 @@
 import ctypes
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -10,10 +11,12 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from conftest import Runner, parse_line
+from conftest import PROFILES, TINY_BACKEND, Runner, parse_line
+from servers import LocalServer, local_profile, wheel
 
 pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 Bundle = Callable[..., Path]
+TINY = '[build-system]\nrequires = []\nbuild-backend = "tiny_backend"\nbackend-path = ["backend"]\n'
 LOUD = """
 import os, socket, subprocess
 def wire(entrypoint, params, seed):
@@ -116,3 +119,22 @@ def test_where_nobody_may_trace_nothing_runs(
     error = parse_line(done.stdout)["_fatal_error"]
     assert (error["phase"], error["type"]) == ("host", "trace_unavailable"), error
     assert "SYS_PTRACE" in error["error"]
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_the_packages_of_the_environment_and_where_they_came_from(run: Runner, bundle: Bundle, tmp_path: Path) -> None:
+    project = f'{TINY}[project]\nname = "dep"\nversion = "1.0"\n'
+    with LocalServer() as server:
+        server.add(*wheel("other", "2.0", {"other.py": ""}))
+        url = server.git("dep", {"pyproject.toml": project, "backend/tiny_backend.py": TINY_BACKEND, "dep.py": ""})
+        path = bundle(LOUD)
+        text = (path / "pyproject.toml").read_text()
+        listed = f'version = "1.0"\ndependencies = ["dep @ git+{url}", "other"]\n'
+        (path / "pyproject.toml").write_text(text.replace('version = "1.0"\n', listed))
+        profile = local_profile(tmp_path, more="[trace]\nallowed = true\n")
+        options = ("--profile", str(profile), "--profiles-dir", str(PROFILES), "--trace", str(tmp_path / "trace"))
+        assert run(path, None, *options, env=server.environment()).outputs["out"] == b"done"
+    packages = json.loads((tmp_path / "trace" / "environment.json").read_text())["packages"]
+    sources = {package["name"]: package["source"] for package in packages}
+    assert re.fullmatch(rf"git\+{re.escape(url)} at [0-9a-f]{{40}}", sources["dep"]), sources
+    assert (sources["probe"], sources["other"]) == ("bundle: .", "index")
