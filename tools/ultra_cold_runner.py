@@ -6635,6 +6635,7 @@ class Resolver:
         self.places = dict(self.own_places())
         self.obtained: dict[Place, tuple[WheelFile, str]] = {}  # and the tree that paths in its metadata are of
         self.commits: dict[str, str] = {}  # of git URLs
+        self.from_sdists: set[str] = set()  # sha256 of wheels that were built of an index's sdists
         self.building: tuple[str, ...] = ()
         host.secrets.extend(self.index.secrets)
 
@@ -6715,6 +6716,7 @@ class Resolver:
                     problem = f"the sdist of {name} was built, and its wheel does not satisfy the dependencies"
                     raise Failure("fetch", "dependency_unavailable", problem)
                 sdists[name] = Pin(self.build_archive(path, "", name)[0], Place("", path))
+                self.from_sdists.add(sdists[name].wheel.sha256)
         problem = f"after {self.ROUNDS} rounds there are still dependencies without wheels"
         raise Failure("fetch", "dependency_unavailable", problem)
 
@@ -7059,7 +7061,7 @@ class Resolver:
                 commit = self.commits.get(place.path, "")
                 url = f"{place.path} at {commit}" if commit else place.path
                 return f"bundle: {place.path}" if place.tree == self.bundle.path else url
-        return "index"
+        return "sdist of an index, built here" if wheel.sha256 in self.from_sdists else "index"
 
     def have(self) -> list[str]:
         top = self.host.store.path("wheels")

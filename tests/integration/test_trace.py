@@ -12,7 +12,7 @@ from types import ModuleType
 
 import pytest
 from conftest import PROFILES, TINY_BACKEND, Runner, parse_line
-from servers import LocalServer, local_profile, wheel
+from servers import LocalServer, local_profile, sdist, wheel
 
 pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 Bundle = Callable[..., Path]
@@ -126,10 +126,12 @@ def test_the_packages_of_the_environment_and_where_they_came_from(run: Runner, b
     project = f'{TINY}[project]\nname = "dep"\nversion = "1.0"\n'
     with LocalServer() as server:
         server.add(*wheel("other", "2.0", {"other.py": ""}))
+        files = {"pyproject.toml": project.replace("dep", "raw"), "backend/tiny_backend.py": TINY_BACKEND, "raw.py": ""}
+        server.add(*sdist("raw", "1.0", files))
         url = server.git("dep", {"pyproject.toml": project, "backend/tiny_backend.py": TINY_BACKEND, "dep.py": ""})
         path = bundle(LOUD)
         text = (path / "pyproject.toml").read_text()
-        listed = f'version = "1.0"\ndependencies = ["dep @ git+{url}", "other"]\n'
+        listed = f'version = "1.0"\ndependencies = ["dep @ git+{url}", "other", "raw"]\n'
         (path / "pyproject.toml").write_text(text.replace('version = "1.0"\n', listed))
         profile = local_profile(tmp_path, more="[trace]\nallowed = true\n")
         options = ("--profile", str(profile), "--profiles-dir", str(PROFILES), "--trace", str(tmp_path / "trace"))
@@ -138,3 +140,4 @@ def test_the_packages_of_the_environment_and_where_they_came_from(run: Runner, b
     sources = {package["name"]: package["source"] for package in packages}
     assert re.fullmatch(rf"git\+{re.escape(url)} at [0-9a-f]{{40}}", sources["dep"]), sources
     assert (sources["probe"], sources["other"]) == ("bundle: .", "index")
+    assert sources["raw"] == "sdist of an index, built here"
