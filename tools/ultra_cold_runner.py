@@ -1548,16 +1548,32 @@ def is_own(error: Exception) -> bool:
 
 def host_failure(error: BaseException) -> Failure | None:
     """What the machine lacks, where that is why the runner failed; or that it lost the folder of the run."""
-    scratch = re.match(r".*/\.run-[^/]+", str(getattr(error, "filename", "")))
-    if isinstance(error, FileNotFoundError) and scratch and not os.path.isdir(scratch[0]):
-        text = f"{scratch[0]} was removed while the run used it; let only the runner change its store, and run again"
+    gone = lost_folder(error) if isinstance(error, FileNotFoundError) else ""
+    if gone:
+        text = f"{gone} was removed while the run used it; let only the runner change its store, and run again"
         return Failure("host", "store_unavailable", text, True)
     unmapped = isinstance(error, ImportError) and re.search("failed to map|allocate memory", str(error))
     number = errno.ENOMEM if unmapped or isinstance(error, MemoryError) else getattr(error, "errno", None)
+    number = errno.EMFILE if isinstance(error, ImportError) and "Too many open files" in str(error) else number
     if not isinstance(error, (OSError, MemoryError, ImportError)) or number not in SHORTAGES:
         return None
     place = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
     return Failure("host", "host_exhausted", f"{SHORTAGES[number]}{place}; make room and run again", True)
+
+
+KEPT_FOLDERS = ("wheels", "trees", "imported", "built", "resolved", "system", "locks", "venvs", "run")
+
+
+def lost_folder(error: OSError) -> str:
+    """The folder of the store, or of the run, whose absence is why a file in it was not found; "" if there is none."""
+    for path in (error.filename, error.filename2):
+        folder = os.fsdecode(path) if isinstance(path, (str, bytes)) else ""
+        while folder not in ("", "/"):
+            name = os.path.basename(folder)
+            if (name in KEPT_FOLDERS or name.startswith(".run-")) and not os.path.isdir(folder):
+                return folder
+            folder = os.path.dirname(folder)
+    return ""
 
 
 class Log:
@@ -3922,7 +3938,7 @@ class Store:
         self.run = transient(os.path.join(base, "run"), cleanup)
         self.kept = base if keep else self.run
         self.venvs = os.path.abspath(venvs) if venvs else os.path.join(self.kept, "venvs")
-        for folder in ("wheels", "trees", "imported", "built", "resolved", "system", "locks"):
+        for folder in KEPT_FOLDERS[:-2]:
             os.makedirs(os.path.join(self.kept, folder), mode=0o700, exist_ok=True)
         os.chmod(self.path("system"), 0o711)  # sandboxes mount what is in there, and a container may not stage it
 
