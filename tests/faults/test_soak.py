@@ -23,7 +23,8 @@ SERVED = 10_000 if THOROUGH else 800
 WHO = pytest.mark.parametrize("who", ["root"]) if THOROUGH else everyone()
 SLACK = {  # what may differ between the first tenth and the last without being growth
     "memory": 0.10,  # shares: pages that the allocator keeps, and where the machine shares pages between processes
-    "seconds": float("inf"),  # recorded only
+    "seconds": float("inf"),  # recorded only,
+    "descriptors": 0.05,  # a sandbox that is to take over may be open at a moment
 }
 
 
