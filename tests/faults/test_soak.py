@@ -21,10 +21,16 @@ Sample = dict[str, float]
 COLD = 10_000 if THOROUGH else 30
 SERVED = 10_000 if THOROUGH else 800
 WHO = pytest.mark.parametrize("who", ["root"]) if THOROUGH else everyone()
+# A server forks ahead of its tasks, cleans up behind the answer, and opens the sandbox that takes over beside the old
+# one: a moment may find a few more. What leaked with each task would be hundreds.
+MOMENT = 0.5
 SLACK = {  # what may differ between the first tenth and the last without being growth
-    "memory": 0.10,  # shares: pages that the allocator keeps, and where the machine shares pages between processes
-    "seconds": float("inf"),  # recorded only,
-    "descriptors": 0.05,  # a sandbox that is to take over may be open at a moment
+    "memory": 0.25,  # shares: pages that the allocator keeps, and where the machine shares pages between processes
+    "seconds": float("inf"),  # recorded only
+    "descriptors": MOMENT,
+    "threads": MOMENT,
+    "processes": MOMENT,
+    "cgroups": MOMENT,
 }
 
 
@@ -64,14 +70,14 @@ def process_sample(pid: int) -> Sample:
 
 
 def quiet_sample(pid: int) -> Sample:
-    """Of the moment with the fewest processes in a while: the task that was answered last may still be ending."""
+    """The least of each figure in a while: the task that was answered last may still be ending."""
     found: list[Sample] = []
     while len(found) < 5:
         with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError, FileNotFoundError):
             found.append(process_sample(pid))
         assert psutil.Process(pid).status() != psutil.STATUS_ZOMBIE, "the server has ended"
         time.sleep(0.02)
-    return min(found, key=lambda sample: sample["processes"])
+    return {name: min(sample[name] for sample in found) for name in found[0]}
 
 
 def check_no_growth(samples: list[Sample]) -> str:
@@ -203,7 +209,7 @@ def test_served_tasks(
     serving = Serving(runner, runner.bundle(LEARNING, pyproject=None) if kind else runner.bundle())
     samples: list[Sample] = []
     try:
-        for seed in range(20):  # what is loaded at first use is no growth
+        for seed in range(150):  # what is loaded at first use, or learned from the first tasks, is no growth
             serving.ask(seed)
         for part in range(40):
             begun = time.monotonic()
