@@ -1146,7 +1146,8 @@ class Gate:
             headers = dict(field.lower().split(": ", 1) for field in fields if ": " in field)
             if headers.get("proxy-authorization") != self.expected.lower():
                 client.sendall(
-                    b"HTTP/1.1 407 Authenticate\r\nProxy-Authenticate: Basic realm=gate\r\nContent-Length: 0\r\n\r\n"
+                    b"HTTP/1.1 407 Authenticate\r\nProxy-Authenticate: Basic realm=gate\r\n"
+                    b"Content-Length: 0\r\nConnection: close\r\n\r\n"  # git asks first, then logs in anew
                 )
                 return
             server = self.connect(target) if method == "CONNECT" else None

@@ -2,13 +2,15 @@
 
 import base64
 import contextlib
+import os
 import socket
+import subprocess
 from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from servers import listening
+from servers import LocalServer, authority, listening
 
 
 @pytest.fixture
@@ -64,3 +66,15 @@ def test_only_who_knows_the_word_may_ask(gate: Any) -> None:
 def test_what_is_no_tunnel_gets_none(gate: Any, request_line: str) -> None:
     assert b" 200 " not in ask(gate, request_line)
     assert b" 403 " in ask(gate, "CONNECT 127.0.0.1:9 HTTP/1.1")  # and the gate goes on
+
+
+def test_git_passes_where_it_may(runner_module: ModuleType) -> None:
+    """git asks without the login first, and again when it has been told of it."""
+    with LocalServer() as server:
+        url = server.git("lib", {"lib.py": ""})
+        for hosts, code in (([server.host], 0), ([], 128)):
+            gate = runner_module.Gate(hosts)
+            environment = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "GIT_SSL_CAINFO": authority().bundle}
+            done = subprocess.run(["git", "ls-remote", url], env={**environment, "https_proxy": gate.url})
+            assert done.returncode == code
+            assert gate.refused == (set() if hosts else {server.host})
