@@ -2125,6 +2125,20 @@ def check_dependency_url(url: str, policy: DependencyPolicy, refuse: Refuse) -> 
         refuse("its host is an address of this machine or of a private network (dependencies.private_addresses)")
 
 
+def host_and_port(url: str) -> str:
+    """What credentials belong to: one spelling for all that a resolver takes for the same host (RFC 3986, 6.2)."""
+    import contextlib
+    import ipaddress
+    from urllib.parse import urlsplit
+
+    netloc = urlsplit(url).netloc.rpartition("@")[2]
+    match = re.fullmatch(r"(.*?)\.?(?::0*([0-9]*))?", netloc.lower())
+    host, port = (match[1], match[2]) if match else (netloc, "")
+    with contextlib.suppress(ValueError):
+        host = str(ipaddress.ip_address(host.strip("[]")))
+    return f"{host} {port or 443}"
+
+
 def is_private(host: str) -> bool:
     try:
         return is_inner_address(host.strip("[]"))
@@ -2862,7 +2876,7 @@ class Draft:
         if not self.policy.private_addresses and is_private(match["host"]):
             problem = "is an address of this machine or of a private network (dependencies.private_addresses)"
             raise refused(where, f"the index {url[:200]!r} {problem}")
-        if url.partition("://")[2].partition("/")[0] in self.callers.authorization:
+        if host_and_port(url) in {host_and_port(f"https://{host}") for host in self.callers.authorization}:
             problem = "is on a host for which the caller has credentials, which are not for it"
             raise refused(where, f"the index {url[:200]!r} {problem}; let the caller name it (UV_INDEX)")
         index = Index(url, name, **kind)

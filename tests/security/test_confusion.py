@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 import pytest
 from conftest import GROUP, TINY_BACKEND, Result
 from evidence import CONTROLS_DONE
-from servers import LocalServer, protected, redirect, wheel, write_tree
+from servers import LocalServer, protected, redirect, status, wheel, write_tree
 
 from security.hostile import HostileRunner, runs
 
@@ -179,3 +179,25 @@ def test_an_index_of_the_bundle_gets_nothing_of_the_caller(hostile: HostileRunne
         assert not second.saw("s3cr3t")
         assert [path for path in second.paths() if "foo" in path] == []  # explicit: it serves what names it alone
         assert "s3cr3t" not in str(result.body) + result.stderr
+
+
+@runs(*BOTH)
+@pytest.mark.parametrize(
+    "callers, bundles",
+    [("localhost", "LOCALHOST"), ("LocalHost", "localhost"), ("localhost", "localhost."), ("localhost", "localhost")],
+)
+def test_an_index_on_the_host_of_the_callers_is_refused(
+    callers: str, bundles: str, hostile: HostileRunner, server: LocalServer
+) -> None:
+    """Its credentials are sent to a host, however that is spelled: another folder there is not the caller's."""
+    server.behave("/tenant/", status(401, "Who"))
+    url = f"https://{bundles}:{server.port}/tenant/simple/"
+    more = f'[[tool.uv.index]]\nname = "second"\nurl = "{url}"\n'
+    place = hostile.bundle()
+    for left in ("pyproject.toml", "backend/tiny_backend.py"):
+        (place / left).unlink()
+    write_tree(place, bundle(["wantsfoo"], more, "wantsfoo"))
+    env = server.environment(UV_DEFAULT_INDEX=f"https://caller:s3cr3t@{callers}:{server.port}/simple/")
+    result = hostile(place, None, env=env, name="an index on the host of the caller's")
+    assert "a host for which the caller has credentials" in result.error["error"]
+    assert [path for path in server.paths() if path.startswith("/tenant/")] == []
