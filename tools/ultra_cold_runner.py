@@ -2528,6 +2528,12 @@ class Index(NamedTuple):
     flat: bool = False  # a page of links, not a simple index
 
 
+# How pdm writes an editable source of the project's own.
+PDM_EDITABLE = re.compile(
+    r"-e\s+file:///\$\{PROJECT_ROOT\}/(?P<path>[^#]+?)/?#egg=(?P<name>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)(?:\[.*\])?\s*"
+)
+
+
 class Origin(NamedTuple):
     """Where a name comes from: `target` is a `file:` path of the bundle, a URL, or `index:NAME`."""
 
@@ -3041,11 +3047,34 @@ class Draft:
                     raise Failure("bundle", "pyproject_invalid", f"{place} is not a table")
                 if "group" not in entry and entry.get("extra", None) in (None, *own_extras):
                     self.add_origin(name, self.read_source(name, entry, place, folder), place)
-        for name, entry in take(table, "tool.poetry.dependencies", dict, {}, where).items():
-            if isinstance(entry, dict) and isinstance(entry.get("source"), str) and re.fullmatch(NAME, name[:200]):
-                self.add_origin(
-                    name, self.index_origin(entry["source"], "", f"{where}, tool.poetry.dependencies"), where
-                )
+        self.read_foreign_sources(table, where, folder)
+
+    def read_foreign_sources(self, table: dict[str, Any], where: str, folder: str) -> None:
+        """Where poetry and pdm say that a name comes from, in any group: a name of the bundle's is nobody else's."""
+        names = ("tool.poetry.dependencies", "tool.poetry.dev-dependencies")
+        tables = [take(table, key, dict, {}, where) for key in names]
+        groups = take(table, "tool.poetry.group", dict, {}, where).values()
+        tables += [take(group, "dependencies", dict, {}, where) for group in groups if isinstance(group, dict)]
+        for name, value in (item for dependencies in tables for item in dependencies.items()):
+            for entry in value if isinstance(value, list) else [value]:
+                if isinstance(entry, dict) and re.fullmatch(NAME, name[:200]):
+                    self.read_poetry_source(name, entry, f"{where}, tool.poetry, {name}"[:200], folder)
+        for group, lines in take(table, "tool.pdm.dev-dependencies", dict, {}, where).items():
+            for line in lines if isinstance(lines, list) else []:
+                found = PDM_EDITABLE.fullmatch(line[:2000]) if isinstance(line, str) else None
+                if found:
+                    place = f"{where}, tool.pdm.dev-dependencies.{group}"[:200]
+                    self.add_origin(
+                        found["name"], self.read_source(found["name"], {"path": found["path"]}, place, folder), place
+                    )
+
+    def read_poetry_source(self, name: str, entry: Mapping[str, Any], where: str, folder: str) -> None:
+        kept = ("path", "git", "url", "rev", "tag", "branch", "subdirectory")
+        source = {key: entry[key] for key in kept if key in entry}
+        if isinstance(entry.get("source"), str):
+            self.add_origin(name, self.index_origin(entry["source"], "", where), where)
+        elif source.keys() & {"path", "git", "url"}:
+            self.add_origin(name, self.read_source(name, source, where, folder), where)
 
     def read_index(self, entry: Mapping[str, Any], where: str, folder: str) -> None:
         known = {"name": str, "url": str, "explicit": bool, "default": bool, "format": str}

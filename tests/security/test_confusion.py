@@ -83,6 +83,16 @@ CASES: dict[str, Mapping[str, str]] = {
     "a package of the index that wants what wants it": bundle(
         ["wantsmuch"], SOURCE + 'bar-baz = {path = "libs/bar"}\n', "wantsfoo", **FOO, **BAR
     ),
+    "a path of poetry's": bundle(
+        ["foo"], '[tool.poetry.dependencies]\nfoo = {path = "libs/foo", develop = true}\n', **FOO
+    ),
+    "a path of a group of poetry's": bundle(
+        ["foo"], '[tool.poetry.group."dev.x".dependencies]\nfoo = [{path = "libs/foo", python = ">=3.9"}]\n',
+        **FOO,
+    ),
+    "an editable source of pdm's": bundle(
+        ["foo"], '[tool.pdm.dev-dependencies]\ndev = ["-e file:///${PROJECT_ROOT}/libs/foo#egg=foo"]\n', **FOO
+    ),
     "a requirements file": {
         "requirements.txt": "./libs/foo\n./wired\nwantsfoo\n", **FOO,
         **project("wired", ASKS.format(module="foo"), f'[project.entry-points."{GROUP}"]\nx = "wired:wire"\n', "wired"),
