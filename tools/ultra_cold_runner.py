@@ -7487,9 +7487,11 @@ class Unpacker:
     def go_on(self, wait: bool = False) -> None:
         """Take note of who has ended, and start who waits."""
         for pid in list(self.running):
-            if os.waitpid(pid, 0 if wait else os.WNOHANG)[0]:
-                RUNNING.discard(pid)
-                del self.running[pid]
+            if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | (0 if wait else os.WNOHANG)):
+                with Killed.held():  # reaped and forgotten at once: its number may be another's at any time
+                    os.waitpid(pid, 0)
+                    RUNNING.discard(pid)
+                    del self.running[pid]
                 wait = False
         while self.waiting and len(self.running) < self.WORKERS:
             key, wheel, interpreter = self.waiting.pop(0)
