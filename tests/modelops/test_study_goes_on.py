@@ -20,6 +20,7 @@ from conftest import write_bundle
 from environments import Environments, runners, wait_until
 
 from modelops.adapters.bundle.registry import REGISTRY
+from modelops.adapters.working_dir import WorkingDir
 from modelops.services.dask_simulation import DaskSimulationService
 from modelops.services.study import Study
 from modelops.services.study_folder import StudyFolder
