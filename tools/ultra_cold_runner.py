@@ -8904,6 +8904,14 @@ class Killed(BaseException):
         cls.disarm()
         raise cls(number)
 
+    def as_failure(self) -> Failure:
+        name = signal.Signals(self.number).name
+        failure = Failure(
+            "host", "killed", f"the runner was stopped by {name}, and the sandbox with it", True, signal=name
+        )
+        failure.code = 128 + self.number
+        return failure
+
     @classmethod
     def check(cls) -> None:
         """Raise it again, where it was lost: Python drops what is raised in a finalizer, and each import has one.
@@ -8951,17 +8959,16 @@ def main(arguments: list[str]) -> int:
             emit(body)
         return 0 if body is None or body.get("doctor", {}).get("ok", True) else 1
     except Killed as killed:
-        name = signal.Signals(killed.number).name
-        failure = Failure(
-            "host", "killed", f"the runner was stopped by {name}, and the sandbox with it", True, signal=name
-        )
-        failure.code = 128 + killed.number
+        failure = killed.as_failure()
     except Failure as raised:
         failure = raised
     except Unheard:
         return 1
     except BaseException as error:
         failure = host_failure(error) or internal_error(error)
+        if Killed.asked:  # where the signal came between two steps, taking down may meet the half of them
+            Log.line(f"while the runner stopped: {type(error).__name__}: {error}")
+            failure = Killed(Killed.asked).as_failure()
     usage = failure.details.pop("usage", Usage())
     if failure.phase not in ("execute", "result"):
         usage = Usage()  # it is that of another sandbox than the task's
