@@ -5,6 +5,7 @@ import typer
 from modelops.commands.bundle import app as bundle
 from modelops.commands.debug import debug
 from modelops.commands.doctor import doctor
+from modelops.commands.example import example
 from modelops.commands.leaks import leaks
 from modelops.commands.review import review
 from modelops.commands.run import run
@@ -14,6 +15,7 @@ app = typer.Typer(help="Run simulation bundles in sandboxes.", no_args_is_help=T
 app.add_typer(bundle, name="bundle")
 app.command("debug")(debug)
 app.command("doctor")(doctor)
+app.command("example")(example)
 app.command("leaks")(leaks)
 app.command("review")(review)
 app.command("run")(run)

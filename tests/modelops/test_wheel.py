@@ -1,6 +1,8 @@
 """A wheel of the project, installed in an empty venv away from the checkout, runs a task and the gates."""
 
+import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -74,6 +76,7 @@ def test_the_wheel_has_the_runner_and_the_profiles(wheels: list[Path]) -> None:
     assert "modelops/_runner/tools/ultra_cold_runner.py" in names and "modelops/py.typed" in names
     for profile in (ROOT / "sandbox-profiles").glob("*.toml"):
         assert f"modelops/_runner/sandbox-profiles/{profile.name}" in names
+    assert "modelops/_runner/tests/bundles/sir/task.json" in names
 
 
 def test_the_wheel_has_nothing_else(wheels: list[Path]) -> None:
@@ -145,3 +148,72 @@ def test_the_old_name_in_the_wheel(installed: Path, tmp_path: Path) -> None:
     command = [str(installed / "bin" / "python"), "-m", "modelops.worker.cold_runner"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=tmp_path)
     assert done.returncode == 2 and "ultra_cold_runner" in done.stderr
+
+
+def typed(installed: Path, folder: Path, line: str, **extra: str) -> "subprocess.CompletedProcess[str]":
+    """A line as a user types it who has activated the environment and stands in an empty folder."""
+    path = f"{installed / 'bin'}:{os.environ['PATH']}"
+    environ = {**environment(), "PATH": path, "MODELOPS_STORAGE_DIR": str(folder / "storage"), **extra}
+    return subprocess.run(shlex.split(line), capture_output=True, text=True, env=environ, cwd=folder)
+
+
+@pytest.fixture
+def example(installed: Path, tmp_path: Path) -> Path:
+    """The example, as the wheel writes it."""
+    done = typed(installed, tmp_path, "modelops example sir")
+    assert done.returncode == 0, done.stderr
+    return tmp_path / "sir"
+
+
+def test_without_a_checkout_the_example_runs_as_it_says(
+    installed: Path, example: Path, tmp_path: Path, store: Path
+) -> None:
+    doctor = typed(installed, tmp_path, "modelops doctor", MODELOPS_RUNNER_STORE_DIR=str(store))
+    assert doctor.returncode == 0 and json.loads(doctor.stdout)["healthy"] is True, doctor
+    shutil.rmtree(example)
+    lines = typed(installed, tmp_path, "modelops example sir").stdout.splitlines()
+    assert [line.split()[:2] for line in lines] == [["modelops", "run"], ["modelops", "study"]]
+    run = typed(installed, tmp_path, lines[0], MODELOPS_RUNNER_STORE_DIR=str(store))
+    assert run.returncode == 0 and "attack_rate" in run.stdout, run
+    study = typed(installed, tmp_path, f"{lines[1]} --out out", MODELOPS_RUNNER_STORE_DIR=str(store))
+    assert study.returncode == 0 and (tmp_path / "out" / "results.parquet").exists(), study
+
+
+def test_the_example_is_the_one_of_the_checkout(example: Path) -> None:
+    ours = ROOT / "tests" / "bundles" / "sir"
+    kept = {path.relative_to(ours) for path in ours.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    assert {path.relative_to(example) for path in example.rglob("*") if path.is_file()} == kept
+    assert all((example / path).read_bytes() == (ours / path).read_bytes() for path in kept)
+
+
+def test_the_example_is_written_over_nothing(installed: Path, example: Path, tmp_path: Path) -> None:
+    before = sorted(example.rglob("*"))
+    (example / "task.json").write_text("mine")
+    again = typed(installed, tmp_path, "modelops example sir")
+    assert again.returncode == 2 and "not empty" in again.stderr and again.stdout == ""
+    assert (example / "task.json").read_text() == "mine" and sorted(example.rglob("*")) == before
+
+
+def test_without_bwrap_the_package_to_install_is_named(
+    installed: Path, example: Path, tmp_path: Path, store: Path
+) -> None:
+    bare = {"PATH": str(installed / "bin"), "MODELOPS_RUNNER_STORE_DIR": str(store)}
+    doctor = typed(installed, tmp_path, "modelops doctor", **bare)
+    assert doctor.returncode == 1 and "apt-get install bubblewrap" in doctor.stdout, doctor
+    run = typed(installed, tmp_path, "modelops run sir --task sir/task.json", **bare)
+    assert run.returncode == 3 and "apt-get install bubblewrap" in run.stdout, run
+
+
+def test_without_uv_the_package_to_install_is_named(
+    installed: Path, example: Path, tmp_path: Path, store: Path
+) -> None:
+    uv = installed / "bin" / "uv"
+    uv.rename(installed / "bin" / "uv-away")
+    bare = {"PATH": f"{installed / 'bin'}:/usr/bin:/bin", "MODELOPS_RUNNER_STORE_DIR": str(store.parent / "bare")}
+    try:
+        doctor = typed(installed, tmp_path, "modelops doctor", **bare)
+        run = typed(installed, tmp_path, "modelops run sir --task sir/task.json", **bare)
+    finally:
+        (installed / "bin" / "uv-away").rename(uv)
+    assert "pip install uv" in doctor.stdout, doctor
+    assert run.returncode == 3 and "pip install uv" in run.stdout, run
