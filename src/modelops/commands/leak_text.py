@@ -28,12 +28,8 @@ def show_leaks(console: Console, report: Report) -> None:
         for gap in entry["differences"]:
             text = f"task {entry['task']} is not as cold in a fork of the warm server: {words.difference(gap)}"
             console.print(plain(text, "red"))
-    if report["not_reproduced"]:
-        told = words.numbers(report["not_reproduced"])
-        console.print(plain(f"{told} differed once, and not again: it depends on timing", "yellow"))
-    if report["not_searched"]:
-        told = words.numbers(report["not_searched"])
-        console.print(plain(f"{told} differ too; there was no time to find out why", "yellow"))
+    for sentence in words.unexplained(report):
+        console.print(plain(sentence, "yellow"))
     _show_unstable(console, report)
     console.print()
     run = report["run"]

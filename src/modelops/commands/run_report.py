@@ -18,8 +18,9 @@ from modelops.debugging.kinds import JSON, TABLES, TEXT, Kind, kind_of
 from modelops.debugging.reading import Unreadable, read_apart
 from modelops.debugging.tasks import Task, is_aggregation
 from modelops.debugging.workbench import Outcome, Output
+from modelops.printable import printable
 
-from .terminal import amount, plain, printable, size
+from .terminal import amount, plain, size
 
 _WORDS = {"fetch": "fetching dependencies", "build": "building", "compile": "installing", "execute": "running the task"}
 _FRAME = re.compile(r'^\s+File "(?P<file>[^"]+)", line \d+')

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
+from modelops.printable import printable
+
 _SIZES = ("B", "KiB", "MiB", "GiB", "TiB")
 SECONDS = "_seconds"
 
@@ -12,11 +14,6 @@ SECONDS = "_seconds"
 def consoles() -> tuple[Console, Console]:
     """For results and for progress: standard output and standard error."""
     return Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
-
-
-def printable(text: str) -> str:
-    """The text with all control characters but line ends and tabs written out."""
-    return "".join(c if c.isprintable() or c in "\t\n" else ascii(c)[1:-1] for c in text)
 
 
 def plain(text: object, style: str = "") -> Text:

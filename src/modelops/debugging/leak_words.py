@@ -9,6 +9,8 @@ VERDICTS = {
     "nondeterministic": "No task changes another's result; some give other results each time by themselves.",
     "could not tell": "It could not be told whether tasks change one another's results.",
 }
+ORDERS = {"given": "shared, in order", "reverse": "reverse", "shuffled": "shuffled", "fork": "fork"}
+SHOWN_TASK = 300  # characters
 GENERATORS = {"random": "Python's random module", "numpy.random": "numpy.random's global generator"}
 
 
@@ -22,6 +24,26 @@ def numbers(values: Sequence[int]) -> str:
             runs.append([value])
     parts = [str(run[0]) if len(run) == 1 else f"{run[0]}{', ' if len(run) == 2 else ' to '}{run[-1]}" for run in runs]
     return ("task " if len(values) == 1 else "tasks ") + ", ".join(parts)
+
+
+def task(what: Mapping[str, Any]) -> str:
+    """A task in one line: what it runs, with which parameters and seed."""
+    if "target_entrypoint" in what:
+        return f"aggregation by {what['target_entrypoint']}"
+    parameters = [f"{name}={value}" for name, value in what["params"].items()]
+    text = ", ".join([str(what["entrypoint"]), *parameters, f"seed {what['seed']}"])
+    return text if len(text) <= SHOWN_TASK else text[:SHOWN_TASK] + ".."
+
+
+def unexplained(report: Mapping[str, Any]) -> list[str]:
+    """The tasks that differ, and of which no more is known."""
+    said = []
+    if report["not_reproduced"]:
+        said.append(f"{numbers(report['not_reproduced'])} differed once, and not again: it depends on timing")
+    if report["not_searched"]:
+        verb = "differs" if len(report["not_searched"]) == 1 else "differ"
+        said.append(f"{numbers(report['not_searched'])} {verb} too; there was no time to find out why")
+    return said
 
 
 def difference(gap: Mapping[str, Any]) -> str:
@@ -48,18 +70,24 @@ def _place(gap: Mapping[str, Any]) -> str:
 
 def change(what: Mapping[str, Any]) -> str:
     """Which place, and how it changed."""
-    name = what["name"]
-    if what["symbol"] or what["section"]:
-        name = f"{what['symbol']} ({what['section']})" if what["symbol"] else what["section"]
+    place = _place_of(what)
     if what["how"] == "added":
-        return f"{what['kind']} {name}: {what['new']}, where there was nothing"
+        return f"{place}: {what['new']}, where there was nothing"
     if what["how"] == "gone":
-        return f"{what['kind']} {name} is gone; it was {what['old']}"
+        return f"{place} is gone; it was {what['old']}"
     part = next((part for part in what["parts"] if part[0]), None) or next(iter(what["parts"]), None)
     if part is not None and part[0]:
-        return f"{what['kind']} {name}{part[0]}: {part[1]} became {part[2]}"
+        return f"{place}{part[0]}: {part[1]} became {part[2]}"
     old, new = (part[1], part[2]) if part is not None else (what["old"], what["new"])
-    return f"{what['kind']} {name}: {old} became {new}"
+    return f"{place}: {old} became {new}"
+
+
+def _place_of(what: Mapping[str, Any]) -> str:
+    name = str(what["name"])
+    if what["symbol"] or what["section"]:
+        name = f"{what['symbol']} ({what['section']})" if what["symbol"] else what["section"]
+    says_kind = name.startswith((f"the {what['kind']}", str(what["kind"])))  # as of the working directory
+    return name if says_kind else f"{what['kind']} {name}"
 
 
 def line(what: Mapping[str, Any]) -> str:

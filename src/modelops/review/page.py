@@ -1,14 +1,10 @@
-"""A report as one self-contained page: no request to anywhere, a strict content security policy, everything escaped."""
+"""A report as one self-contained page."""
 
-import base64
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jinja2
-from markupsafe import Markup
+from modelops import pages
 
-CLOSED = "base-uri 'none'; form-action 'none'"
 WIDTH, HEIGHT = 960, 120  # of the time line, in the units of its SVG
 FAMILIES = {
     "Supply": ("package", "pth", "native_library", "console_script", "near_name"),
@@ -46,16 +42,11 @@ class Line(NamedTuple):
 
 def render(report: Mapping[str, Any]) -> str:
     """The page of a report."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("modelops.review"), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    style, script = (read(environment, name) for name in ("page.css", "page.js"))
-    return environment.get_template("page.html").render(
+    return pages.render(
+        "modelops.review",
+        "page.html",
+        "page.js",
         report=report,
-        style=Markup(style),
-        script=Markup(script),
-        policy=f"default-src 'none'; style-src '{digest(style)}'; script-src '{digest(script)}'; {CLOSED}",
         families=list(families(report)),
         numbers={frozen(fact): number for number, fact in enumerate(report["facts"])},
         frozen=frozen,
@@ -66,16 +57,6 @@ def render(report: Mapping[str, Any]) -> str:
         width=WIDTH,
         height=HEIGHT,
     )
-
-
-def read(environment: jinja2.Environment, name: str) -> str:
-    assert environment.loader is not None
-    return environment.loader.get_source(environment, name)[0]
-
-
-def digest(text: str) -> str:
-    """The source expression of an inline block (Content Security Policy level 3, 2.3.1)."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def frozen(fact: Mapping[str, Any]) -> str:

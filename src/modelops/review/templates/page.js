@@ -1,7 +1,7 @@
 "use strict";
 for (const table of document.querySelectorAll("table.facts")) {
   const body = table.tBodies[0];
-  const filter = table.previousElementSibling;
+  const filter = table.parentElement.previousElementSibling;
   filter.addEventListener("input", () => {
     const wanted = filter.value.toLowerCase();
     for (const row of body.rows) row.hidden = !row.textContent.toLowerCase().includes(wanted);
