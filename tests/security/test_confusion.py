@@ -135,6 +135,18 @@ def test_control(go: Go, server: LocalServer) -> None:
 
 
 @runs(*BOTH)
+def test_a_project_whose_name_is_not_read_is_no_other_bundles(go: Go) -> None:
+    """As setup.py alone has it: only the build tells the name, and what is kept is kept for this bundle."""
+    backend = TINY_BACKEND.replace('"pyproject.toml"', '"other.toml"')
+    code = "from importlib.metadata import version\ndef wire(*a):\n    return {'out': version('nameless')}\n"
+    for number in ("1.0", "2.0"):
+        points = f'[project.entry-points."{GROUP}"]\nexecute = "main:wire"\n'
+        said = f'[project]\nname = "nameless"\nversion = "{number}"\n{points}'
+        files = {"pyproject.toml": TINY.format(requires=""), "other.toml": said, "backend/tiny_backend.py": backend, "main.py": code}
+        assert go(files).outputs == {"out": number.encode()}
+
+
+@runs(*BOTH)
 def test_what_a_build_needs(go: Go, server: LocalServer) -> None:
     """A backend's requirement that the bundle brings: of the bundle's own build, and of a local source's."""
     tool = project("buildtool", MINE, folder="libs/tool")
