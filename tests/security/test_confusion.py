@@ -142,7 +142,12 @@ def test_a_project_whose_name_is_not_read_is_no_other_bundles(go: Go) -> None:
     for number in ("1.0", "2.0"):
         points = f'[project.entry-points."{GROUP}"]\nexecute = "main:wire"\n'
         said = f'[project]\nname = "nameless"\nversion = "{number}"\n{points}'
-        files = {"pyproject.toml": TINY.format(requires=""), "other.toml": said, "backend/tiny_backend.py": backend, "main.py": code}
+        files = {
+            "pyproject.toml": TINY.format(requires=""),
+            "other.toml": said,
+            "backend/tiny_backend.py": backend,
+            "main.py": code,
+        }
         assert go(files).outputs == {"out": number.encode()}
 
 
