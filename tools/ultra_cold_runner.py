@@ -3755,6 +3755,7 @@ def find_with_uv(uv: str | None, requires_python: str) -> str | None:
     if uv is None:
         return None
     environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    environment["PATH"] = without_shims(environment.get("PATH", os.defpath))
     command = [
         uv,
         "python",
@@ -3767,6 +3768,20 @@ def find_with_uv(uv: str | None, requires_python: str) -> str | None:
     ]
     done = subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True, timeout=60)
     return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+def without_shims(path: str) -> str:
+    """PATH with the installations of pyenv, asdf and mise in place of their shims: one whose version is not the chosen
+    one fails, and uv gives up at the first that does."""
+    from glob import escape, glob
+
+    folders = []
+    for folder in path.split(":"):
+        top, name = os.path.split(folder.rstrip("/"))
+        kinds = ("versions", "installs/python") if name == "shims" else ()
+        folders += [found for kind in kinds for found in sorted(glob(f"{escape(top)}/{kind}/*/bin"), reverse=True)]
+        folders += [] if kinds else [folder]
+    return ":".join(folders)
 
 
 def child_program() -> str:

@@ -18,6 +18,7 @@ TOOLS = ("podman", "runc", "debootstrap")
 PACKAGES = ("python3", "python3-venv", "bubblewrap", "libseccomp2", "ca-certificates")
 CHECKOUT = "/srv/repo"
 OLD, NEW = "bookworm", "trixie"  # the Debians: bwrap 0.8, the oldest that will do, and a current one
+NEWEST = "testing"  # what will be the next, with the newest Python
 UIDS = {"root": 0, "user": 1000}
 # The newest bubblewrap of a Debian that is too old for the sandbox, below a mirror.
 OLD_BWRAP = "pool/main/b/bubblewrap/bubblewrap_0.4.1-3_amd64.deb"

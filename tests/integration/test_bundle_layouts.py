@@ -454,6 +454,26 @@ def test_another_python_that_was_asked_for_is_used(run: Runner, bundle: Bundle, 
     assert run(path, None, "--python", python).outputs == {"out": f"[3, {minor}]".encode()}
 
 
+@pytest.mark.parametrize("place", ["versions", "installs/python"])
+def test_a_python_that_a_version_manager_has_not_chosen(
+    run: Runner, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """pyenv, asdf and mise put shims on PATH; one of a version that is not the chosen one fails."""
+    if not other_pythons():
+        pytest.skip("this host has no other Python")
+    python = max(map(Path, other_pythons()), key=lambda path: int(path.parts[-3].split(".")[1]))
+    minor = python.parts[-3].rpartition(".")[0]
+    (tmp_path / place).mkdir(parents=True)
+    (tmp_path / place / "other").symlink_to(python.parent.parent)
+    (tmp_path / "shims").mkdir()
+    for name in ("python", "python3", f"python{minor}"):
+        (tmp_path / "shims" / name).write_text("#!/bin/sh\necho 'not the chosen one' >&2; exit 127\n")
+        (tmp_path / "shims" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'shims'}:/usr/bin:/bin")
+    out = run(bundle(VERSION, pyproject=with_python(f"=={minor}.*"))).outputs["out"]
+    assert out == f"[{minor.replace('.', ', ')}]".encode()
+
+
 @pytest.mark.usefixtures("index")
 def test_a_bundle_of_the_index_runs(run: Runner, tmp_path: Path) -> None:
     code = "import six\ndef target(sim_returns):\n    return {'loss': 1, 'version': six.__version__}\n"
