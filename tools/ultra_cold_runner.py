@@ -1676,6 +1676,7 @@ class SandboxPolicy(NamedTuple):
     gid: int
     proc: bool
     nested_userns: str
+    tmpfs_size: str
     masked: list[str]
 
 
@@ -1882,6 +1883,8 @@ def check_profile(profile: Profile, path: str) -> None:
         raise profile_error(path, "dependencies.indexes", "must be 'caller' or 'bundle'")
     if profile.sandbox.nested_userns not in ("sysctl", "seccomp"):
         raise profile_error(path, "sandbox.nested_userns", "must be 'sysctl' or 'seccomp'")
+    if profile.sandbox.tmpfs_size not in ("mount", "polling"):
+        raise profile_error(path, "sandbox.tmpfs_size", "must be 'mount' or 'polling'")
     if len(profile.host.uids) != 2 or not 0 < profile.host.uids[0] <= profile.host.uids[1] < 1 << 32:
         raise profile_error(path, "host.uids", "must be the first and the last of a range of uids above 0")
     for masked in profile.sandbox.masked:
@@ -4567,15 +4570,19 @@ def bwrap_arguments(box: Sandbox, fds: Descriptors) -> list[str]:
 
 def file_systems(common: SandboxPolicy, policy: PhasePolicy) -> list[str]:
     """/dev, /proc and the private tmpfs; in the end only /tmp and /dev/shm can be written."""
-    options = ["--dev", "/dev", "--size", str(policy.shm_bytes), "--perms", "1777", "--tmpfs", "/dev/shm"]
+
+    def size(limit: int) -> list[str]:
+        return ["--size", str(limit)] if common.tmpfs_size == "mount" else []
+
+    options = ["--dev", "/dev", *size(policy.shm_bytes), "--perms", "1777", "--tmpfs", "/dev/shm"]
     if common.proc:
         options += ["--proc", "/proc"]
         for path in common.masked:
             if os.path.isdir(path):
-                options += ["--size", "4096", "--perms", "0555", "--tmpfs", path, "--remount-ro", path]
+                options += [*size(4096), "--perms", "0555", "--tmpfs", path, "--remount-ro", path]
             elif os.path.exists(path):
                 options += ["--ro-bind", "/dev/null", path]
-    options += ["--size", str(policy.tmp_bytes), "--perms", "1777", "--tmpfs", "/tmp", "--dir", "/tmp/home"]
+    options += [*size(policy.tmp_bytes), "--perms", "1777", "--tmpfs", "/tmp", "--dir", "/tmp/home"]
     return [*options, "--remount-ro", "/dev", "--remount-ro", "/"]
 
 
@@ -5481,7 +5488,7 @@ class Supervisor:
         if self.watch:
             self.watch.sample(time.monotonic() - self.begun, self.child_pid)
             self.monitor.tracer = (self.watch.user, self.watch.system)
-        self.monitor.sample(self.child_pid, self.cgroup, self.limits.memory_bytes)
+        self.monitor.sample(self.child_pid, self.cgroup, self.box.policy)
         self.violation = self.violation or self.monitor.violation(self.limits, self.box.policy, self.cgroup)
 
     def end(self) -> None:
@@ -5710,12 +5717,12 @@ class Monitor:
         self.user, self.system = 0.0, 0.0
         self.tracer = (0.0, 0.0)  # user and system time that are not the task's
         self.io: dict[tuple[int, float], tuple[int, int]] = {}
-        self.tmp_full = False
+        self.full = ""  # the limit of a tmpfs that is full
         self.short, self.short_at = 0.0, 0.0  # how often memory was short until now, and when that last grew
         self.waited_user, self.waited_system, self.waited_memory = 0.0, 0.0, 0.0
         self.blocks_read, self.blocks_written = 0, 0
 
-    def sample(self, init: int, cgroup: Cgroup | None, limit: int) -> None:
+    def sample(self, init: int, cgroup: Cgroup | None, policy: PhasePolicy) -> None:
         import psutil
 
         begun = time.monotonic()
@@ -5724,10 +5731,10 @@ class Monitor:
             parent = psutil.Process(init)
             members = parent.children(recursive=True)
         self._add_up(psutil, members)
-        self.tmp_full = self.tmp_full or tmpfs_free(init, "/tmp") == 0
+        self.full = self.full or full_tmpfs(init, policy)
         share = self.SHARE
         if cgroup is None:
-            memory, exact = sum_memory(psutil, members, limit)
+            memory, exact = sum_memory(psutil, members, policy.limits.memory_bytes)
             self.memory = max(self.memory, memory + tmpfs_used(init) + memfd_used(members))
             share = 1 if exact else share  # dear, and no reason to look away from what may be a bomb
         else:
@@ -5764,8 +5771,8 @@ class Monitor:
 
     def violation(self, limits: Limits, policy: PhasePolicy, cgroup: Cgroup | None) -> Violation | None:
         """The first limit that the samples show to be reached."""
-        if self.tmp_full:
-            return Violation("tmpfs_limit", "tmp_bytes", policy.tmp_bytes, policy.tmp_bytes)
+        if self.full:
+            return Violation("tmpfs_limit", self.full, getattr(policy, self.full), getattr(policy, self.full))
         if cgroup.since("memory") > 0 if cgroup else self.memory > limits.memory_bytes:
             return Violation("memory_limit", "memory_bytes", limits.memory_bytes, self.memory)
         if cgroup.since("pids") > 0 if cgroup else self.tasks >= limits.processes:
@@ -5853,22 +5860,30 @@ def sum_memory(psutil: Any, members: list[Any], limit: float) -> tuple[float, bo
     return total, True
 
 
-def tmpfs_free(pid: int, path: str) -> int:
-    """Free bytes of a tmpfs of the sandbox, whose root is read-only, so that it can't swap the path."""
+def tmpfs_room(pid: int, path: str) -> tuple[int, int, int]:
+    """Bytes free, bytes used and files of a tmpfs of the sandbox, whose root is read-only, so that it can't swap the
+    path; -1 free where the sandbox is gone."""
     try:
         status = os.statvfs(f"/proc/{pid}/root{path}")
     except OSError:
-        return -1
-    return status.f_bavail * status.f_frsize
+        return -1, 0, 0
+    size = status.f_frsize
+    return status.f_bavail * size, (status.f_blocks - status.f_bfree) * size, status.f_files - status.f_ffree
+
+
+def full_tmpfs(pid: int, policy: PhasePolicy) -> str:
+    """The name of the limit that a tmpfs of the sandbox has reached: /tmp that has no room left, or either with more in
+    it than its limit, which the mount of an older bwrap does not know."""
+    for path, name in (("/tmp", "tmp_bytes"), ("/dev/shm", "shm_bytes")):
+        free, used, _ = tmpfs_room(pid, path)
+        if (free == 0 and path == "/tmp") or used > getattr(policy, name) + MIB // 16:
+            return name
+    return ""
 
 
 def tmpfs_used(pid: int) -> float:
-    used = 0
-    for path in ("/tmp", "/dev/shm"):
-        with suppress(OSError):
-            status = os.statvfs(f"/proc/{pid}/root{path}")
-            used += (status.f_blocks - status.f_bfree) * status.f_frsize + (status.f_files - status.f_ffree) * 1024
-    return float(used)
+    rooms = [tmpfs_room(pid, path) for path in ("/tmp", "/dev/shm")]
+    return float(sum(used + files * 1024 for _, used, files in rooms))
 
 
 def memfd_used(members: Iterable[Any]) -> float:
@@ -5940,7 +5955,11 @@ START_FAILURES = [
         "this host lets nobody trace: {sysctl}in a container add --cap-add SYS_PTRACE or a seccomp profile that allows "
         "ptrace; or run without --trace",
     ),
-    (r"Unknown option", "bwrap_too_old", "this bwrap is too old; the sandbox needs 0.8.0 or newer"),
+    (
+        r"Unknown option",
+        "bwrap_too_old",
+        "this bwrap is too old: the sandbox needs 0.8.0 or newer, or --profile bwrap-0.6 with 0.6 and 0.7 (Ubuntu 22.04)",
+    ),
     (
         r"RTM_NEWADDR|setting up uid map: Permission denied",
         "userns_denied",
@@ -6028,7 +6047,7 @@ LIMIT_WORDS = {
     "memory_limit": "it used {} of memory",
     "pids_limit": "it had {} processes and threads",
     "output_limit": "it wrote {}",
-    "tmpfs_limit": "it filled /tmp",
+    "tmpfs_limit": "it wrote {} to a temporary folder",
 }
 
 

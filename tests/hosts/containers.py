@@ -49,7 +49,7 @@ class Rootfs(NamedTuple):
         """What is in it, for the table."""
         release = dict(line.split("=", 1) for line in (self.path / "etc/os-release").read_text().splitlines())
         bwrap = subprocess.check_output(["chroot", str(self.path), "bwrap", "--version"], text=True).split()[1]
-        return f"Debian {release['VERSION_ID'].strip(chr(34))}, bwrap {bwrap}"
+        return f"Debian {release.get('VERSION_ID', self.suite).strip(chr(34))}, bwrap {bwrap}"
 
 
 class Job(NamedTuple):
@@ -171,6 +171,20 @@ def add_old_bwrap(rootfs: Rootfs, package: bytes) -> None:
     file = rootfs.path / "srv/old.deb"
     file.write_bytes(package)
     call("dpkg-deb", "--extract", str(file), str(rootfs.path / "srv/old"))
+
+
+def add_bwrap_0_6(rootfs: Rootfs) -> None:
+    """Below /srv/0.6 the bwrap of this Debian without the options that 0.6.1 does not know, and with its version: they
+    are overwritten in the program, which then refuses them as unknown, in the words of 0.6.1."""
+    program = (rootfs.path / "usr/bin/bwrap").read_bytes()
+    for option in (b"--size", b"--disable-userns", b"--assert-userns-disabled"):
+        named = b"\0" + option + b"\0"
+        assert program.count(named) == 1, option
+        program = program.replace(named, named.replace(option[2:], b"\x7f" * len(option[2:])))
+    program = program.replace(b"bubblewrap 0.8.0\0", b"bubblewrap 0.6.1\0")
+    (rootfs.path / "srv/0.6").mkdir(exist_ok=True)
+    (rootfs.path / "srv/0.6/bwrap").write_bytes(program)
+    (rootfs.path / "srv/0.6/bwrap").chmod(0o755)
 
 
 def path_with_sbin() -> str:

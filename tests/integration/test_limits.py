@@ -112,6 +112,17 @@ def test_a_full_tmp_that_the_task_waits_in(run: Runner, bundle: Bundle, profile_
     assert (error["type"], error["limit"]["name"]) == ("tmpfs_limit", "tmp_bytes")
 
 
+@pytest.mark.parametrize(("path", "name"), [("/tmp/x", "tmp_bytes"), ("/dev/shm/x", "shm_bytes")])
+def test_a_full_tmpfs_whose_mount_has_no_size(
+    run: Runner, bundle: Bundle, profile_with: WithProfile, path: str, name: str
+) -> None:
+    """An older bwrap can't give it one: the runner looks."""
+    body = f"with open('{path}', 'wb') as file:\n    file.write(bytes(5 << 20))\ntime.sleep(600)"
+    sizes = '[execute]\ntmp_bytes = "4MiB"\nshm_bytes = "4MiB"\n'
+    error = run(bundle(wire(body)), None, *profile_with(f'[sandbox]\ntmpfs_size = "polling"\n{sizes}')).error
+    assert (error["type"], error["limit"]["name"]) == ("tmpfs_limit", name)
+
+
 def test_a_file_over_its_limit(run: Runner, bundle: Bundle, profile_with: WithProfile) -> None:
     body = (
         "import signal\n"
