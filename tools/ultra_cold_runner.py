@@ -5958,7 +5958,7 @@ START_FAILURES = [
     (
         r"Unknown option",
         "bwrap_too_old",
-        "this bwrap is too old: the sandbox needs 0.8.0 or newer, or --profile bwrap-0.6 with 0.6 and 0.7 (Ubuntu 22.04)",
+        "this bwrap is too old: the sandbox needs 0.8.0, or with --profile bwrap-0.6 as Ubuntu 22.04 has it 0.6.0",
     ),
     (
         r"RTM_NEWADDR|setting up uid map: Permission denied",

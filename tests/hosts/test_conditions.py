@@ -83,8 +83,10 @@ CONDITIONS = [
     Condition("bwrap missing", "bwrap_unavailable", "apt-get install bubblewrap", "rm /usr/bin/bwrap"),
     Condition("bwrap 0.4.1, too old", "bwrap_too_old", "0.8.0", "cp /srv/old/usr/bin/bwrap /usr/bin/"),
     Condition("bwrap without the options of 0.7 and 0.8", "bwrap_too_old", "--profile bwrap-0.6", BWRAP_0_6),
-    Condition("– with `--profile bwrap-0.6`", WORKS, "", BWRAP_0_6, "--profile bwrap-0.6"),
-    Condition("– as a user", WORKS, "", BWRAP_0_6, "--profile bwrap-0.6", who="user"),
+    Condition("bwrap without them, profile bwrap-0.6", WORKS, "", BWRAP_0_6, "--profile bwrap-0.6"),
+    Condition(
+        "bwrap without them, profile bwrap-0.6, as a user", WORKS, "", BWRAP_0_6, "--profile bwrap-0.6", who="user"
+    ),
     Condition("bwrap setuid", "bwrap_setuid", "chmod u-s", "chmod u+s /usr/bin/bwrap"),
     Condition(
         "libseccomp missing", "seccomp_unavailable", "apt-get install libseccomp2", "rm /usr/lib/*/libseccomp.so*"
