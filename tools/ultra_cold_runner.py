@@ -968,10 +968,21 @@ def clear_sandbox() -> None:
 def shell(request: "dict[str, Any]", pipe: ResultPipe) -> None:
     """Give an engineer a shell where the task would run."""
     enter_working_directory(request["shadow"])
-    terminal = request["descriptors"]["terminal"]
-    for fd in (0, 1, 2):
-        os.dup2(terminal, fd)
+    take_terminal(request)
     os.execve("/bin/sh", ["sh"], dict(os.environ, PS1="sandbox$ "))
+
+
+def take_terminal(request: "dict[str, Any]") -> None:
+    """Make the terminal standard input, output and error; its keys make signals here, unless a session has it."""
+    import fcntl
+    import termios
+    from contextlib import suppress
+
+    for fd in (0, 1, 2):
+        os.dup2(request["descriptors"]["terminal"], fd)
+    os.setsid()
+    with suppress(OSError):
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 def instrument(request: "dict[str, Any]", pipe: ResultPipe) -> None:
@@ -9096,7 +9107,9 @@ def open_terminal(options: Options, host: Host) -> int:
         )
     try:
         return os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
+    except OSError:  # no session's; then the sandbox can have it as its own
+        if os.isatty(2):
+            return os.dup(2)
         raise Failure("input", "usage", "--shell needs a terminal") from None
 
 

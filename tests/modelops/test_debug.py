@@ -1,12 +1,18 @@
 """`modelops debug`: the same task in the same sandbox, the engineer where it raises, crashes, hangs, or at a line."""
 
+import fcntl
 import json
 import os
 import pty
+import select
 import shutil
+import signal
+import struct
 import subprocess
 import sys
-from collections.abc import Callable
+import termios
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -20,12 +26,14 @@ from typer.testing import CliRunner
 from modelops.adapters.exec_env.errors import RunnerError
 from modelops.cli import app
 from modelops.debugging.debugger import parse_breaks, read_failure
+from modelops.debugging.terminal import Filter
 
 WIRE = """
 import time
 def wire(entrypoint, params, seed):
     kind = params.get("kind")
     if kind == "hang":
+        print("hanging", flush=True)
         while True:
             time.sleep(0.01)
     return {"out": simulate(seed, kind)}
@@ -75,12 +83,12 @@ def bundle(tmp_path: Path) -> Path:
 def test_it_stands_where_the_task_raised(debug: Callable[..., Result], bundle: Path) -> None:
     done = debug("p doubled\nup\np kind\n", bundle, "--entrypoint", "m", "--param", "kind=raise", "--seed", "21")
     assert done.exit_code == 0, done.output
-    assert "ValueError: too many" in done.stdout and "/bundle/probe.py(13)simulate()" in done.stdout
+    assert "ValueError: too many" in done.stdout and "/bundle/probe.py(14)simulate()" in done.stdout
     assert "\n42\n" in done.stdout and "'raise'" in done.stdout
 
 
 def test_it_stops_at_a_line(debug: Callable[..., Result], bundle: Path) -> None:
-    for place in ("probe:12", "probe.py:12"):
+    for place in ("probe:13", "probe.py:13"):
         done = debug("p doubled\nc\n", bundle, "--entrypoint", "m", "--seed", "4", "--break", place)
         assert f"breakpoint at {place}" in done.stdout and "\n8\n" in done.stdout, done.stdout
         assert "the task ended without an error" in done.stdout and "'out' has 1 bytes" in done.stdout
@@ -89,7 +97,7 @@ def test_it_stops_at_a_line(debug: Callable[..., Result], bundle: Path) -> None:
 def test_a_task_that_hangs_is_stopped_where_it_stands(debug: Callable[..., Result], bundle: Path) -> None:
     done = debug("p kind\n", bundle, "--entrypoint", "m", "--param", "kind=hang", "--stop-after", "0.5")
     assert done.exit_code == 0, done.output
-    assert "stopped after 0.5 seconds" in done.stdout and "probe.py(7)wire()" in done.stdout and "'hang'" in done.stdout
+    assert "stopped after 0.5 seconds" in done.stdout and "probe.py(8)wire()" in done.stdout and "'hang'" in done.stdout
 
 
 def test_code_that_heeds_no_signal_ends_with_its_stack(debug: Callable[..., Result], tmp_path: Path) -> None:
@@ -169,31 +177,126 @@ def test_a_task_that_is_too_large_to_go_along_is_left_out(environments: Environm
     assert debug["task"] is None and debug["bundle"] == ref
 
 
-def test_a_shell_has_the_task_and_runs_it(bundle: Path, store: Path, tmp_path: Path) -> None:
-    master, slave = pty.openpty()
-    command = [sys.executable, "-m", "modelops", "debug", str(bundle), "--entrypoint", "m", "--seed", "4", "--shell"]
+class Person:
+    """Someone at a terminal, before a command: types when it says what they wait for."""
+
+    def __init__(self, arguments: list[str], environment: dict[str, str]) -> None:
+        self.pid, self.terminal = pty.fork()
+        if not self.pid:
+            os.execve(sys.executable, [sys.executable, "-m", "modelops", *arguments], environment)
+        self.resize(33, 101)
+        self.said = b""
+
+    def resize(self, rows: int, columns: int) -> None:
+        fcntl.ioctl(self.terminal, termios.TIOCSWINSZ, struct.pack("4H", rows, columns, 0, 0))
+
+    def answer(self, awaited: bytes, keys: bytes) -> bytes:
+        """Wait until it says that, and type; what it said meanwhile."""
+        heard = b""
+        while awaited not in heard:
+            ready, _, _ = select.select([self.terminal], [], [], 40)
+            try:
+                data = os.read(self.terminal, 4096) if ready else b""
+            except OSError:
+                data = b""
+            heard += data
+            assert data, self.said + heard
+        os.write(self.terminal, keys)
+        self.said += heard
+        return heard
+
+    def leave(self, how: int = 0) -> int:
+        """The exit status, or that of a signal; what is said until the end is in `said`."""
+        if self.terminal < 0:
+            return 0
+        os.kill(self.pid, how)
+        with suppress(OSError):
+            while data := os.read(self.terminal, 4096):
+                self.said += data
+        os.close(self.terminal)
+        self.terminal = -1
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+@pytest.fixture
+def person(bundle: Path, store: Path, tmp_path: Path) -> Iterator[Callable[..., Person]]:
     environment = {**os.environ, "MODELOPS_RUNNER_STORE_DIR": str(store), "MODELOPS_STORAGE_DIR": str(tmp_path / "s")}
-    program = (
-        "import fcntl, os, sys, termios\n"
-        "os.setsid()\nfcntl.ioctl(0, termios.TIOCSCTTY, 0)\nos.execv(sys.argv[1], sys.argv[1:])"
+    people: list[Person] = []
+
+    def call(*options: str) -> Person:
+        people.append(Person(["debug", str(bundle), "--entrypoint", "m", *options], environment))
+        return people[-1]
+
+    yield call
+    for someone in people:
+        someone.leave(signal.SIGKILL)
+
+
+def test_a_person_stands_where_the_task_raised(person: Callable[..., Person]) -> None:
+    """On a terminal of its own size; Ctrl-C ends what they typed, and not the session."""
+    someone = person("--param", "kind=raise", "--seed", "21")
+    assert b"ValueError: too many" in someone.answer(b"(Pdb) ", b"p doubled\n")
+    assert b"\n42\r\n" in someone.answer(b"(Pdb) ", b"import os; os.get_terminal_size()\n")
+    assert b"columns=101, lines=33" in someone.answer(b"(Pdb) ", b"print('be' 'gun', flush=1); exec('while 1: 1')\n")
+    someone.answer(b"begun", b"\x03")
+    assert b"KeyboardInterrupt" in someone.answer(b"(Pdb) ", b"p kind\n")
+    assert b"'raise'" in someone.answer(b"(Pdb) ", b"q\n")
+    assert someone.leave() == 0
+
+
+@pytest.mark.parametrize("breaks", [(), ("--break", "probe:4")], ids=["free", "from a breakpoint on"])
+def test_ctrl_c_stands_where_the_task_hangs(breaks: tuple[str, ...], person: Callable[..., Person]) -> None:
+    someone = person("--param", "kind=hang", *breaks)
+    if breaks:
+        someone.answer(b"(Pdb) ", b"c\n")
+    someone.answer(b"hanging", b"\x03")
+    heard = someone.answer(b"(Pdb) ", b"p kind\n")
+    assert b"KeyboardInterrupt" in heard and b"/bundle/probe.py" in heard
+    assert b"'hang'" in someone.answer(b"(Pdb) ", b"q\n")
+    assert someone.leave() == 0
+
+
+def test_who_quits_at_a_breakpoint_has_not_seen_the_end(person: Callable[..., Person]) -> None:
+    someone = person("--break", "probe:4")
+    someone.answer(b"(Pdb) ", b"q\n")
+    assert someone.leave() == 0 and b"left before the task had ended" in someone.said, someone.said
+
+
+def test_a_shell_has_the_task_and_runs_it(person: Callable[..., Person]) -> None:
+    """With job control, in a terminal that takes the size of the caller's."""
+    someone = person("--seed", "4", "--shell")
+    assert b"job control" not in someone.answer(b"sandbox$ ", b"cat $TASK | tr -d '\\n '; run-task\n")
+    heard = someone.answer(b"bytes, b'8'", b"")
+    assert b'"seed":4' in heard and b"output 'out': 1 bytes" in heard
+    someone.resize(40, 90)
+    someone.answer(b"sandbox$ ", b"sh -c 'stty size; exec sleep 1000'\n")
+    someone.answer(b"40 90", b"\x03")
+    someone.answer(b"sandbox$ ", b"exit 3\n")
+    assert someone.leave() == 0
+
+
+def test_ctrl_c_before_the_task_runs_stops_it(person: Callable[..., Person], bundle: Path) -> None:
+    (bundle / "backend" / "tiny_backend.py").write_text("import time; time.sleep(1000)")
+    someone = person()
+    someone.answer(b"phase: build", b"\x03")
+    assert someone.leave() == 128 + 15 and b"killed" in someone.said, someone.said
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 1000])
+def test_no_control_string_of_a_sandbox_reaches_the_terminal(size: int) -> None:
+    """Titles, the clipboard, questions and their like, however they arrive; colours and text stay."""
+    text = (
+        b"a\x1b]0;title\x07b\x1b]52;c;Zg==\x1b\\c\x1bPq\x1b\\d\x1b_x\x18e\xc2\x9d0;t\xc2\x9cf\x1b[31mg\xc3\x9ch\x1b]0;"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, *command], stdin=slave, stdout=slave, stderr=slave, env=environment
-    )
-    os.close(slave)
-    os.write(master, b"cat $TASK | tr -d '\\n '; run-task; exit\n")
-    said = b""
-    while True:
-        try:
-            chunk = os.read(master, 4096)
-        except OSError:
-            break
-        if not chunk:
-            break
-        said += chunk
-    os.close(master)
-    assert process.wait(60) == 0, said
-    assert b'"seed":4' in said and b"output 'out': 1 bytes, b'8'" in said, said
+    shown = Filter()
+    parts = [shown.take(text[at : at + size]) for at in range(0, len(text), size)]
+    assert b"".join(parts) == b"abcdef\x1b[31mg\xc3\x9ch"
+
+
+def test_without_a_terminal_it_says_what_to_do(bundle: Path) -> None:
+    command = [sys.executable, "-m", "modelops", "debug", str(bundle), "--entrypoint", "m"]
+    done = subprocess.run(command, start_new_session=True, capture_output=True, text=True)
+    assert done.returncode == 2 and "--script FILE" in done.stderr, done.stderr
 
 
 def test_a_failed_task_of_a_study(debug: Callable[..., Result], bundle: Path, tmp_path: Path) -> None:

@@ -1,13 +1,17 @@
 """One task under a debugger in its sandbox, and what the debugger printed: the data of a hostile process."""
 
 import json
-import subprocess
+import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from modelops.adapters.exec_env.process import Ending, start
+
 from .tasks import Task, check_task
+from .terminal import inner_terminal, relay
 from .workbench import Outcome, Workbench
 
 PROGRAM = Path(__file__).with_name("inside_debug.py")
@@ -47,12 +51,20 @@ def run_session(bench: Workbench, session: Session, options: Sequence[str] = ())
 
 
 def run_on_terminal(bench: Workbench, session: Session, options: Sequence[str] = ()) -> Outcome:
-    """Run it on the caller's terminal, which the sandbox is given; its end is what there is to say."""
+    """Run it on the caller's terminal; its end is what there is to say. NoTerminal where there is none."""
     place = ["--bundle-path", str(bench.bundle), "--instrument", str(PROGRAM), "--shell"]
-    command = bench.settings.command(*place, *options)
-    request = json.dumps(session.request()).encode()
-    done = subprocess.run(command, input=request, stdout=subprocess.PIPE, env=bench.settings.environment())
-    body = json.loads(done.stdout or b"{}")
+    with inner_terminal() as inner:
+        process = start(bench.settings, [*place, *options], stderr=inner.theirs)
+        os.close(inner.theirs)
+        ending = Ending(process)
+        try:
+            with ThreadPoolExecutor(1, thread_name_prefix="runner-answer") as pool:
+                answer = pool.submit(process.communicate, json.dumps(session.request()).encode())
+                relay(inner, ending.begin)
+                stdout, _ = answer.result()
+        finally:
+            ending.finish()
+    body = json.loads(stdout or b"{}")
     return Outcome(failure=body.get("_fatal_error"), body=body)
 
 

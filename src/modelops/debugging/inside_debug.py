@@ -21,7 +21,6 @@ import threading
 import traceback
 from typing import Any
 
-TERMINAL = "terminal"
 GRACE = 3.0  # seconds from the stop to the stacks of native code that does not heed it
 GDB = "/usr/bin/gdb"
 RUN_TASK = """
@@ -52,7 +51,7 @@ def main(request: dict[str, Any], pipe: Any, child: Any) -> None:
         return
     write_task(wanted["task"], request["wire"], child)
     if wanted["mode"] == "shell":
-        take_terminal(request)
+        take_terminal(request, child)
         path = f"/tmp/bin:{os.environ.get('PATH', '')}"
         print("The task is in $TASK; run-task runs it, run-task -m pdb under the debugger.", flush=True)
         subprocess.call(["/bin/sh"], env={**os.environ, "PATH": path, "TASK": "/tmp/task.json", "PS1": "sandbox$ "})
@@ -66,8 +65,8 @@ def debug(request: dict[str, Any], pipe: Any, child: Any) -> None:
     wanted, printed = request["task"], io.StringIO()
     script = wanted["script"]
     if script is None:
-        take_terminal(request)
-        debugger = pdb.Pdb(readrc=False)
+        take_terminal(request, child)
+        debugger = pdb.Pdb(readrc=False, nosigint=True)  # Ctrl-C raises, and stands where the task is
     else:
         debugger = pdb.Pdb(stdin=io.StringIO("\n".join([*script, "quit", ""])), stdout=printed, readrc=False)
         debugger.use_rawinput = False
@@ -98,7 +97,7 @@ def run(debugger: pdb.Pdb, request: dict[str, Any], child: Any, sink: Any, say: 
     else:
         debugger.rcLines.append("continue")  # past the first line, at which a debugger always stops
         debugger.runcall(child.run_task_code, call, sink)
-    say("the task ended without an error")
+    say("the task ended without an error" if sink.is_done else "the debugger left before the task had ended")
 
 
 def find_file(place: str) -> str:
@@ -155,16 +154,18 @@ def stopping(seconds: "float | None") -> Any:
 
 
 class Outputs:
-    """A result pipe that keeps the sizes of the outputs."""
+    """A result pipe that keeps the sizes of the outputs, and whether they are all."""
 
     def __init__(self, child: Any) -> None:
         self.child = child
         self.sizes: dict[str, int] = {}
+        self.is_done = False
 
     def send(self, kind: bytes, name: str = "", body: bytes = b"") -> None:
         """As the child's own pipe."""
         if kind == self.child.OUTPUT:
             self.sizes[name] = len(body)
+        self.is_done = self.is_done or kind == self.child.DONE
 
 
 def printer(stream: Any) -> Any:
@@ -172,11 +173,11 @@ def printer(stream: Any) -> Any:
     return lambda text: print(text, file=stream, flush=True)
 
 
-def take_terminal(request: dict[str, Any]) -> None:
-    """Make the caller's terminal standard input, output and error."""
-    for fd in (0, 1, 2):
-        os.dup2(request["descriptors"][TERMINAL], fd)
+def take_terminal(request: dict[str, Any], child: Any) -> None:
+    """Make the terminal standard input, output and error. Where native code heeds no Ctrl-C, Ctrl-\\ ends it."""
+    child.take_terminal(request)
     sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w", buffering=1), open(2, "w", buffering=1)  # noqa: SIM115
+    faulthandler.register(signal.SIGQUIT, chain=True)
 
 
 def write_task(task: dict[str, Any], wire: str, child: Any) -> None:

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 GRACE_SECONDS = 10.0  # that a runner has to stop its sandbox, clean up and answer
 
 
-def start(settings: RunnerSettings, arguments: list[str]) -> "subprocess.Popen[bytes]":
+def start(settings: RunnerSettings, arguments: list[str], stderr: int = subprocess.PIPE) -> "subprocess.Popen[bytes]":
     """Start a runner in a session of its own: signals of the caller's terminal are the caller's affair.
 
     A signal that comes before the runner can answer waits until it can.
@@ -28,7 +28,7 @@ def start(settings: RunnerSettings, arguments: list[str]) -> "subprocess.Popen[b
             settings.command(*arguments),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=stderr,
             env=settings.environment(),
             start_new_session=True,
         )
