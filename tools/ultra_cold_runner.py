@@ -5958,6 +5958,8 @@ def memory_file(cleanup: ExitStack, name: str, content: bytes) -> int:
 
 # --- what an outcome means: every end of a sandbox has one name
 
+# A container's profile of system calls in which bwrap starts: Docker's own and six rules.
+WITH_SECCOMP = "--security-opt seccomp=seccomp.json (copy the file from the folder deploy beside this runner)"
 # What bwrap says when it can't start, what it means, and what to do (bubblewrap issues and measurements).
 START_FAILURES = [
     (
@@ -5978,10 +5980,11 @@ START_FAILURES = [
         "distribution's bwrap-userns-restrict profile, or set that sysctl to 0",
     ),
     (
-        r"setting up uid map: Operation not|No permissions to create|new namespace failed: (Operation|Perm|Function)",
+        r"setting up uid map: Operation not|No permissions to create|new namespace failed: (Operation|Perm|Function)|"
+        r"unshare user ns: Operation not",
         "userns_denied",
-        "this host forbids user namespaces: {sysctl}in a container allow them with --security-opt "
-        "seccomp=unconfined and do not drop CAP_SETUID",
+        f"this host forbids user namespaces: {{sysctl}}start a container with {WITH_SECCOMP}, "
+        "and do not drop CAP_SETUID",
     ),
     (
         r"cannot open /proc/sys|assert-userns|user namespaces are disabled|disable-userns",
@@ -6003,14 +6006,19 @@ START_FAILURES = [
     (
         r"Can't mount proc",
         "proc_masked",
-        "this container masks /proc: use --profile container, which needs none, or start the container with podman "
-        "unmask=ALL, docker systempaths=unconfined, or kubernetes procMount: Unmasked",
+        "this container masks /proc: use --profile container, which needs none, or start the container with docker "
+        "--security-opt systempaths=unconfined, podman --security-opt unmask=ALL, or kubernetes procMount: Unmasked",
     ),
     (
         r"Can't set hostname",
         "hostname_denied",
         "this container may not name the sandbox: use --profile container, which leaves the name as it is, or another "
-        'profile with sandbox.hostname = ""',
+        f'profile with sandbox.hostname = "", or start the container with {WITH_SECCOMP}',
+    ),
+    (
+        r"(Failed to make / slave|Failed to mount tmpfs|pivot_root|unmount old root): Operation not permitted",
+        "mount_denied",
+        f"the container's seccomp profile forbids mounts: start it with {WITH_SECCOMP}",
     ),
     (
         r"Failed to make / slave|Failed to mount tmpfs",
@@ -6022,8 +6030,8 @@ START_FAILURES = [
     (
         r"setresuid|setgroups|setresgid|Operation not permitted: ",
         "setuid_denied",
-        "root may not change to another uid here; add CAP_SETUID and CAP_SETGID, or start the runner as an ordinary "
-        "user",
+        "root may not change to another uid here: start the runner as an ordinary user (docker run --user 1000), or "
+        "the container with --cap-add SETUID --cap-add SETGID --cap-add CHOWN",
     ),
 ]
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from hosts import docker, machine
-from hosts.containers import OLD, Container, Job, Rootfs, make_rootfs, missing, run
+from hosts import docker, machine, rootless
+from hosts.containers import OLD, TOOLS, Container, Job, Rootfs, make_rootfs, missing, run
 
 Done = Callable[[Job], "subprocess.CompletedProcess[str]"]
 Verdict = Callable[[str, str], None]
@@ -31,7 +31,9 @@ class Builder:
         suites = {OLD, *(job.suite for job in wanted)}
         self.made = {suite: self.pool.submit(make_rootfs, suite, self.place) for suite in sorted(suites)}
         self.docker, self.machine = docker.Docker(self.place), machine.Machine(self.place)
-        self.engines = {"podman": run, "docker": self.docker.run, "machine": self.machine.run}
+        self.rootless = rootless.Rootless(self.place)
+        self.engines = {"podman": run, "crun": run, "docker": self.docker.run, "machine": self.machine.run}
+        self.engines["rootless"] = self.rootless.run
         self.done = {job: self.pool.submit(self.run, job) for job in wanted}
 
     def run(self, job: Job) -> "subprocess.CompletedProcess[str]":
@@ -40,13 +42,17 @@ class Builder:
     def end(self) -> None:
         self.pool.shutdown(cancel_futures=True)
         self.docker.end()
+        self.rootless.end()
         self.machine.end()
         shutil.rmtree(self.remove, ignore_errors=True)
 
 
 def missing_engine(container: Container) -> str:
     """Why this container can't be started here; empty where it can."""
-    return {"podman": missing, "docker": docker.missing, "machine": machine.missing}[container.engine]()
+    if container.engine == "crun":
+        return missing((*TOOLS, "crun"))
+    engines = {"podman": missing, "docker": docker.missing, "machine": machine.missing, "rootless": rootless.missing}
+    return engines[container.engine]()
 
 
 @pytest.fixture(scope="session")

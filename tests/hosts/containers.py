@@ -1,5 +1,5 @@
-"""Real containers, made of Debian's packages: a root file system by debootstrap, run by podman and runc. Other
-engines are in docker.py and machine.py.
+"""Real containers, made of Debian's packages: a root file system by debootstrap, run by podman with runc or crun. Other
+engines are in docker.py, rootless.py and machine.py.
 
 A container has an overlay over the root file system, so that none changes it and many run at once. Podman keeps its
 state beside it: nothing of a test is anywhere else on the host.
@@ -36,6 +36,13 @@ PRIVILEGED = Container("privileged container", ("--privileged",))
 ORDINARY = Container("ordinary container")
 UNMASKED = Container("unmask=ALL container", ("--security-opt", "unmask=ALL"))
 DROPPED = Container("cap-drop=ALL container", ("--cap-drop", "ALL", "--security-opt", "no-new-privileges"))
+# The profile of system calls that we publish: Docker's own, and what a sandbox needs.
+SECCOMP = ("--security-opt", f"seccomp={ROOT}/tools/deploy/seccomp.json")
+NAMED = Container("container, our seccomp profile and unmask=ALL", (*SECCOMP, *UNMASKED.options))
+CRUN = Container("ordinary container (crun)", (), "crun")
+CRUN_NAMED = Container("container, our seccomp profile and unmask=ALL (crun)", NAMED.options, "crun")
+# Crun refuses control groups of both versions at once; what podman mounts goes with the namespace.
+MOUNTS = '! mountpoint -q /sys/fs/cgroup/unified || umount /sys/fs/cgroup/unified; exec "$@"'
 
 
 class Rootfs(NamedTuple):
@@ -72,13 +79,14 @@ class Job(NamedTuple):
 def run_arguments(rootfs: str, state: Path, job: Job, environment: Mapping[str, str]) -> list[str]:
     """Podman's command line for one shell script in one container. Pure. `rootfs` ends in :O for an overlay.
 
-    Without cgroupfs, without events and with runc it needs no systemd; without the two limits it fails where
-    CAP_SYS_RESOURCE is missing. The network is the host's: dependencies come from an index.
+    With cgroupfs and without events it needs no systemd; without the two limits it fails where CAP_SYS_RESOURCE is
+    missing. The network is the host's: dependencies come from an index.
     """
+    runtime = "crun" if job.container.engine == "crun" else "runc"
     return [
-        "unshare", "--mount",  # what podman mounts goes with it
+        "unshare", "--mount", *(["sh", "-c", MOUNTS, "--"] if runtime == "crun" else []),
         "podman", "--root", f"{state}/storage", "--runroot", f"{state}/run", "--tmpdir", f"{state}/tmp",
-        "--cgroup-manager=cgroupfs", "--events-backend=none", "--runtime", "runc",
+        "--cgroup-manager=cgroupfs", "--events-backend=none", "--runtime", runtime,
         "run", "--rm", "--network=host", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=4096:4096",
         "--user", job.uid, "--workdir", CHECKOUT, *job.container.options,
         *(f"--env={name}={value}" for name, value in environment.items()),
@@ -100,9 +108,9 @@ def captured(command: list[str]) -> "subprocess.CompletedProcess[str]":
     )
 
 
-def missing() -> str:
+def missing(tools: tuple[str, ...] = TOOLS) -> str:
     """Why there can be no containers here; empty where there can."""
-    absent = [name for name in TOOLS if not shutil.which(name, path=path_with_sbin())]
+    absent = [name for name in tools if not shutil.which(name, path=path_with_sbin())]
     if absent:
         return f"needs {' and '.join(absent)}: tools/setup.sh hosts"
     if os.geteuid() != 0:

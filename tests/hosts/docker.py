@@ -10,11 +10,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from threading import Lock
 
-from hosts.containers import CHECKOUT, Container, Job, Rootfs, call, captured, index_settings, path_with_sbin
+from hosts.containers import CHECKOUT, SECCOMP, Container, Job, Rootfs, call, captured, index_settings, path_with_sbin
 
 TOOLS = ("dockerd", "docker")
 OPEN = ("--security-opt", "seccomp=unconfined")
 PLAIN = Container("ordinary Docker container", (), "docker")
+ADMITTED = Container("Docker container, our seccomp profile", SECCOMP, "docker")
+ADMITTED_UNMASKED = Container(
+    "Docker container, our seccomp profile and systempaths=unconfined",
+    (*SECCOMP, "--security-opt", "systempaths=unconfined"),
+    "docker",
+)
+ADMITTED_DROPPED = Container(
+    "Docker container, our seccomp profile, cap-drop=ALL",
+    (*SECCOMP, "--cap-drop", "ALL", "--security-opt", "no-new-privileges"),
+    "docker",
+)
 UNFILTERED = Container("Docker container, seccomp=unconfined", OPEN, "docker")
 UNMASKED = Container(
     "Docker container, seccomp and systempaths=unconfined",

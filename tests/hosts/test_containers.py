@@ -13,8 +13,22 @@ from pathlib import Path
 
 import pytest
 
-from hosts import docker
-from hosts.containers import DROPPED, NEW, OLD, ORDINARY, PRIVILEGED, UNMASKED, Container, Job, Rootfs, run_arguments
+from hosts import docker, rootless
+from hosts.containers import (
+    CRUN,
+    CRUN_NAMED,
+    DROPPED,
+    NAMED,
+    NEW,
+    OLD,
+    ORDINARY,
+    PRIVILEGED,
+    UNMASKED,
+    Container,
+    Job,
+    Rootfs,
+    run_arguments,
+)
 from hosts.machine import MACHINE, SLOWER
 
 Done = Callable[[Job], "subprocess.CompletedProcess[str]"]
@@ -39,8 +53,12 @@ PLACES = [(OLD, *row) for row in HOLDS]
 PLACES += [(NEW, PRIVILEGED, "root", ("default",)), (NEW, ORDINARY, "root", ("container",))]
 for who in ("root", "user"):
     PLACES += [(OLD, docker.UNFILTERED, who, ("container",)), (OLD, docker.UNMASKED, who, ("default",))]
+    PLACES += [(OLD, docker.ADMITTED, who, ("container",)), (OLD, docker.ADMITTED_UNMASKED, who, ("default",))]
+    PLACES += [(OLD, CRUN, who, ("container",)), (OLD, rootless.PLAIN, who, ("container",))]
+    PLACES += [(OLD, named, who, ("default",)) for named in (NAMED, CRUN_NAMED, rootless.NAMED)]
     PLACES += [(OLD, MACHINE, who, ("default",))]
-PLACES += [(OLD, docker.DROPPED, "user", ("container",))]
+PLACES += [(OLD, dropped, "user", ("container",)) for dropped in (docker.DROPPED, docker.ADMITTED_DROPPED)]
+PLACES += [(NEW, docker.ADMITTED_UNMASKED, "root", ("default",))]
 # Each suite tries these; THOROUGH=1 all of them.
 SHORT = [(OLD, PRIVILEGED, "root"), (OLD, ORDINARY, "root"), (OLD, DROPPED, "user")]
 if not os.environ.get("THOROUGH"):
@@ -48,7 +66,7 @@ if not os.environ.get("THOROUGH"):
 UNNAMED = ("hostname_denied", "--profile container")  # the container may not name the sandbox
 ROOTLESS = ("setuid_denied", "ordinary user")
 MASKED = ("proc_masked", "systempaths=unconfined")
-FILTERED = ("userns_denied", "seccomp=unconfined")
+FILTERED = ("userns_denied", "--security-opt seccomp=seccomp.json")
 NEEDY = ("default", "strict", "debug")  # the profiles that need more of a host than `container`
 # Who can't run what where: the error's type, and what its remedy names.
 REFUSED = [
@@ -63,6 +81,9 @@ if os.environ.get("THOROUGH"):
     REFUSED += [
         (docker.PLAIN, "root", PROFILES, FILTERED),
         (docker.PLAIN, "user", PROFILES, FILTERED),
+        (docker.ADMITTED, "root", NEEDY, MASKED),
+        (docker.ADMITTED, "user", NEEDY, MASKED),
+        (rootless.PLAIN, "user", NEEDY, UNNAMED),
         (docker.UNFILTERED, "root", NEEDY, MASKED),
         (docker.UNFILTERED, "user", NEEDY, MASKED),
         (docker.DROPPED, "root", PROFILES, ROOTLESS),

@@ -21,6 +21,7 @@ from modelops.services.preflight import check_bundle
 from modelops.worker.settings import runner_settings
 
 from .findings import lines_of, printable
+from .sandbox_options import Profile
 
 app = typer.Typer(help="Bundles: the code of tasks, addressed by the digest of its content.", no_args_is_help=True)
 
@@ -115,7 +116,7 @@ def show(
 @app.command()
 def check(
     bundle: Annotated[str, typer.Argument(metavar="DIR|REF", help="A bundle's directory, reference or tag.")],
-    profile: Annotated[str, typer.Option(help="Name or path of the sandbox profile.")] = "default",
+    profile: Profile = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print findings as JSON.")] = False,
 ) -> None:
     """Say what would fail, or differ from machine to machine, before anything is run. Status 1 if a task can't run."""
