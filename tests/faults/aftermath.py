@@ -141,12 +141,12 @@ def wrong_entries(runner: FaultRunner, module: ModuleType) -> list[str]:
     for path in runner.store.glob("trees/*"):
         wrong += [f"{path}: {problem}" for problem in wrong_in_tree(path)]
     for path in [*runner.store.glob("built/*"), *runner.store.glob("resolved/*")]:
-        is_derived = path.name.startswith(("child-", "profile-", "seccomp-"))
+        is_derived = path.name.startswith(("child-", "lock-", "seccomp-", "toml-"))
         if not (module.read_digested(str(path)) if is_derived else is_note(path)):
             wrong.append(f"{path} can't be read")
     for place in [*runner.store.glob("venvs/*"), *runner.venvs.glob("*")]:
         if not place.name.startswith(".run-"):
-            record = json.loads((place / "environment.json").read_text())
+            record = json.loads((place / "record.json").read_text())
             if record["files"] != module.digest_of(module.list_files(str(place / "venv"))):
                 wrong.append(f"{place} is not what it was when it was kept")
     return wrong

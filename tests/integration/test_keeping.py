@@ -100,11 +100,11 @@ def interpreter(place: Path) -> None:
 
 
 def record(place: Path) -> None:
-    (place / "environment.json").write_text("{")
+    (place / "record.json").write_text("{")
 
 
 def half(place: Path) -> None:
-    (place / "environment.json").unlink()
+    (place / "record.json").unlink()
 
 
 @pytest.mark.parametrize("damage", [alter, add, remove, link, configure, interpreter, record, half])

@@ -59,7 +59,7 @@ def test_another_failed_start_is_told_as_it_is(runner_module: Any, message: str)
 
 
 def outcome(module: Any, **changes: Any) -> Any:
-    plain = module.Outcome(None, "", None, 0, None, "", module.Usage())
+    plain = module.Outcome(None, None, 0, None, "", module.Usage())
     return plain._replace(**changes)
 
 

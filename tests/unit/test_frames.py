@@ -34,15 +34,18 @@ class Recorder:
     def __init__(self) -> None:
         self.found: list[tuple[bytes, str, bytes]] = []
 
-    def opened(self, kind: bytes, name: str, size: int) -> None:
-        self.kind, self.name, self.size, self.body = kind, name, size, b""
+    def note(self, name: str, body: bytes) -> None:
+        self.found.append((b"N", name, body))
+
+    def opened(self, name: str, size: int) -> None:
+        self.name, self.size, self.body = name, size, b""
 
     def data(self, chunk: bytes) -> None:
         self.body += chunk
 
     def closed(self) -> None:
         assert len(self.body) == self.size
-        self.found.append((self.kind, self.name, self.body))
+        self.found.append((b"O", self.name, self.body))
 
 
 def feed(module: Any, stream: bytes, cuts: list[int] | None = None, limit: int = LIMIT) -> tuple[Any, Recorder]:

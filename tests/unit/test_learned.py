@@ -96,13 +96,13 @@ def test_a_damaged_file_is_not_used(learned: Any, tmp_path: Path, content: bytes
     assert not learned.modules and not learned.files
 
 
-def test_notes_are_bounded_before_they_are_held(runner_module: Any, default_profile: Any) -> None:
+def test_notes_are_bounded(runner_module: Any, default_profile: Any) -> None:
     notes = runner_module.Notes(default_profile.caches._replace(max_files=2, max_bytes=10))
     with pytest.raises(runner_module.Failure):
-        notes.open("cache/a", 17 << 20)
+        notes.add("cache/a", bytes(17 << 20))
     for name in ("other", "learned", "cache/x"):
         notes = runner_module.Notes(default_profile.caches._replace(max_files=2))
-        notes.open("learned", 1)
-        notes.open("cache/x", 1)
+        notes.add("learned", b"x")
+        notes.add("cache/x", b"x")
         with pytest.raises(runner_module.Failure):
-            notes.open(name, 1)
+            notes.add(name, b"x")
