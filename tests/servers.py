@@ -213,6 +213,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(code)
         for name, value in {"Content-Type": kind, "Content-Length": str(len(body)), **headers}.items():
             self.send_header(name.replace("_", "-"), value)
+        if self.close_connection:
+            self.send_header("Connection", "close")  # or a client asks again on it, and it breaks in between
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
