@@ -32,7 +32,7 @@ BUNDLES = Path(__file__).resolve().parent.parent / "bundles"
 ENTRYPOINTS = {"sir": "sir.model/baseline", "hello": "hello.wire/main"}
 ROUNDS = 3
 THREADS = 2
-STUDY_ROUNDS, STUDY_TASKS = 3, 1500  # of a mode each
+STUDY_ROUNDS = 3  # of a mode each
 
 
 def task(reference: str, seed: int) -> SimTask:
@@ -57,6 +57,7 @@ def main() -> int:
     parser.add_argument("--tasks", type=int, default=20, help="tasks of each mode in a round")
     parser.add_argument("--warm-tasks", type=int, default=10_000, help="tasks of the memory run")
     parser.add_argument("--study-tasks", type=int, default=12_000, help="tasks of the study whose memory is looked at")
+    parser.add_argument("--round-tasks", type=int, default=1500, help="tasks of each mode in a round before that")
     parser.add_argument("--study-bundle", choices=sorted(ENTRYPOINTS), default="sir")
     parser.add_argument("--only", choices=["environments", "study"])
     options = parser.parse_args()
@@ -64,7 +65,7 @@ def main() -> int:
     if options.only != "study":
         found |= measure_environments(options)
     if options.only != "environments":
-        found |= measure_study(options.study_bundle, options.study_tasks)
+        found |= measure_study(options.study_bundle, options.study_tasks, options.round_tasks)
     print(json.dumps(found))
     return 0
 
@@ -112,7 +113,7 @@ def measure_memory(env: SandboxedExecEnv, reference: str, count: int) -> dict[st
     return found
 
 
-def measure_study(bundle: str, count: int) -> dict[str, object]:
+def measure_study(bundle: str, count: int, each: int) -> dict[str, object]:
     """Tasks of a bundle per second of a study on the embedded cluster, and of as many threads on the warm environment.
 
     Then one study of `count` tasks: the memory of this process, which is client and scheduler, on the way.
@@ -131,24 +132,22 @@ def measure_study(bundle: str, count: int) -> dict[str, object]:
             DaskSimulationService(settings=settings, threads_per_worker=THREADS) as service,
         ):
             for number in range(-1, STUDY_ROUNDS):  # the first warms up
-                study = study_of(reference, bundle, STUDY_TASKS if number >= 0 else 20, number)
+                study = study_of(reference, bundle, each if number >= 0 else 20, number)
                 begun = time.perf_counter()
                 assert all(
                     result.error is None for result in pool.map(env.run, map(study.task, range(len(study.points))))
                 )
                 middle = time.perf_counter()
-                run_study(service, study, folder / f"study{number}")
+                run_study(service, study, folder / f"study{number}", look=False)
                 if number >= 0:
-                    rates["warm environment"].append(STUDY_TASKS / (middle - begun))
-                    rates["study"].append(STUDY_TASKS / (time.perf_counter() - middle))
+                    rates["warm environment"].append(each / (middle - begun))
+                    rates["study"].append(each / (time.perf_counter() - middle))
             for mode, values in rates.items():
                 print(f"{mode:18} {statistics.median(values):8.1f} tasks/s", flush=True)
             ratios = [study / warm for warm, study in zip(*rates.values(), strict=True)]
             print(f"study over environment: {statistics.median(ratios):.2f}", flush=True)
             memory = run_study(service, study_of(reference, bundle, count, -2), folder / "large")
         size = sum(path.stat().st_size for path in (folder / "large" / "parts").iterdir())
-        for done, found in memory.items():
-            print(f"client and scheduler after {done} tasks of the study: {found / 2**20:.1f} MiB")
         print(f"results on disk: {size / 2**20:.1f} MiB")
         return {"study_over_environment": statistics.median(ratios), "study_memory_bytes": memory}
 
@@ -159,7 +158,7 @@ def study_of(reference: str, bundle: str, count: int, number: int) -> Study:
     return Study.product(reference, ENTRYPOINTS[bundle], sets, [1])
 
 
-def run_study(service: DaskSimulationService, study: Study, out: Path) -> dict[int, int]:
+def run_study(service: DaskSimulationService, study: Study, out: Path, *, look: bool = True) -> dict[int, int]:
     """Run a study, and return the memory of this process in bytes after some numbers of tasks."""
     memory: dict[int, int] = {}
     done = 0
@@ -168,8 +167,9 @@ def run_study(service: DaskSimulationService, study: Study, out: Path) -> dict[i
         nonlocal done
         assert succeeded
         done += 1
-        if done % max(1, len(study.points) // 6) == 0:
+        if look and done % max(1, len(study.points) // 6) == 0:
             memory[done] = psutil.Process().memory_full_info().uss
+            print(f"client and scheduler after {done} tasks: {memory[done] / 2**20:.1f} MiB", flush=True)
 
     with StudyFolder(out, study, {}) as folder:
         assert StudyRun(service, folder, progress=progress).run() is Ended.DONE

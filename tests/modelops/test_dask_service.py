@@ -23,7 +23,6 @@ from modelops_contracts import (
 )
 
 from modelops.adapters.exec_env.errors import RunnerError
-from modelops.adapters.working_dir import WorkingDir
 from modelops.services.dask_simulation import DaskSimulationService
 from modelops.services.futures import TaskFuture
 from modelops.worker.settings import WorkerSettings
@@ -166,7 +165,6 @@ def test_a_killed_worker_loses_no_task(
         assert seeds(service.gather(futures)) == list(range(8))
         assert total.result(timeout=300).loss == 28.0
         wait_until(lambda: not any(alive(child) for child in orphans), "a runner outlived its worker")
-    WorkingDir(tmp_path / "storage" / "incoming").close()  # the next environment sweeps what the dead one left
 
 
 def alive(process: psutil.Process) -> bool:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import distributed
 import pytest
 from conftest import write_bundle
 from environments import ECHO
@@ -21,6 +22,7 @@ from modelops.services.preflight import (
     check_reproducibility,
     check_workers,
     describe_here,
+    one_of_each_kind,
 )
 
 MODEL = """
@@ -226,6 +228,44 @@ def test_workers_that_differ() -> None:
     assert "3.12.1" in python.message and "tcp://a and 1 more" in python.message and "3.11.7" in python.message
     assert "linux-aarch64" in machine.message and "tcp://b" in machine.message
     assert check_workers({"tcp://me": describe_here()}) == []
+
+
+def test_on_the_workers_of_a_cluster(tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the machine of the command line can't know is looked for on a worker: here one without an interpreter."""
+    monkeypatch.setenv("MODELOPS_RUNNER_STORE_DIR", str(store))
+    bundle = write_bundle(tmp_path / "bundle", ECHO, files={"model/sir.py": "class SIR: ..."})
+    pinned = (bundle / "pyproject.toml").read_text().replace("version", 'requires-python = ">=3.99"\nversion')
+    options = {"dashboard_address": "127.0.0.1:0", "local_directory": str(tmp_path / "dask")}
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, **options) as cluster:
+        command = ["study", "--bundle", str(bundle), "--entrypoint", "model.sir/base", "--out", str(tmp_path / "out")]
+        command += ["--scheduler", cluster.scheduler_address]
+        missing = CliRunner().invoke(modelops, [*command, "--target", "model.sir:absent"])
+        assert missing.exit_code == 2 and "error: target_missing: on tcp://" in missing.stderr
+        ran = CliRunner().invoke(modelops, command)
+        assert ran.exit_code == 0 and json.loads(ran.stdout)["simulations"]["succeeded"] == 1, ran.stderr
+        (bundle / "pyproject.toml").write_text(pinned)
+        refused = CliRunner().invoke(modelops, [*command[:-3], str(tmp_path / "other"), *command[-2:]])
+        assert refused.exit_code == 2 and "error: python: on tcp://" in refused.stderr and "3.99" in refused.stderr
+        assert refused.stderr.count("error: ") == 1, "one worker of each kind is asked"
+
+
+def test_one_of_each_kind() -> None:
+    here, other = describe_here(), {**describe_here(), "libc": "musl"}
+    assert one_of_each_kind({"a": here, "b": other, "c": here, "d": other}) == ["a", "b"]
+    (libc,) = check_workers({"a": here, "b": other})
+    assert libc.check == "worker_libc" and "musl" in libc.message
+
+
+def test_what_does_not_resolve_is_told_before_anything_comes(
+    check: Callable[..., list[Finding]], index: None, store: Path
+) -> None:
+    def kept() -> set[str]:
+        return {path.name for path in store.glob("wheels/*/*") if not path.name.startswith("probe-")}
+
+    before = kept()
+    wanted = 'dependencies = ["polars>=1.0", "numpy>=2.0", "numpy<1.20"]\nversion'
+    findings = check(pyproject=WIRELESS.replace("version", wanted))
+    assert ("error", "environment") in told(findings) and "numpy" in findings[0].message and kept() == before
 
 
 def test_the_command(tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,10 +2,11 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -27,7 +28,7 @@ from modelops_contracts import (
 from modelops.adapters.exec_env.errors import RunnerError
 from modelops.services import study_folder, study_tables
 from modelops.services.study import Study, Target
-from modelops.services.study_folder import StudyFolder, StudyMismatch
+from modelops.services.study_folder import StudyFolder, StudyFolderError, StudyMismatch
 from modelops.services.study_inputs import parameter_sets, parse_grid, parse_params, parse_seeds, read_table
 from modelops.services.study_run import limit_of_failures
 from modelops.services.study_tables import read_summary, write_tables
@@ -276,6 +277,62 @@ def test_a_part_that_was_never_finished_is_not_seen(tmp_path: Path) -> None:
         write_tables(folder, {})
     assert polars.read_parquet(tmp_path / "outputs.parquet")["content"].to_list() == [b"a", b"c"]
     assert not list((tmp_path / "parts").glob(".*"))
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def other_columns(path: Path) -> None:
+    polars.DataFrame({"index": [0]}).write_parquet(path)
+
+
+@pytest.mark.parametrize("kind", ["simulations", "outputs"])
+@pytest.mark.parametrize("damage", [cut, other_columns, lambda path: path.write_bytes(b""), Path.unlink])
+def test_what_a_damaged_part_had_is_run_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str, damage: Callable[[Path], None]
+) -> None:
+    with StudyFolder(tmp_path, study_of_one(3), {}) as folder:
+        for index in range(3):
+            folder.add_simulation(index, timed(result_of(f"{index}")))
+            folder.flush()
+    (tmp_path / "parts" / "notes.parquet").write_text("nothing of ours")
+    damage(tmp_path / "parts" / f"00000002.{kind}.parquet")
+    with StudyFolder(tmp_path, study_of_one(3), {}) as folder:
+        assert folder.simulations == {0: True, 2: True}
+        folder.add_simulation(1, timed(result_of("1")))
+        write_tables(folder, {})
+    assert polars.read_parquet(tmp_path / "outputs.parquet")["content"].to_list() == [b"0", b"1", b"2"]
+    if (kind, damage) != ("simulations", Path.unlink):  # so a kill leaves it too
+        assert "part 2" in caplog.text and list(tmp_path.glob("parts/*.damaged"))
+
+
+def test_results_that_nobody_knows_the_study_of(tmp_path: Path) -> None:
+    with StudyFolder(tmp_path, study_of_one(), {}) as folder:
+        folder.add_simulation(0, timed(result_of("1")))
+    for damage in (lambda path: path.write_text("{"), lambda path: path.write_text("[]"), Path.unlink):
+        damage(tmp_path / "identity.json")
+        with pytest.raises(StudyMismatch, match=r"identity\.json.*choose another --out"):
+            StudyFolder(tmp_path, study_of_one(), {})
+
+
+def test_what_can_not_be_written_is_kept_until_it_can(tmp_path: Path) -> None:
+    """A real limit of the kernel's, at which writing fails as it does on a full disk."""
+    with StudyFolder(tmp_path, study_of_one(2), {}) as folder:
+        folder.add_simulation(0, timed(result_of("1")))
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+        try:
+            with pytest.raises(StudyFolderError, match="can't be written"):
+                folder.flush()
+            with pytest.raises(StudyFolderError, match="can't be written"):
+                write_tables(folder, {})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert not list(tmp_path.glob("parts/*"))
+        folder.add_simulation(1, timed(result_of("2")))
+    with StudyFolder(tmp_path, study_of_one(2), {}) as folder:
+        assert folder.simulations == {0: True, 1: True}
 
 
 def test_another_study_is_refused(tmp_path: Path) -> None:

@@ -20,7 +20,6 @@ from conftest import write_bundle
 from environments import Environments, runners, wait_until
 
 from modelops.adapters.bundle.registry import REGISTRY
-from modelops.adapters.working_dir import WorkingDir
 from modelops.services.dask_simulation import DaskSimulationService
 from modelops.services.study import Study
 from modelops.services.study_folder import StudyFolder
@@ -180,13 +179,6 @@ def test_ten_random_moments(command: Command, tmp_path: Path) -> None:
     command.run(parts, "--target", "peak")
     assert tables(parts) == tables(whole)
     assert sorted(rows_written(parts)) == list(range(8))
-    wait_until(lambda: swept(tmp_path / "storage" / "dask"), "what the killed ones left can't be cleared away")
-
-
-def swept(place: Path) -> bool:
-    """Clear away what dead processes left, as the next study does that starts a cluster."""
-    WorkingDir(place).close()
-    return not list(place.glob(".working-*"))
 
 
 def test_failures_stop_a_study_and_are_tried_again(

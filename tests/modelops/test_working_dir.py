@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from modelops.adapters.working_dir import WorkingDir
+from modelops.adapters.working_dir import WorkingDir, clear_away
 
 
 def test_it_goes_with_its_block(tmp_path: Path) -> None:
@@ -36,6 +36,15 @@ def test_what_a_dead_process_left_is_swept(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 1
     with WorkingDir(tmp_path) as working:
         assert list(tmp_path.iterdir()) == [working.path]
+
+
+def test_what_is_left_in_a_storage_directory_is_cleared_away(tmp_path: Path) -> None:
+    for name in ("dask", "incoming"):
+        (tmp_path / name / ".working-dead").mkdir(parents=True)
+    with WorkingDir(tmp_path / "dask") as alive:
+        clear_away(tmp_path)
+        clear_away(tmp_path / "absent")
+        assert list(tmp_path.glob("*/.working-*")) == [alive.path]
 
 
 def test_other_things_are_left_alone(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -38,6 +39,13 @@ class WorkingDir:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def clear_away(storage: Path) -> None:
+    """Remove what dead processes left in any folder of `storage`, as far as this user may."""
+    for parent in {path.parent for path in storage.glob(f"*/{_PREFIX}*")}:
+        with suppress(PermissionError):
+            _sweep(parent, shutil.rmtree)
 
 
 def _make(parent: Path) -> tuple[Path, int]:

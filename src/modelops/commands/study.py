@@ -25,11 +25,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from modelops.adapters.bundle import BundleError
 from modelops.adapters.bundle.registry import read_registry
 from modelops.adapters.exec_env.runner_settings import profile_digest
+from modelops.adapters.working_dir import clear_away
+from modelops.places import default_storage_dir
 from modelops.services.bundles import FoundBundle, find_bundle
 from modelops.services.dask_simulation import DaskSimulationService
-from modelops.services.preflight import Finding, check_bundle, check_parameters, check_workers, describe_here
+from modelops.services.preflight import Finding, check_bundle, check_parameters, names_of
 from modelops.services.study import Study
-from modelops.services.study_folder import StudyFolder, StudyMismatch
+from modelops.services.study_folder import StudyFolder, StudyFolderError
 from modelops.services.study_inputs import parameter_sets, parse_grid, parse_params, parse_seeds, read_json, read_table
 from modelops.services.study_json import find_targets, read_study_json, study_of
 from modelops.services.study_run import Ended, StudyRun, limit_of_failures
@@ -103,7 +105,7 @@ def study(
         if not no_check:
             _check(plan, found, profile, inside=scheduler is None)
         folder = StudyFolder(place, plan, _profile(profile))
-    except (BundleError, ContractViolationError, StudyMismatch, ValueError, OSError) as error:
+    except (BundleError, ContractViolationError, StudyFolderError, ValueError, OSError) as error:
         typer.echo(f"the study can't begin: {error}", err=True)
         raise typer.Exit(2) from None
     settings = WorkerSettings(
@@ -114,15 +116,27 @@ def study(
     )
 
     def make_service() -> DaskSimulationService:
-        service = DaskSimulationService(scheduler, settings, n_workers=workers, threads_per_worker=threads)
-        if scheduler is not None and not no_check:
-            _tell(check_workers(service.client.run(describe_here)))
-        return service
+        return DaskSimulationService(scheduler, settings, n_workers=workers, threads_per_worker=threads)
 
-    with folder:
-        if retry_failed:
-            folder.forget_failures()
-        _report(folder, *_run(folder, make_service, console, limit))
+    def check_workers(service: DaskSimulationService) -> None:
+        if scheduler is not None and not no_check:
+            targets = [target.entrypoint for target in plan.targets]
+            names = names_of(read_registry(found.folder), [plan.entrypoint], targets)
+            _tell(service.preflight(found.reference, names))
+
+    try:
+        with folder:
+            if retry_failed:
+                folder.forget_failures()
+            _report(folder, *_run(folder, make_service, check_workers, console, limit))
+    except _Refused as error:
+        typer.echo(f"the study can't begin: {error}", err=True)
+        raise typer.Exit(2) from None
+    except StudyFolderError as error:
+        typer.echo(
+            f"the study can't go on: {error}; all before is kept, and the same command goes on from there", err=True
+        )
+        raise typer.Exit(1) from None
 
 
 class _Asked(NamedTuple):
@@ -162,20 +176,24 @@ def _out(out: Path | None, file: Path | None) -> Path:
 
 
 def _check(plan: Study, found: FoundBundle, profile: str | None, *, inside: bool) -> None:
-    """Tell what the preflight finds; ValueError where no task, or no target, could run."""
+    """Tell what the preflight finds here; `_Refused` where no task, or no target, could run."""
     targets = [target.entrypoint for target in plan.targets]
     settings = runner_settings(profile)
     findings = check_bundle(found.folder, settings, entrypoints=[plan.entrypoint], targets=targets, inside=inside)
     registry = read_registry(found.folder)
     findings += check_parameters(registry, plan.entrypoint, (point.parameters.params for point in plan.points))
     _tell(findings)
-    if any(finding.level == "error" for finding in findings):
-        raise ValueError("see the errors above; --no-check begins in spite of them")
+
+
+class _Refused(ValueError):
+    """The preflight found an error."""
 
 
 def _tell(findings: list[Finding]) -> None:
     for line in lines_of(findings):
         typer.echo(line, err=True)
+    if any(finding.level == "error" for finding in findings):
+        raise _Refused("see the errors above; --no-check begins in spite of them")
 
 
 def _profile(profile: str | None) -> dict[str, Any]:
@@ -184,7 +202,11 @@ def _profile(profile: str | None) -> dict[str, Any]:
 
 
 def _run(
-    folder: StudyFolder, make_service: Callable[[], DaskSimulationService], console: Console, limit: int | None
+    folder: StudyFolder,
+    make_service: Callable[[], DaskSimulationService],
+    check_workers: Callable[[DaskSimulationService], None],
+    console: Console,
+    limit: int | None,
 ) -> tuple[Ended, int, dict[str, Any]]:
     """Run what is missing: why it ended, the signal that ended it or 0, and what the summary tells of this start."""
     stop, begun = _Stop(), time.monotonic()
@@ -192,12 +214,14 @@ def _run(
     before = len(folder.simulations) + len(folder.losses)
     total = folder.study.size
     ended = Ended.DONE
+    clear_away(default_storage_dir())  # what a start that was killed left, also where nothing is left to run
     if not folder.is_done():
         if before:
             logger.info("going on with the study in %s: %d of %d tasks are done", folder.path, before, total)
         with stop.on_signals(), _progress(console, before, total) as advance:
             service = make_service()
             try:
+                check_workers(service)
                 executors = list(service.executors().values())
                 run = StudyRun(service, folder, max_failures=limit, stop=stop.asked, progress=advance)
                 ended = run.run()

@@ -5,8 +5,9 @@ import os
 import signal
 import threading
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
 from typing import Any, Self
 
 import dask
@@ -14,18 +15,22 @@ import distributed
 import psutil
 from modelops_contracts import AggregationReturn, AggregationTask, Future, ReplicateSet, SimReturn, SimTask
 
-from modelops.adapters.working_dir import WorkingDir
+from modelops.adapters.working_dir import WorkingDir, clear_away
 from modelops.places import default_storage_dir
 from modelops.worker import plugin
 from modelops.worker.config import RuntimeConfig
 from modelops.worker.settings import WorkerSettings
 
 from .futures import ReplicatesFuture, SimulationFuture, TaskFuture
+from .preflight import Finding, check_there, check_workers, describe_here, one_of_each_kind
 
 logger = logging.getLogger(__name__)
 
-# What an embedded cluster's processes do all the time for dashboards that nobody looks at costs a tenth of a processor.
+# What an embedded cluster's processes do all the time for dashboards that nobody looks at costs a tenth of a processor;
+# what they keep for people who debug Dask (the last thousand messages, each with all tasks in it) grows with a study.
 _QUIET = {
+    "distributed.admin.low-level-log-length": 10,
+    "distributed.diagnostics.computations.max-history": 1,
     "distributed.worker.profile.enabled": False,
     "distributed.worker.memory.monitor-interval": "1s",
     "distributed.scheduler.active-memory-manager.start": False,
@@ -62,28 +67,33 @@ class DaskSimulationService:
         self._cluster: distributed.LocalCluster | None = None
         self._client: distributed.Client | None = None
         self._owns_client = not isinstance(client, distributed.Client)
+        wanted = settings.worker_settings() if isinstance(settings, RuntimeConfig) else settings
+        self._settings = wanted or WorkerSettings()
         try:
-            if client is None:
-                self._scratch = WorkingDir(default_storage_dir() / "dask")
-                with _held_back(signal.SIGINT), dask.config.set(_QUIET):
-                    self._cluster = distributed.LocalCluster(
-                        n_workers=n_workers,
-                        threads_per_worker=threads_per_worker or os.cpu_count() or 1,
-                        dashboard_address="127.0.0.1:0",
-                        scheduler_kwargs={"dashboard": False},
-                        local_directory=str(self._scratch.path),
-                    )
             if isinstance(client, distributed.Client):
                 self._client = _synchronous(client)
             else:
-                self._client = distributed.Client(self._cluster or client, set_as_default=False)
-            wanted = settings.worker_settings() if isinstance(settings, RuntimeConfig) else settings
+                with dask.config.set(_QUIET):
+                    if client is None:
+                        self._cluster = self._embed(n_workers, threads_per_worker or os.cpu_count() or 1)
+                    self._client = distributed.Client(self._cluster or client, set_as_default=False)
             embedded = self._cluster is not None
-            made = plugin.ExecEnvPlugin(self._name, wanted or WorkerSettings(), leave_interrupts=embedded)
+            made = plugin.ExecEnvPlugin(self._name, self._settings, embedded=embedded)
             self._client.register_plugin(made)
         except BaseException:
             self.close()
             raise
+
+    def _embed(self, n_workers: int, threads_per_worker: int) -> distributed.LocalCluster:
+        self._scratch = WorkingDir(default_storage_dir() / "dask")
+        with _held_back(signal.SIGINT):
+            return distributed.LocalCluster(
+                n_workers=n_workers,
+                threads_per_worker=threads_per_worker,
+                dashboard_address="127.0.0.1:0",
+                scheduler_kwargs={"dashboard": False},
+                local_directory=str(self._scratch.path),
+            )
 
     @property
     def client(self) -> distributed.Client:
@@ -201,6 +211,17 @@ class DaskSimulationService:
             logger.info("the worker %s runs tasks in the %s environment: %s", address, name, reason)
         return {address: name for address, (name, _) in chosen.items()}
 
+    def preflight(self, reference: str, names: Mapping[str, Sequence[str]]) -> list[Finding]:
+        """Where workers differ from this machine, and what `check_inside` finds on one worker of each kind."""
+        kinds = self.client.run(describe_here)
+        found = self.client.run(check_there, self._name, reference, dict(names), workers=one_of_each_kind(kinds))
+        there = [
+            replace(finding, message=f"on {address}: {finding.message}")
+            for address, findings in found.items()
+            for finding in findings
+        ]
+        return [*check_workers(kinds), *there]
+
     def health_check(self) -> dict[str, Any]:
         """For each worker what its execution environment says of itself."""
         return dict(self.client.run(plugin.health_check, self._name))
@@ -222,19 +243,26 @@ class DaskSimulationService:
             _kill(processes)
 
     def _close(self) -> None:
+        with _hushed() if self._cluster is not None else nullcontext():
+            self._close_client()
+            if self._cluster is not None:
+                self._cluster.close()
+        if self._scratch is not None:
+            self._scratch.close()
+            clear_away(self._settings.storage())  # a worker that was killed left what it worked in
+
+    def _close_client(self) -> None:
         client, self._client = self._client, None
         if client is not None:
             try:
                 self._cancel_all(client)
-                client.unregister_worker_plugin(self._name)
+                client.run(plugin.shut_down, self._name, on_error="ignore")  # a worker may be dead, or about to be
+                if self._cluster is None:
+                    client.unregister_worker_plugin(self._name)
             except Exception as error:
                 logger.warning("the workers' execution environments could not be closed: %s", error)
             if self._owns_client:
                 client.close()
-        if self._cluster is not None:
-            self._cluster.close()
-        if self._scratch is not None:
-            self._scratch.close()
 
     def __enter__(self) -> Self:
         return self
@@ -276,6 +304,20 @@ def _held_back(number: signal.Signals) -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Within the block, what Dask's parts say of one another's end is not logged."""
+    loggers = [logging.getLogger(name) for name in ("distributed", "distributed.client")]
+    before = [each.level for each in loggers]
+    try:
+        for each in loggers:
+            each.setLevel(logging.CRITICAL)
+        yield
+    finally:
+        for each, level in zip(loggers, before, strict=True):
+            each.setLevel(level)
 
 
 def _synchronous(client: distributed.Client) -> distributed.Client:

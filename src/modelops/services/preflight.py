@@ -4,6 +4,7 @@ What can be read is read as data. The rest is asked of the runner: it resolves a
 for the tasks to come, and imports what the bundle names, once, in the sandbox of a task.
 """
 
+import asyncio
 import base64
 import json
 import os
@@ -16,12 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from distributed import Worker
+
 from modelops.adapters.bundle import BundleError
 from modelops.adapters.bundle.registry import BundleRegistry, read_registry
 from modelops.adapters.exec_env.call import Call
 from modelops.adapters.exec_env.cold_debug import ask_once
 from modelops.adapters.exec_env.errors import RunnerError
 from modelops.adapters.exec_env.runner_settings import RunnerSettings
+from modelops.worker.plugin import require_exec_env
 
 INSIDE = Path(__file__).with_name("inside_preflight.py")
 INDEX_VARIABLES = ("UV_INDEX", "UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL")
@@ -65,15 +69,19 @@ def check_bundle(
         findings.append(Finding("error", "registry", str(error), "correct the file, or take it out of the bundle"))
     findings += check_data_files(bundle, registry)
     findings += [finding for name in entrypoints for finding in check_entrypoint(registry, name)]
+    if inside:
+        findings += check_inside(bundle, settings, names_of(registry, entrypoints, targets), timeout_seconds)
+    return sorted(findings, key=lambda finding: finding.level != "error")
+
+
+def names_of(registry: BundleRegistry, entrypoints: Sequence[str], targets: Sequence[str]) -> dict[str, list[str]]:
+    """What `check_inside` is to import: of a study, and of the bundle's registry."""
     entries = [
         *(name for name in entrypoints if ":" in name),
         *(model.entrypoint for model in registry.models.values()),
     ]
     named = [*targets, *(target.entrypoint for target in registry.targets.values())]
-    asked = {"entrypoints": list(dict.fromkeys(entries)), "targets": list(dict.fromkeys(named))}
-    if inside:
-        findings += _check_inside(bundle, settings, asked, timeout_seconds)
-    return sorted(findings, key=lambda finding: finding.level != "error")
+    return {"entrypoints": list(dict.fromkeys(entries)), "targets": list(dict.fromkeys(named))}
 
 
 # --- what can be read
@@ -211,7 +219,11 @@ _WIRE_REMEDY = 'give the project one entry point: [project.entry-points."modelop
 _KINDS = {"wire": "the wire function", "entrypoint": "the entry point", "target": "the target"}
 
 
-def _check_inside(bundle: Path, settings: RunnerSettings, asked: Mapping[str, Any], timeout: float) -> list[Finding]:
+def check_inside(bundle: Path, settings: RunnerSettings, asked: Mapping[str, Any], timeout: float) -> list[Finding]:
+    """What the runner says of a bundle, and what of `names_of` can't be imported in its sandbox.
+
+    It resolves first, and what does not resolve is told before anything is downloaded.
+    """
     arguments = ["--bundle-path", str(bundle), "--instrument", str(INSIDE)]
     try:
         body = ask_once(settings, arguments, json.dumps(asked).encode(), Call(timeout))
@@ -241,6 +253,28 @@ def _of_imports(found: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 # --- workers
+
+
+async def check_there(plugin: str, reference: str, asked: Mapping[str, Any], dask_worker: Worker) -> list[Finding]:
+    """`check_inside` on a worker, with its interpreters, runner and repository. Dask calls it on its event loop."""
+    exec_env = require_exec_env(dask_worker, plugin)
+
+    def check() -> list[Finding]:
+        try:
+            bundle = exec_env.find_bundle(reference)[1]
+        except RunnerError as error:
+            return [Finding("error", error.type, error.message, "let the workers reach the bundle's repository")]
+        return check_inside(bundle, exec_env.settings, asked, exec_env.timeout_seconds)
+
+    return await asyncio.to_thread(check)
+
+
+def one_of_each_kind(workers: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """For each description of `describe_here` the first worker that has it."""
+    kinds: dict[tuple[tuple[str, str], ...], str] = {}
+    for address, description in workers.items():
+        kinds.setdefault(tuple(sorted(description.items())), address)
+    return list(kinds.values())
 
 
 def describe_here() -> dict[str, str]:

@@ -5,12 +5,15 @@
     parts/<n>.losses.parquet        results of aggregations
 
 A part appears complete, by a rename; its simulations come last, so results without their outputs are never seen. Where
-two parts have a result of one task, the later one counts. Small parts are joined now and then.
+two parts have a result of one task, the later one counts. Small parts are joined now and then. A part that a disk or a
+person damaged is set aside as `<name>.damaged`, and what it had is run again.
 """
 
 import fcntl
 import json
+import logging
 import os
+import re
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -25,6 +28,8 @@ from modelops.adapters.exec_env.errors import RunnerError
 from modelops.worker.plugin import Timed
 
 from .study import Study
+
+logger = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 1.0
 FLUSH_BYTES = 32 << 20  # of outputs
@@ -62,9 +67,14 @@ SCHEMAS: dict[str, dict[str, Any]] = {
 }
 KINDS = tuple(SCHEMAS)  # in the order in which a part's files appear
 _KEYS = {"simulations": ["index"], "losses": ["group", "target"]}
+_PART = re.compile(rf"[0-9]{{8,15}}\.({'|'.join(KINDS)})\.parquet")
 
 
-class StudyMismatch(Exception):
+class StudyFolderError(Exception):
+    """The folder can't be read or written; the message says what to do."""
+
+
+class StudyMismatch(StudyFolderError):
     """The folder is another study's, or another process writes to it."""
 
 
@@ -90,7 +100,8 @@ class StudyFolder:
             _take(self._lock, path)
             self._identify({**study.identity(), "profile": dict(profile)})
             self._remove_unfinished()
-            self._next = 1 + max((_number(part) for part in self.parts.glob("*.parquet")), default=0)
+            self._set_damaged_aside()
+            self._next = 1 + max((_number(part) for part in self._files()), default=0)
             self.simulations: dict[int, bool] = {}
             self.losses: dict[tuple[int, int], bool] = {}
             self._load()
@@ -147,11 +158,11 @@ class StudyFolder:
 
     def flush(self) -> None:
         """Write what has come since the last time."""
-        pending, self._pending = self._pending, _Pending()
         self._flushed_at = time.monotonic()
-        if any(pending.rows.values()):
-            frames = {kind: polars.DataFrame(rows, schema=SCHEMAS[kind]) for kind, rows in pending.rows.items() if rows}
-            self._write_part(frames)
+        rows = self._pending.rows
+        if any(rows.values()):
+            self._write_part({kind: polars.DataFrame(rows[kind], schema=SCHEMAS[kind]) for kind in KINDS if rows[kind]})
+            self._pending = _Pending()
             self._join_small_parts()
 
     def flush_when_due(self) -> None:
@@ -198,10 +209,16 @@ class StudyFolder:
 
     def _identify(self, identity: dict[str, Any]) -> None:
         place = self.path / "identity.json"
-        if not place.exists() or not any(self.parts.iterdir()):
+        if not self._files():
             write_whole(place, lambda aside: aside.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8"))
             return
-        known = json.loads(place.read_text(encoding="utf-8"))
+        try:
+            known = json.loads(place.read_text(encoding="utf-8"))
+            if not isinstance(known, dict):
+                raise ValueError("it is not an object")
+        except (OSError, ValueError, RecursionError) as error:
+            problem = f"{str(self.path)!r} has results, and {place.name}, which says of what study, can't be read"
+            raise StudyMismatch(f"{problem}: {error}; choose another --out") from None
         for key, value in identity.items():
             if known.get(key) != value:
                 raise StudyMismatch(
@@ -212,6 +229,22 @@ class StudyFolder:
     def _remove_unfinished(self) -> None:
         for path in [*self.path.glob(".*.aside-*"), *self.parts.glob(".*.aside-*")]:
             path.unlink(missing_ok=True)
+
+    def _files(self) -> list[Path]:
+        """The files of all parts."""
+        return [path for path in self.parts.iterdir() if _PART.fullmatch(path.name)]
+
+    def _set_damaged_aside(self) -> None:
+        """Let parts that can't be read, or lack outputs of their simulations, count as not there."""
+        parts: dict[int, dict[str, Path]] = {}
+        for path in self._files():
+            parts.setdefault(_number(path), {})[_kind(path)] = path
+        for number, files in sorted(parts.items()):
+            problem = _damage(files)
+            if problem:
+                logger.warning("part %d of %s is damaged, and what it had is run again: %s", number, self.path, problem)
+                for path in files.values():
+                    path.rename(path.with_name(f"{path.name}.damaged"))
 
     def _load(self) -> None:
         for row in self.latest("simulations").select("index", "error_type").iter_rows():
@@ -228,7 +261,7 @@ class StudyFolder:
     def _join_small_parts(self) -> None:
         """Bound the number of files: the small parts become one, which counts before the old ones are removed."""
         files: dict[int, list[Path]] = {}
-        for path in self.parts.glob("*.parquet"):
+        for path in self._files():
             files.setdefault(_number(path), []).append(path)
         small = [paths for paths in files.values() if sum(path.stat().st_size for path in paths) < JOINED_BYTES]
         if len(small) < JOINED_PARTS:
@@ -245,7 +278,7 @@ class StudyFolder:
     def _scan(self, kind: str, paths: Iterable[Path] | None = None) -> polars.LazyFrame:
         """The rows of a kind in some parts, or in all, with the number of their part."""
         if paths is None:
-            paths = self.parts.glob(f"*.{kind}.parquet")
+            paths = [path for path in self._files() if _kind(path) == kind]
         empty = polars.LazyFrame(schema={**SCHEMAS[kind], "part": polars.UInt64})
         frames = [
             polars.scan_parquet(path, glob=False).with_columns(part=polars.lit(_number(path), polars.UInt64))
@@ -260,8 +293,36 @@ def write_whole(path: Path, write: Any) -> None:
     try:
         write(aside)
         os.replace(aside, path)
+    except polars.exceptions.PolarsError as error:
+        is_full = os.statvfs(path.parent).f_bavail == 0
+        raise _unwritable(path, "no space left on device" if is_full else str(error)) from None
+    except OSError as error:
+        raise _unwritable(path, error.strerror or str(error)) from None
     finally:
         aside.unlink(missing_ok=True)
+
+
+def _unwritable(path: Path, why: str) -> StudyFolderError:
+    return StudyFolderError(f"{str(path)!r} can't be written: {why}")
+
+
+def _damage(files: Mapping[str, Path]) -> str:
+    """What is wrong with the files of a part, or nothing. Outputs are not read, but for whose they are."""
+    try:
+        found = {kind: polars.scan_parquet(path, glob=False) for kind, path in files.items()}
+        for kind, frame in found.items():
+            if frame.collect_schema() != polars.Schema(SCHEMAS[kind]):
+                return f"{files[kind].name} has other columns"
+        for kind in _KEYS.keys() & found.keys():
+            found[kind].collect()
+        outputs = found.get("outputs", polars.LazyFrame(schema=SCHEMAS["outputs"])).select("index").collect()
+        if "simulations" in found:
+            good = found["simulations"].filter(polars.col("error_type").is_null()).select("index").collect()
+            if len(good.join(outputs, on="index", how="anti")):
+                return "it lacks outputs"
+    except (polars.exceptions.PolarsError, OSError) as error:
+        return str(error)
+    return ""
 
 
 def _take(lock: int, path: Path) -> None:

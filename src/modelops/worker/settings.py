@@ -40,9 +40,13 @@ class WorkerSettings:
     timeout_seconds: float | None = None
     max_servers: int | None = None
 
+    def storage(self, environ: Mapping[str, str] = os.environ) -> Path:
+        """The storage directory of a worker."""
+        return Path(self.storage_dir) if self.storage_dir else default_storage_dir(environ)
+
     def make(self, threads: int, environ: Mapping[str, str] = os.environ) -> SandboxedExecEnv:
         """The execution environment of a worker with that many threads."""
-        storage = Path(self.storage_dir) if self.storage_dir else default_storage_dir(environ)
+        storage = self.storage(environ)
         timeout = self.timeout_seconds or environ.get("MODELOPS_TASK_TIMEOUT_SECONDS") or _DEFAULT_TIMEOUT
         servers = self.max_servers or environ.get("MODELOPS_MAX_WARM_SERVERS")
         return make_exec_env(

@@ -62,7 +62,7 @@ class ColdDebugExecEnv(SandboxedExecEnv):
     @contextmanager
     def _answer(self, bundle_ref: str, payload: dict[str, Any], call: Call) -> Iterator[Answer]:
         line = encode(payload)
-        _, bundle = self._bundle(bundle_ref)
+        _, bundle = self.find_bundle(bundle_ref)
         with tempfile.TemporaryDirectory(dir=self._incoming_dir()) as folder:
             arguments = ["--bundle-path", str(bundle), "--out-dir", folder, "--inline-max", str(INLINE_CAP)]
             if "target_entrypoint" in payload:

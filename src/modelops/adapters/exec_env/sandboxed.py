@@ -161,7 +161,7 @@ class SandboxedExecEnv(ABC):
     def _release(self) -> None:  # noqa: B027  # most have nothing to release
         """Release what the environment holds between calls. No call is under way."""
 
-    def _bundle(self, bundle_ref: str) -> tuple[str, Path]:
+    def find_bundle(self, bundle_ref: str) -> tuple[str, Path]:
         """The digest and the folder of a bundle. Whatever a repository raises concerns the task."""
         try:
             return self._bundle_repo.ensure_local(bundle_ref)

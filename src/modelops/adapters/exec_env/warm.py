@@ -105,11 +105,11 @@ class IsolatedWarmExecEnv(SandboxedExecEnv):
     def _digest(self, bundle_ref: str) -> str:
         """The digest of a bundle, asked of the repository once: the reference names the content."""
         if bundle_ref not in self._digests:
-            self._digests[bundle_ref] = self._bundle(bundle_ref)[0]
+            self._digests[bundle_ref] = self.find_bundle(bundle_ref)[0]
         return self._digests[bundle_ref]
 
     def _start(self, bundle_ref: str, digest: str, call: Call) -> Server:
-        _, bundle = self._bundle(bundle_ref)
+        _, bundle = self.find_bundle(bundle_ref)
         logger.info("starting a server of %s", bundle_ref)
         learned = self._learned_dir() / hashlib.sha256(digest.encode()).hexdigest()
         return Server(self._launcher, bundle, learned, Path(tempfile.mkdtemp(dir=self._incoming_dir())), call)
