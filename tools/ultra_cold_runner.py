@@ -33,7 +33,7 @@ How is network kept out?                    bwrap_arguments (--unshare-net), che
 What of the host can be read?               system_mounts and write_etc, from the profile's read_only
 What can be written?                        file_systems: a private /tmp and /dev/shm, with a size
 Who limits it, and from when on?            Supervisor.confine and Cgroup, before its first instruction
-What can a task change that outlives it?    nothing; between tasks of --serve: sandbox_state, clear_sandbox, Caches
+What can a task change that outlives it?    nothing; between tasks of --serve: end_others, lay_out, sandbox_state
 What ends it?                               Supervisor.end and Cgroup.kill; --die-with-parent where the runner is killed
 What is believed of what comes back?        Frames, Receiver and parse_child_error; checksums are made on this side
 Who sees credentials?                       index_settings, for the fetch sandbox; redact takes them out of errors
@@ -60,7 +60,7 @@ TEXT_CAP = 64 * 1024  # bytes of a message or traceback that a child reports
 BUNDLE, VENV, TREE, SOURCE, TOOLS, CHILD = "/bundle", "/venv", "/tree", "/source", "/tools", "/runner/child"
 BUILD_TREE = "/tmp/source"  # where a source is built, a copy of /source
 INSTRUMENT = "/runner/instrument"
-SHADOW = "/tmp/bundle"  # see make_shadow
+SHADOW = "/tmp/bundle"  # see Shadow
 CA_FILE = "/etc/ssl/certs/ca-certificates.crt"
 
 
@@ -300,7 +300,8 @@ def execute(request: "dict[str, Any]", pipe: ResultPipe) -> None:
     caches.put()
     enter_bundle()
     enter_working_directory(request["shadow"])
-    pipe.before_done = lambda: tell_learned(pipe, caches)
+    known = len(sys.modules)
+    pipe.before_done = lambda: tell_learned(pipe, caches, known)
     run_task_code(request, pipe)
 
 
@@ -309,38 +310,46 @@ def enter_bundle() -> None:
     importlib.invalidate_caches()
 
 
-def enter_working_directory(limit: int, mode: int = 0o755) -> None:
+def enter_working_directory(limit: int) -> None:
     """Go where a task runs: into the bundle itself where `limit` is 0, else into a new shadow of it."""
     os.chdir(BUNDLE)
     if limit:
-        make_shadow(limit, mode)
+        Shadow(limit).make()
         os.chdir(SHADOW)
 
 
-def make_shadow(limit: int, mode: int) -> None:
-    """The bundle's folders as folders of the tmpfs, with this mode, and its files as links to the read-only ones.
+class Shadow:
+    """The bundle's folders as folders of the tmpfs, and its files as links to the read-only ones.
 
     Links of the bundle stay as they are, and lead to the shadow's own. Where the bundle has more than `limit`
-    entries only its top level is mirrored, and the folders in it are links too.
+    entries only its top level is mirrored, and the folders in it are links too. With a limit of 0 there is none.
     """
-    entries, folders = [], [""]  # both grow while they are read
-    for folder in folders:
-        for entry in os.scandir(BUNDLE + folder):
-            path = folder + "/" + entry.name
-            entries.append((path, entry.is_symlink(), entry.is_dir(follow_symlinks=False)))
-            if entries[-1][2]:
-                folders.append(path)
-        if len(entries) > limit:
-            entries = [(path, link, False) for path, link, _ in entries if path.count("/") == 1]
-            folders = [""]
-            break
-    for folder in folders:
-        os.mkdir(SHADOW + folder)
-    for path, is_link, is_folder in entries:
-        if not is_folder:
-            os.symlink(os.readlink(BUNDLE + path) if is_link else BUNDLE + path, SHADOW + path)
-    for folder in folders:
-        os.chmod(SHADOW + folder, mode)
+
+    def __init__(self, limit: int) -> None:
+        self.folders, self.links = ([""] if limit else []), []  # type: list[str], list[tuple[str, str]]
+        entries: list[tuple[str, bool, bool]] = []
+        for folder in self.folders:  # which grows meanwhile
+            for entry in os.scandir(BUNDLE + folder):
+                path = folder + "/" + entry.name
+                entries.append((path, entry.is_symlink(), entry.is_dir(follow_symlinks=False)))
+                if entries[-1][2]:
+                    self.folders.append(path)
+            if len(entries) > limit:
+                entries = [(path, link, False) for path, link, _ in entries if path.count("/") == 1]
+                self.folders = [""]
+                break
+        for path, is_link, is_folder in entries:
+            if not is_folder:
+                self.links.append((os.readlink(BUNDLE + path) if is_link else BUNDLE + path, SHADOW + path))
+
+    def make(self, mode: int = 0o755) -> None:
+        """Make it anew, with this mode of its folders."""
+        for folder in self.folders:
+            os.mkdir(SHADOW + folder)
+        for target, path in self.links:
+            os.symlink(target, path)
+        for folder in self.folders:
+            os.chmod(SHADOW + folder, mode)
 
 
 def run_task_code(request: "dict[str, Any]", pipe: ResultPipe) -> None:
@@ -619,12 +628,34 @@ class Caches:
                 fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
                 os.write(fd, content)
                 os.close(fd)
+        for path in self.paths():
+            with suppress(OSError):
                 os.utime(path, (CONSTANT_TIME, CONSTANT_TIME))
+
+    def paths(self) -> "set[str]":
+        """All that was put, and the folders that hold it: a file that is new or changed has changed the time of one."""
+        paths = {HOME, *self.made, *(HOME + "/" + name for name in self.files)}
+        for path in [*paths]:
+            while len(path) > len(HOME):
+                path = os.path.dirname(path)
+                paths.add(path)
+        return paths
+
+    def touched(self) -> bool:
+        for path in self.paths():
+            try:
+                if os.lstat(path).st_mtime != CONSTANT_TIME:
+                    return True
+            except OSError:
+                return True
+        return False
 
     def grown(self) -> "Any":
         """Name and content of each regular file that is new or was changed, within the policy's limits."""
         import stat
 
+        if not self.touched():
+            return
         room, left = self.policy["bytes"], self.policy["files"]
         for folder in self.policy["folders"]:
             for top, _, names in [] if os.path.islink(HOME + "/" + folder) else os.walk(HOME + "/" + folder):
@@ -641,23 +672,25 @@ class Caches:
                     yield path[len(HOME) + 1 :], content
 
 
-def tell_learned(pipe: ResultPipe, caches: "Any" = None, known: "Any" = None, told: "Any" = frozenset()) -> None:
+def tell_learned(pipe: ResultPipe, caches: "Any" = None, known: int = sys.maxsize, told: int = 0) -> None:
     """NOTE frames before a task's last word. Nothing of this may fail a task.
 
-    `learned` is JSON: `modules`, the names that are not `known` (none, where that is None), in the order of their
-    import; `sources`, paths below the venv of modules that have no bytecode, less those of modules in `told`. And
-    `cache/<path in the home>` for each file that the caches got.
+    `learned` is JSON: `modules`, the names of all but the `known` first, in the order of their import; `sources`, paths
+    below the venv of modules that have no bytecode, of all but the `told` first. And `cache/<path in the home>` for
+    each file that the caches got. What is not asked for is not touched: in a fork each name is a page to copy.
     """
     import json
     from contextlib import suppress
+    from itertools import islice
 
     with suppress(Exception):
         learned: dict[str, Any] = {"modules": [], "sources": []}
-        for name in [name for name in sys.modules if name not in told]:
+        last = [*islice(reversed(sys.modules), max(0, len(sys.modules) - told))]
+        for number, name in enumerate(reversed(last), told):
             spec = getattr(sys.modules.get(name), "__dict__", {}).get("__spec__")
             if spec is None or spec.name != name:
                 continue  # an alias, or made by hand: importing the name would make something else
-            if known is not None and name not in known:
+            if number >= known:
                 learned["modules"].append(name)
             origin, cached = str(spec.origin), spec.cached
             if origin.startswith(VENV + "/") and origin.endswith(".py") and cached and not os.path.exists(cached):
@@ -680,18 +713,19 @@ def serve(request: "dict[str, Any]", pipe: ResultPipe) -> None:
     and ENDED (with an exit status, four bytes). The fork is made before its task comes, and has neither descriptor.
     """
     tasks, control = request["descriptors"]["tasks"], request["descriptors"]["control"]
-    caches = Caches(request["caches"], request["cached"])
+    caches, shadow = Caches(request["caches"], request["cached"]), Shadow(request["shadow"])
+    generators = Generators()
     caches.put()
     enter_bundle()
-    tell_host(control, READY, preload(request, caches))
+    tell_host(control, READY, preload(request, caches, shadow, generators))
     set_dumpable(False)
-    clear_sandbox()
-    caches.put()
-    known, state = frozenset(sys.modules), sandbox_state()
+    end_others()
+    lay_out(caches, shadow)
+    known, state = len(sys.modules), sandbox_state()
     pipe.before_done = lambda: tell_learned(pipe, caches, known)
     leave_out_of_collections()
+    pid, door = fork_ahead(request, pipe, generators)
     while True:
-        pid, door = fork_ahead(request, pipe)
         kind = os.read(tasks, 1)
         while kind == KILL:  # of a task that had ended by then
             kind = os.read(tasks, 1)
@@ -699,12 +733,20 @@ def serve(request: "dict[str, Any]", pipe: ResultPipe) -> None:
             os._exit(0)
         hand_over(tasks, door)
         status = wait_for_task(pid, tasks)
-        clear_sandbox()
-        caches.put()
+        end_others()
+        pipe.before_done = lambda: tell_learned(pipe, caches, known, known)
+        pid, door = fork_ahead(request, pipe, generators)  # it gets ready while this process cleans up
+        lay_out(caches, shadow)
         if sandbox_state() != state:
             os._exit(1)  # the task changed what the next one would notice; the host makes a new sandbox
         tell_host(control, ENDED, status.to_bytes(4, "big"))
-        pipe.before_done = lambda: tell_learned(pipe, caches, known, known)
+
+
+def lay_out(caches: Caches, shadow: Shadow) -> None:
+    """Empty what can be written, and make what each task finds."""
+    empty_folders()
+    caches.put()
+    shadow.make()
 
 
 def tell_host(control: int, kind: bytes, body: bytes) -> None:
@@ -719,14 +761,15 @@ def leave_out_of_collections() -> None:
     gc.freeze()
 
 
-def fork_ahead(request: "dict[str, Any]", pipe: ResultPipe) -> "tuple[int, int]":
+def fork_ahead(request: "dict[str, Any]", pipe: ResultPipe, generators: "Generators") -> "tuple[int, int]":
     """A fork that waits for its task, and the descriptor to write it to."""
     reading, writing = os.pipe()
+    generators.renew()
     pid = os.fork()
     if pid == 0:
         for fd in (writing, *request["descriptors"].values()):
             os.close(fd)
-        run_forked(reading, request, pipe)
+        run_forked(reading, request, pipe, generators)
     os.close(reading)
     return pid, writing
 
@@ -745,7 +788,7 @@ def hand_over(tasks: int, door: int) -> None:
     os.close(door)
 
 
-def preload(request: "dict[str, Any]", caches: Caches) -> bytes:
+def preload(request: "dict[str, Any]", caches: Caches, shadow: Shadow, generators: "Generators") -> bytes:
     """Import the wire function, then what earlier tasks were seen to import; nothing of a task is run here.
 
     It happens where each task will stand, but where nothing can be left: what an import writes to its working
@@ -758,7 +801,9 @@ def preload(request: "dict[str, Any]", caches: Caches) -> bytes:
 
     problem, learned = "", {*request["modules"]}
     if request["preload"]:
-        enter_working_directory(request["shadow"], 0o555)
+        generators.look()
+        shadow.make(0o555)
+        enter_place()
         try:
             load_object(request["wire"])
         except BaseException as error:  # each task will meet it again, and report it
@@ -766,10 +811,16 @@ def preload(request: "dict[str, Any]", caches: Caches) -> bytes:
         learned -= sys.modules.keys()
         problem = import_learned(request["modules"])
         load_machine_code()
+        generators.look_again()
         leave_working_directory()
         problem = problem or left_behind(caches)
     report = {"modules": len(learned & sys.modules.keys()), "threads": threads_left(), "problem": problem}
     return json.dumps(report).encode()
+
+
+def enter_place() -> None:
+    """Go where a task runs, once `lay_out` has made it."""
+    os.chdir(SHADOW if os.path.isdir(SHADOW) else BUNDLE)
 
 
 def leave_working_directory() -> None:
@@ -813,6 +864,48 @@ def traces_of_imports() -> "dict[str, Any]":
         "the state of random": sys.modules["random"].getstate() if "random" in sys.modules else None,
         "the state of numpy.random": repr(numpy_random._rand.get_state(legacy=False)) if numpy_random else None,
     }
+
+
+class Generators:
+    """The global generators of random and numpy, which in each fork are as in a process of its own: a seed that an
+    import set holds there, and where none did, each begins anew. (A fork reseeds random, always, and numpy's never.)"""
+
+    def __init__(self) -> None:
+        self.before: Any = None
+        self.renew: Any = bool  # a call before each fork, where it copies no pages
+        self.restore: Any = bool  # and one in it
+
+    def look(self) -> None:
+        import random
+
+        self.before = random.getstate()
+
+    def look_again(self) -> None:
+        import random
+
+        state = random.getstate()
+        if not drawn_alone(self.before[1][:-1], state[1][:-1]):
+            self.restore = lambda: random.setstate(state)
+        mtrand = sys.modules.get("numpy.random.mtrand")
+        generator = getattr(getattr(mtrand, "_rand", None), "_bit_generator", None)
+        seeds = getattr(generator, "_seed_seq", None)  # numpy's seed() drops it
+        if mtrand and generator and seeds:
+            first, now = (tuple(map(int, one.state["state"]["key"])) for one in (type(generator)(seeds), generator))
+            if drawn_alone(first, now):
+                self.renew = mtrand.seed
+
+
+def drawn_alone(first: "tuple[int, ...]", now: "tuple[int, ...]") -> bool:
+    """Whether a Mersenne Twister (its 624 words) can have come to `now` by drawing, up to 60,000 numbers of 32 bits."""
+    from random import Random
+
+    twister = Random()
+    twister.setstate((3, (*first, 624), None))
+    for _ in range(100):
+        if twister.getstate()[1][:-1] == now:
+            return True
+        twister.getrandbits(32 * 624)
+    return False
 
 
 def load_machine_code() -> None:
@@ -894,16 +987,17 @@ def threads_left() -> "list[str]":
     return names
 
 
-def run_forked(door: int, request: "dict[str, Any]", pipe: ResultPipe) -> None:
+def run_forked(door: int, request: "dict[str, Any]", pipe: ResultPipe, generators: "Generators") -> None:
     try:
-        set_dumpable(True)
         set_rlimits(request["task_rlimits"])
+        generators.restore()
         body = read_all(door)
         os.close(door)
         if not body:
             os._exit(0)  # the server is closed
+        set_dumpable(True)
         pipe.send(STARTED)
-        enter_working_directory(request["shadow"])
+        enter_place()
         run_task_code({"task": marshal.loads(body), "wire": request["wire"]}, pipe)
     except BaseException as error:
         close_others([pipe.fd])  # the work is over, and may have used up the descriptors
@@ -935,9 +1029,8 @@ def wait_for_task(pid: int, tasks: int) -> int:
     return code if code >= 0 else 128 - code
 
 
-def clear_sandbox() -> None:
-    """End every other process of the sandbox and empty what can be written. Whatever goes wrong ends this process."""
-    import shutil
+def end_others() -> None:
+    """End every other process of the sandbox. Whatever goes wrong ends this one."""
     import time
 
     for _ in range(1000):
@@ -948,6 +1041,12 @@ def clear_sandbox() -> None:
         time.sleep(0.001)
     else:
         os._exit(1)
+
+
+def empty_folders() -> None:
+    """Remove what lies where a task can write. Whatever goes wrong ends this process."""
+    import shutil
+
     for folder in ("/tmp", "/dev/shm"):
         for entry in os.scandir(folder):
             if entry.is_dir(follow_symlinks=False):
@@ -4608,8 +4707,8 @@ class Cgroup:
         files = sum(self.keyed("memory", "memory.stat", f"{state}_file") for state in ("active", "inactive"))
         return usage - files > 0.9 * limit
 
-    def since(self, name: str) -> float:
-        return self.counters()[name] - self.before.get(name, 0)
+    def since(self) -> dict[str, float]:
+        return {name: value - self.before.get(name, 0) for name, value in self.counters().items()}
 
     def keyed(self, controller: str, name: str, key: str) -> int:
         for line in self.read(controller, name).splitlines():
@@ -5446,6 +5545,7 @@ class Monitor:
         self.tracer = (0.0, 0.0)  # user and system time that are not the task's
         self.io: dict[tuple[int, float], tuple[int, int]] = {}
         self.full = ""  # the limit of a tmpfs that is full
+        self.counted: dict[str, float] = {"memory": 0.0, "pids": 0.0}  # by the cgroup, since the task began
         self.short, self.short_at = 0.0, 0.0  # how often memory was short until now, and when that last grew
         self.waited_user, self.waited_system, self.waited_memory = 0.0, 0.0, 0.0
         self.blocks_read, self.blocks_written = 0, 0
@@ -5484,11 +5584,12 @@ class Monitor:
         self.processes, self.tasks = max(self.processes, len(members)), max(self.tasks, tasks)
 
     def read_cgroup(self, cgroup: Cgroup) -> None:
-        self.user, self.system = cgroup.since("user") - self.tracer[0], cgroup.since("system") - self.tracer[1]
+        self.counted = cgroup.since()
+        self.user, self.system = self.counted["user"] - self.tracer[0], self.counted["system"] - self.tracer[1]
         self.memory = max(self.memory, cgroup.peak_memory())
         self.tasks = max(self.tasks, cgroup.peak_pids() - Cgroup.OVERHEAD)
-        if cgroup.since("short") > self.short:
-            self.short, self.short_at = cgroup.since("short"), time.monotonic()
+        if self.counted["short"] > self.short:
+            self.short, self.short_at = self.counted["short"], time.monotonic()
 
     def stalled(self, cgroup: Cgroup | None, limit: int) -> bool:
         """Whether the task was waiting for memory up to now: the kernel takes pages back for long before it kills."""
@@ -5501,9 +5602,9 @@ class Monitor:
         """The first limit that the samples show to be reached."""
         if self.full:
             return Violation("tmpfs_limit", self.full, getattr(policy, self.full), getattr(policy, self.full))
-        if cgroup.since("memory") > 0 if cgroup else self.memory > limits.memory_bytes:
+        if self.counted["memory"] > 0 if cgroup else self.memory > limits.memory_bytes:
             return Violation("memory_limit", "memory_bytes", limits.memory_bytes, self.memory)
-        if cgroup.since("pids") > 0 if cgroup else self.tasks >= limits.processes:
+        if self.counted["pids"] > 0 if cgroup else self.tasks >= limits.processes:
             return Violation("pids_limit", "processes", limits.processes, max(self.tasks, limits.processes))
         if self.user + self.system > limits.cpu_seconds:
             return Violation("cpu_limit", "cpu_seconds", limits.cpu_seconds, self.user + self.system)
@@ -6347,10 +6448,19 @@ class Downloads(FileReceiver):
         super().data(chunk)
         self.bytes += len(chunk)
         self.unpacker.go_on()
-        Log.progress("fetch", len(self.files), len(self.entries), self.bytes)
+        self.tell()
+
+    def closed(self) -> None:
+        super().closed()
+        if "lock" in self.notes and not self.entries:
+            self.entries = read_lock(self.notes["lock"], self.policy)
+        self.tell()
+
+    def tell(self) -> None:
+        if self.entries:
+            Log.progress("fetch", len(self.files), len(self.entries), self.bytes)
 
     def kept(self, name: str) -> None:
-        self.entries = self.entries or read_lock(self.notes.get("lock", b"[]"), self.policy)
         if not name.isdecimal() or int(name) >= len(self.entries):
             return
         file_name = kept_name(self.entries[int(name)]).partition("/")[2]
@@ -7551,6 +7661,14 @@ def remember_run(host: Host, environment: Environment, notes: "Notes | None") ->
             host.store.write("imported", f"environment-{environment.key}", age + 1)
 
 
+def remember_modules(host: Host, workshop: "Workshop", notes: "Notes | None") -> None:
+    """Keep the names of what a cold task imported for the bundle's first server; where one was, it knows better."""
+    if notes and host.store.read("imported", workshop.key()) is None:
+        learned = Learned(host.profile, workshop.key())
+        learned.take(notes.found)
+        host.store.write("imported", learned.key, [*learned.modules])
+
+
 def kept_environment(store: Store, key: str) -> Environment | None:
     """A kept environment, if every file of it is as it was when it was kept."""
     place = os.path.join(store.venvs, key)
@@ -7822,6 +7940,10 @@ class Workshop(NamedTuple):
     interpreter: Interpreter
     environment: Environment
 
+    def key(self) -> str:
+        """Of what tasks of the bundle were seen to import."""
+        return digest_of("learned", self.bundle.digest, self.interpreter.key())
+
 
 def prepare_workshop(options: Options, host: Host) -> Workshop:
     begun = time.monotonic()
@@ -7850,6 +7972,7 @@ def run_task(options: Options, host: Host, cleanup: ExitStack) -> dict[str, Any]
         primed.take(outputs.notes.found)
         primed.write()
     remember_run(host, workshop.environment, outputs.notes)
+    remember_modules(host, workshop, outputs.notes)
     return {**result, "metrics": metrics(host.times, usage, time.monotonic() - begun)}
 
 
@@ -7933,7 +8056,8 @@ def serve_tasks(options: Options, host: Host, cleanup: ExitStack, emit: Callable
     host = host._replace(seccomp=[*host.seccomp, deny_program(host.profile.serve.also_deny)])
     workshop = prepare_workshop(options, host)
     inbox = Inbox(host.profile.bundle.request_bytes)
-    learned = Learned(host.profile, digest_of("learned", workshop.bundle.digest, workshop.interpreter.key()))
+    learned = Learned(host.profile, workshop.key())
+    learned.take_modules(host.store.read("imported", learned.key) or [])
     if options.learned:
         learned.share(options.learned)
     server = Server(host, workshop, inbox, learned)
@@ -8073,6 +8197,7 @@ class Server:
             self.current = self.start()
             if self.fit(self.current):
                 return self.current
+            self.keep_names([])
             self.current.close()
 
     def fit(self, session: Session) -> bool:
@@ -8123,13 +8248,20 @@ class Server:
         if coming is None or not (coming.ready or coming.process.poll() is not None or coming.failure):
             return
         self.coming = None
-        if not self.fit(coming):
+        fit = self.fit(coming)
+        self.keep_names(coming.request["modules"] if fit else [])
+        if not fit:
             coming.close()
             self.grown = bool(self.learned.files)  # they still spare a task its time
             return
         if self.current:
             self.current.close()
         self.current, self.longest = coming, 0.0
+
+    def keep_names(self, names: list[str]) -> None:
+        """What a later server of the bundle begins with; none where that is not fit. No server fails for want of it."""
+        with suppress(OSError):
+            self.host.store.write("imported", self.learned.key, names)
 
     # --- tasks
 

@@ -5,7 +5,7 @@ The bundles are below tests/bench/models, and need packages of the index alone. 
   cold     the third cold run on; `python` in a ready environment with bytecode, a new home, no caches
   REUSE=1  the same, with the environment kept
   warm     the third task of a server on; one plain Python process that stays, third task on
-Figures are medians. The outputs of all ways are compared.
+Figures are medians. The outputs of all ways are compared. The runner is started as the adapters start it.
 """
 
 import argparse
@@ -26,6 +26,8 @@ from typing import Any, NamedTuple
 
 import psutil
 from bench_runner import BARE_TASK, BUNDLES, GROUP, RUNNER
+
+from modelops.adapters.exec_env.runner_settings import start_of
 
 MODELS = {"hello": BUNDLES / "hello", "sir": BUNDLES / "sir"}
 MODELS |= {path.name: path for path in sorted((Path(__file__).parent / "models").iterdir())}
@@ -129,7 +131,7 @@ class Model:
     # --- our side
 
     def command(self, store: Path, *flags: str) -> list[str | Path]:
-        common: list[str | Path] = [sys.executable, RUNNER, "--store-dir", store, "--profile", self.profile]
+        common: list[str | Path] = [*start_of(RUNNER), "--store-dir", store, "--profile", self.profile]
         return [*common, "--bundle-path", self.bundle, *flags]
 
     def ours(self, store: Path, **switches: str) -> dict[str, bytes]:

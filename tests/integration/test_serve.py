@@ -354,7 +354,7 @@ def lazy_serve(run: Runner, bundle: Callable[..., Path], tmp_path: Path) -> Call
 
     @contextmanager
     def start(*arguments: str, lazy: str = "") -> Iterator[tuple[Served, Path]]:
-        source, log = bundle(LAZY, files={"lazy.py": lazy}), tmp_path / "log"
+        source, log = bundle(LAZY, files={"lazy.py": lazy, "own": str(tmp_path)}), tmp_path / "log"
         command = run.command("--bundle-path", str(source), "--serve", *arguments)
         with log.open("wb") as stderr:
             streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": stderr}
@@ -388,12 +388,43 @@ def test_another_server_of_the_bundle_starts_with_what_the_first_learned(lazy_se
         assert served.value("lazily") == {"module": True, "cache": True, "used": 0}
 
 
+def test_a_later_server_begins_with_the_names_that_were_learned_and_with_no_file(lazy_serve: Any) -> None:
+    with lazy_serve() as (served, _):
+        warmed(served)
+    with lazy_serve() as (served, _):
+        assert served.value("lazily") == {"module": True, "cache": False, "used": 0}
+
+
+def test_a_server_begins_with_what_a_cold_run_imported(
+    lazy_serve: Any, run: Runner, bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = bundle(LAZY, files={"lazy.py": "", "own": str(tmp_path)})
+    assert run(source, {"entrypoint": "main", "params": {"do": "lazily"}, "seed": 1}).code == 0
+    with lazy_serve() as (served, _):
+        answer = served.ask("lazily")
+        assert answer["metrics"]["preloaded_modules"] >= 1
+        assert served.value("lazily") == {"module": True, "cache": False, "used": 0}
+
+
+def test_names_that_a_template_can_not_have_are_tried_once(
+    lazy_serve: Any, run: Runner, bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    lazy = "import random\nrandom.seed(1)"
+    source = bundle(LAZY, files={"lazy.py": lazy, "own": str(tmp_path)})
+    task = {"entrypoint": "main", "params": {"do": "lazily"}, "seed": 1}
+    assert run(source, task).code == 0
+    for told in (1, 0):
+        with lazy_serve(lazy=lazy) as (_, log):  # no task: what the log says is of the first template
+            assert log.read_text().count("imported in each task") == told
+        assert run(source, task).code == 0
+
+
 def test_a_cold_run_never_sees_what_a_server_learned(
     lazy_serve: Any, run: Runner, bundle: Callable[..., Path], tmp_path: Path
 ) -> None:
     with lazy_serve("--learned", str(tmp_path / "learned")) as (served, _):
         warmed(served)
-    source = bundle(LAZY, files={"lazy.py": ""})
+    source = bundle(LAZY, files={"lazy.py": "", "own": str(tmp_path)})
     task = {"entrypoint": "main", "params": {"do": "lazily"}, "seed": 1}
     for env in ({}, {"REUSE": "1"}):
         there = json.loads(run(source, task, env=env).outputs["out"])

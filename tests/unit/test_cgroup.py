@@ -25,7 +25,7 @@ def test_what_can_be_given_back_does_not_fill_a_group(
     if files is V1:
         group.paths.update(dict.fromkeys(("pids", "cpuacct"), str(tmp_path)))
     assert group.is_full(100) is full
-    assert group.since("short") == 7 and group.since("memory") == 0
+    assert group.since()["short"] == 7 and group.since()["memory"] == 0
 
 
 def test_a_task_that_was_short_of_memory_long_ago_is_not_waiting_for_it(runner_module: Any, tmp_path: Path) -> None:
