@@ -33,9 +33,10 @@ def report() -> dict[str, Any]:
     gone = Change("g", "environment variable", HOSTILE, "gone", False, HOSTILE, "nothing")
     line = {"file": HOSTILE, "line": 3, "function": HOSTILE, "text": HOSTILE}
     failed = Outcome(failure={"type": HOSTILE, "error": HOSTILE})
+    by_seed = {**gap, "by": "hash seed"}
     found = Findings(
-        cold=[Cold(Outcome()), Cold(Outcome(), NONDETERMINISTIC, [HOSTILE], [gap], 1.0, ["random"]), Cold(failed),
-              Cold(failed, UNKNOWN)],
+        cold=[Cold(Outcome()), Cold(Outcome(), NONDETERMINISTIC, [HOSTILE], [], [by_seed], 1.0, ["random"]),
+              Cold(failed), Cold(failed, UNKNOWN)],
         orders={"given": [0, 1, 2], "reverse": [2, 1, 0]},
         differs={"given": [1], "reverse": [], "fork": [2]},
         fork={2: [gap]},
@@ -66,7 +67,8 @@ def test_everything_that_was_found_is_on_the_page() -> None:
     for words in (
         "Task 1 changes task 2", "Tasks 1, 2 together change task 3", "importing", "and 10 more", "became",
         "where there was nothing", "is gone; it was", "Task 3 is not as cold in a fork", "task 1 differed once",
-        "task 2 differs too", "nothing seeds Python&#39;s random module", "nondeterministic", "aggregation by",
+        "task 2 differs too", "nothing seeds Python&#39;s random module", "nondeterministic",
+        "by the hash seed alone", "aggregation by",
     ):  # fmt: skip
         assert words in page, words
 

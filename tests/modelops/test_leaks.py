@@ -216,6 +216,36 @@ def test_what_a_task_does_by_itself_is_no_leak(
     assert "tasks 1, 2" in found.text and ("nothing seeds Python's random module" in found.text) == bool(unseeded)
 
 
+def test_each_output_is_told_apart(leaks: Callable[..., Search], tmp_path: Path) -> None:
+    code = """
+import time
+def wire(entrypoint, params, seed):
+    return {"clock": str(time.time_ns()), "order": str(hash("a")), "firm": "1"}
+"""
+    found = leaks(write_bundle(tmp_path / "bundle", code), "1-2")
+    assert (found.status, found.report["leaks"]) == (3, []), found.text
+    for task in found.report["tasks"]:
+        assert (task["verdict"], task["unstable"]) == ("nondeterministic", ["clock", "order"])
+        assert {(gap["output"], gap["by"]) for gap in task["differences"]} >= {
+            ("clock", "nondeterministic"),
+            ("order", "hash seed"),
+        }
+    assert "(by the hash seed alone)" in found.text
+
+
+def test_a_leak_in_what_the_hash_seed_changes_is_found(leaks: Callable[..., Search], tmp_path: Path) -> None:
+    code = """
+COUNT = 0
+def wire(entrypoint, params, seed):
+    global COUNT
+    COUNT += 1
+    return {"out": f"{hash('a')} {COUNT}"}
+"""
+    found = leaks(write_bundle(tmp_path / "bundle", code), "1-2")
+    assert found.status == 1 and {cause["name"] for cause in found.causes} == {"probe.COUNT"}
+    assert found.report["tasks"][0]["verdict"] == "hash seed"
+
+
 def test_a_leak_beside_what_is_nondeterministic_is_found(leaks: Callable[..., Search], tmp_path: Path) -> None:
     code = """
 import time

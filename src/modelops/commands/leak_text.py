@@ -85,7 +85,8 @@ def _show_unstable(console: Console, report: Report) -> None:
         console.print()
         console.print(plain(f"{words.numbers([entry['number'] for entry in found])}: {text}", "yellow"))
         for gap in found[0]["differences"]:
-            _line(console, f"task {found[0]['number']}, {words.difference(gap)}")
+            alone = "" if gap["by"] == verdict else f" (by the {gap['by']} alone)"
+            _line(console, f"task {found[0]['number']}, {words.difference(gap)}{alone}")
         for name in found[0]["unseeded"]:
             _line(console, f"nothing seeds {words.GENERATORS[name]}; seeded, the result is the same each time")
 

@@ -6,6 +6,7 @@ The last task is the victim; what is looked at, put back or watched is what the 
     preload    modules to import before the first look, so that importing them is no change
     look       compare the state of the process before the first task and before the victim
     restore    keys of places whose old value is put back before the victim
+    each       put it back before every task but the first
     watch      keys of places for which the line is sought that changes them
     seed       modules whose global generator is seeded before the victim
 
@@ -51,7 +52,7 @@ def main(request: dict[str, Any], pipe: Any, child: Any) -> None:
         with suppress(BaseException):
             importlib.import_module(name)
     before = process.look() if wanted.get("look") else None
-    saved = {key: place.save() for key in wanted.get("restore", ()) if (place := process.place(key))}
+    saved = save(wanted.get("restore", ()), process)
     watcher = Watcher(process, wanted["watch"]) if wanted.get("watch") else None
     known = set(sys.modules)
     for number, task in enumerate(wanted["tasks"]):
@@ -63,6 +64,9 @@ def main(request: dict[str, Any], pipe: Any, child: Any) -> None:
             if wanted.get("restore"):
                 send_json(pipe, child, "restored", put_back(saved, process))
             seed_generators(wanted.get("seed", ()))
+        elif number and wanted.get("each"):
+            put_back(saved, process)
+            saved = save(saved, process)
         head, body = run(task, wire, child)
         head["modules"] = sorted(set(sys.modules) - known)[:5000]
         text = dumps(head).encode()
@@ -996,6 +1000,11 @@ def thread_change(ident: int, thread: Any) -> "dict[str, Any]":
     theirs = [line for line in lines if line.startswith(("/bundle", "/venv", "/tmp"))]
     return {"key": f"thread:{thread.name}", "kind": "thread", "name": f"the thread {thread.name!r}", "how": "added",
             "own": True, "old": "nothing", "new": (theirs or lines or ["nowhere"])[0][:TEXT], "parts": []}  # fmt: skip
+
+
+def save(keys: Any, process: Process) -> dict[str, Any]:
+    """What `put_back` needs of each place that there is."""
+    return {key: place.save() for key in keys if (place := process.place(key))}
 
 
 def put_back(saved: dict[str, Any], process: Process) -> dict[str, str]:

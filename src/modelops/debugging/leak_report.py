@@ -5,7 +5,8 @@
     profile         the sandbox profile
     verdict         "leak", "no leak", "nondeterministic" or "could not tell"; status is the exit status with it
     tasks           number (from 1), task, verdict of the cold runs ("stable", "hash seed", "nondeterministic",
-                    "unknown"), failure (its type) or null, unstable (names of outputs), differences, unseeded
+                    "unknown"), failure (its type) or null, unstable (names of outputs), differences (with `by`: what
+                    by, "nondeterministic" or "hash seed"), unseeded
     orders          by name: tasks in their order, and which differ from cold; "fork" are forks of the warm server
     leaks           polluters and victims (numbers), examined (the victim that was looked at), differences,
                     causes and suspects (changes), imports (modules whose import alone is enough), note
@@ -78,7 +79,7 @@ def _task(number: int, task: Task, cold: Any) -> Mapping[str, Any]:
         "task": task if "target_entrypoint" not in task else {"target_entrypoint": task["target_entrypoint"]},
         "verdict": cold.verdict,
         "failure": cold.outcome.failure and cold.outcome.failure.get("type"),
-        "unstable": cold.unstable,
+        "unstable": sorted({*cold.unstable, *cold.by_hash_seed}),
         "differences": cold.differences,
         "unseeded": cold.unseeded,
     }

@@ -1,7 +1,8 @@
 """Do tasks that share a process change one another's results, which ones, and through what?
 
-1. Every task cold, twice, the second time with another hash seed; where the two differ, a third time with the first
-   seed. What differs already there is the task's own: by the hash seed, or nondeterministic.
+1. Every task cold, twice, the second time with another hash seed: outputs that are equal depend on neither chance nor
+   seed. Where they are not, once more with each seed: what differs with an equal seed is nondeterministic by itself,
+   and what does not comes from the seed. So each output is told apart, and most tasks run no third time.
 2. All tasks in one shared process, in the given order, in reverse and shuffled; and each in a fork of the warm server,
    which must equal cold.
 3. For each task that differs from cold: the smallest set of earlier tasks that is enough, by bisection.
@@ -14,12 +15,14 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from modelops_contracts import digest_bytes
+
+from modelops.adapters.exec_env.runner_settings import RunnerSettings
 
 from .compare import Difference, differences, differing
 from .policy import in_bytes, with_hash_seed
@@ -32,6 +35,7 @@ STABLE, HASH_SEED, NONDETERMINISTIC, UNKNOWN = "stable", "hash seed", "nondeterm
 LEAST_SECONDS = 120.0  # that the search may take, however short the cold runs were
 GENERATORS = ("random", "numpy.random")
 Progress = Callable[[str, int, int], None]
+_Pair = tuple[Future[tuple[Outcome, float]], Future[tuple[Outcome, float]]]
 
 
 class CouldNotTell(Exception):
@@ -40,11 +44,15 @@ class CouldNotTell(Exception):
 
 @dataclass
 class Cold:
-    """A task's cold runs. `unstable` are the outputs that differ among them, `differences` how."""
+    """A task's cold runs: the outputs that differ by themselves, or by the hash seed alone, and how.
+
+    What shares a process has the hash seed of the first run, so that the latter can be compared all the same.
+    """
 
     outcome: Outcome
     verdict: str = STABLE
     unstable: list[str] = field(default_factory=list)
+    by_hash_seed: list[str] = field(default_factory=list)
     differences: list[Difference] = field(default_factory=list)
     seconds: float = 0.0
     unseeded: list[str] = field(default_factory=list)  # generators that, seeded, make it deterministic
@@ -120,6 +128,7 @@ class LeakSearch:
         self._seed, self._progress = seed, progress
         self._pool = ThreadPoolExecutor(jobs, thread_name_prefix="leaks")
         self._lock = threading.Lock()
+        self._witnesses: dict[tuple[int, tuple[int, ...]], Shared] = {}  # runs in which those changed that victim
         self._begun, self._deadline = time.monotonic(), 0.0
         self.found = Findings()
 
@@ -145,35 +154,30 @@ class LeakSearch:
         now = str(self._bench.policy["execute"].get("environment", {}).get("PYTHONHASHSEED", "random"))
         other = "1" if now != "1" else "2"
         seeded = self._bench.under(with_hash_seed(self._bench.policy, other), "other-hash-seed")
-        first = [self._pool.submit(self._cold, task) for task in self._tasks]
-        second = [self._pool.submit(self._cold, task, seeded) for task in self._tasks]
-        for number, (one, two) in enumerate(zip(first, second, strict=True)):
-            cold = self._judge(self._tasks[number], *one.result(), *two.result())
+        runs = [self._cold_pair(task, seeded) for task in self._tasks]
+        again: dict[int, _Pair] = {}
+        for number, (one, two) in enumerate(runs):
+            cold = _first_judgement(*one.result(), *two.result())
             self.found.cold.append(cold)
             if number == 0 and cold.verdict == UNKNOWN:
                 raise CouldNotTell(str((cold.outcome.failure or {}).get("error")))
+            if cold.verdict not in (STABLE, UNKNOWN):
+                again[number] = self._cold_pair(self._tasks[number], seeded)
             self._progress("cold", number + 1, len(self._tasks))
+        for number, pair in again.items():
+            four = [run.result()[0] for run in (*runs[number], *pair)]
+            self.found.cold[number] = _tell_apart(self.found.cold[number], *four)
 
-    def _cold(self, task: Task, settings: Any = None) -> tuple[Outcome, float]:
+    def _cold_pair(self, task: Task, seeded: RunnerSettings) -> _Pair:
+        return self._pool.submit(self._cold, task), self._pool.submit(self._cold, task, seeded)
+
+    def _cold(self, task: Task, settings: RunnerSettings | None = None) -> tuple[Outcome, float]:
         begun = time.monotonic()
         outcome = self._bench.task(task, settings)
         self._count()
         if is_aggregation(task) and outcome.failure is None:
             outcome = _as_result(outcome)
         return outcome, time.monotonic() - begun
-
-    def _judge(self, task: Task, one: Outcome, seconds: float, two: Outcome, more: float) -> Cold:
-        failed = [o.failure for o in (one, two) if o.failure and not is_of_task(o.failure)]
-        if failed:
-            return Cold(Outcome(failure=failed[0]), UNKNOWN)
-        unstable = differing(one, two)
-        if not unstable:
-            return Cold(one, seconds=max(seconds, more))
-        three, _ = self._cold(task)
-        by_itself = differing(one, three)
-        verdict, other = (NONDETERMINISTIC, three) if by_itself else (HASH_SEED, two)
-        names = sorted({*unstable, *by_itself})
-        return Cold(one, verdict, names, differences(one, other), max(seconds, more))
 
     def _explain_nondeterminism(self) -> None:
         """Seed the global generators, twice: what is the same then came from one of them."""
@@ -272,7 +276,10 @@ class LeakSearch:
 
     def _is_polluted(self, victim: int, earlier: Sequence[int], **asked: Any) -> bool:
         shared = self._together([*earlier, victim], **asked)
-        return len(shared.outcomes) == len(earlier) + 1 and self._differs(victim, shared.outcomes[-1])
+        is_polluted = len(shared.outcomes) == len(earlier) + 1 and self._differs(victim, shared.outcomes[-1])
+        if is_polluted and not asked:
+            self._witnesses[victim, tuple(earlier)] = shared
+        return is_polluted
 
     # --- through what
 
@@ -288,10 +295,7 @@ class LeakSearch:
                 if not leak.causes:
                     leak.others = dict.fromkeys((other.victim for other in left), None)
                     break
-                keys = [cause.change.key for cause in leak.causes]
-                cured = partial(self._is_cured, polluters=polluters, keys=keys, modules=modules)
-                answers = self._pool_map(lambda c, cured=cured: cured(c.victim), left)  # type: ignore[misc]
-                explained = {other.victim: answer for other, answer in zip(left, answers, strict=True)}
+                explained = self._explained(leak, [other.victim for other in left], modules)
                 leak.others = {victim: answer for victim, answer in explained.items() if answer is not False}
                 left = [other for other in left if explained[other.victim] is False]
         self._progress("examine", len(groups), len(groups))
@@ -303,10 +307,9 @@ class LeakSearch:
         if self._is_late():
             leak.note = "there was no time to look for the cause; run it on fewer tasks"
             return leak, []
-        again = self._together([*polluters, case.victim])
-        modules = again.modules
-        if again.outcomes and len(again.outcomes) == len(polluters) + 1:
-            leak.differences = differences(cold.outcome, again.outcomes[-1], cold.unstable) or leak.differences
+        witness = self._witnesses[case.victim, polluters]
+        modules = witness.modules
+        leak.differences = differences(cold.outcome, witness.outcomes[-1], cold.unstable)
         if modules and self._is_polluted(case.victim, (), preload=modules):
             leak.imports = smallest_set(modules, lambda m: self._is_polluted(case.victim, (), preload=m)) or []
             return leak, modules
@@ -324,7 +327,7 @@ class LeakSearch:
             if self._is_late() or not self._is_cured(leak.victim, leak.polluters, keys, modules):
                 continue
             by_key = {change.key: change for change in part}
-            enough = smallest_set(keys, lambda k: bool(self._is_cured(leak.victim, leak.polluters, k, modules)))
+            enough = self._fewest(leak, keys, modules)
             if enough:
                 lines = self._together([*leak.polluters, leak.victim], preload=modules, watch=enough).lines
                 leak.causes = [Cause(by_key[key], lines.get(key)) for key in enough]
@@ -333,12 +336,34 @@ class LeakSearch:
         if not leak.suspects:
             leak.note = leak.note or "nothing that was looked at had changed"
 
+    def _fewest(self, leak: Leak, keys: list[str], modules: list[str]) -> list[str] | None:
+        """The fewest of the changes that are enough together."""
+
+        def is_enough(part: list[str]) -> bool:
+            return part == keys or bool(self._is_cured(leak.victim, leak.polluters, part, modules))
+
+        return smallest_set(keys, is_enough)
+
     def _is_cured(self, victim: int, polluters: Sequence[int], keys: list[str], modules: list[str]) -> bool | None:
         """Whether the victim is as cold once these old values are back; None where there is no time."""
         if self._is_late():
             return None
         shared = self._together([*polluters, victim], preload=modules, restore=keys)
         return len(shared.outcomes) == len(polluters) + 1 and not self._differs(victim, shared.outcomes[-1])
+
+    def _explained(self, leak: Leak, victims: Sequence[int], modules: list[str]) -> dict[int, bool | None]:
+        """Whether the causes are those of other victims too: of all at once where they go before every task, else one
+        by one."""
+        keys = [cause.change.key for cause in leak.causes]
+        answers: dict[int, bool | None] = {}
+        if len(victims) > 1 and not self._is_late():
+            order = self.found.orders["given"]
+            shared = self._together(order, preload=modules, restore=keys, each=True)
+            healed = {n for n, o in zip(order, shared.outcomes, strict=False) if not self._differs(n, o)}
+            answers = dict.fromkeys(healed.intersection(victims), True)
+        left = [victim for victim in victims if victim not in answers]
+        cured = partial(self._is_cured, polluters=leak.polluters, keys=keys, modules=modules)
+        return {**answers, **dict(zip(left, self._pool_map(cured, left), strict=True))}
 
     # --- runs
 
@@ -352,8 +377,8 @@ class LeakSearch:
             return False
         return bool(differing(cold.outcome, outcome, cold.unstable))
 
-    def _pool_map(self, function: Callable[[_Case], Any], cases: Sequence[_Case]) -> list[Any]:
-        return [run.result() for run in [self._pool.submit(function, case) for case in cases]]
+    def _pool_map(self, function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+        return [run.result() for run in [self._pool.submit(function, item) for item in items]]
 
     def _is_late(self) -> bool:
         return time.monotonic() > self._deadline
@@ -380,6 +405,31 @@ def _portions(own: Sequence[Change], everything: Sequence[Change]) -> list[list[
         if portion and portion not in portions:
             portions.append(portion)
     return portions
+
+
+def _first_judgement(one: Outcome, seconds: float, two: Outcome, more: float) -> Cold:
+    """Of a run with each hash seed. Where they differ it is not known yet by what."""
+    failed = [o.failure for o in (one, two) if o.failure and not is_of_task(o.failure)]
+    if failed:
+        return Cold(Outcome(failure=failed[0]), UNKNOWN)
+    return Cold(one, HASH_SEED if differing(one, two) else STABLE, seconds=max(seconds, more))
+
+
+def _tell_apart(cold: Cold, one: Outcome, two: Outcome, three: Outcome, four: Outcome) -> Cold:
+    """Of two runs with each hash seed: `one` and `three`, `two` and `four`."""
+    failed = [o.failure for o in (three, four) if o.failure and not is_of_task(o.failure)]
+    if failed:
+        return Cold(Outcome(failure=failed[0]), UNKNOWN)
+    by_itself = sorted({*differing(one, three), *differing(two, four)})
+    gaps = [*differences(one, three), *differences(two, four, differing(one, three))]
+    return replace(
+        cold,
+        verdict=NONDETERMINISTIC if by_itself else HASH_SEED,
+        unstable=by_itself,
+        by_hash_seed=differing(one, two, by_itself),
+        differences=[{**gap, "by": NONDETERMINISTIC} for gap in gaps]
+        + [{**gap, "by": HASH_SEED} for gap in differences(one, two, by_itself)],
+    )
 
 
 def _is_crash(outcome: Outcome) -> bool:
