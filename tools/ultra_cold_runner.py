@@ -1557,7 +1557,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from io import FileIO
 from types import SimpleNamespace as Options
-from typing import Any, ClassVar, NamedTuple, NoReturn, TypeVar, get_args, get_origin
+from typing import Any, ClassVar, Literal, NamedTuple, NoReturn, TypeVar, get_args, get_origin
 
 try:  # hashlib's, without OpenSSL, which takes longer to load than all that a run has to hash
     from _blake2 import blake2b
@@ -1704,7 +1704,7 @@ class PhasePolicy(NamedTuple):
     environment: dict[str, str]
     limits: Limits
     privileged_files: bool = True  # whether files with set-uid, set-gid or capabilities can be seen
-    working_directory: str = "bundle"  # of a task: the read-only "bundle", or a "shadow" of it that can be written
+    working_directory: Literal["bundle", "shadow"] = "bundle"  # of a task: read-only, or a copy that can be written
     shadow_max_entries: int = 0  # over so many files and folders only the top level has a shadow
 
 
@@ -1726,7 +1726,7 @@ class DependencyPolicy(NamedTuple):
     max_wheel_bytes: int
     max_environment_bytes: int  # all wheels of one environment, unpacked; each file counts a block more
     unpack_seconds: float  # for one wheel or source archive
-    indexes: str  # "caller": the caller's alone; "bundle": those that the bundle names as well
+    indexes: Literal["caller", "bundle"]  # the caller's alone, or those that the bundle names as well
 
 
 class HostPolicy(NamedTuple):
@@ -1738,8 +1738,8 @@ class SandboxPolicy(NamedTuple):
     uid: int
     gid: int
     proc: bool
-    nested_userns: str
-    tmpfs_size: str
+    nested_userns: Literal["sysctl", "seccomp"]
+    tmpfs_size: Literal["mount", "polling"]
     masked: list[str]
 
 
@@ -1899,6 +1899,10 @@ def read_value(hint: Any, value: Any, path: str, where: str) -> Any:
     if hasattr(hint, "_fields"):
         return read_table(hint, value, path, where + ".")
     origin, arguments = get_origin(hint) or hint, get_args(hint)
+    if origin is Literal:
+        if value not in arguments:
+            raise profile_error(path, where, f"must be {' or '.join(map(repr, arguments))}")
+        return value
     if origin is list and isinstance(value, list):
         return [read_value(arguments[0], item, path, f"{where}[{n}]") for n, item in enumerate(value)]
     if origin is dict and isinstance(value, dict):
@@ -1930,7 +1934,7 @@ def check_profile(profile: Profile, path: str) -> None:
         if any(name.startswith("PYTHON") for name in policy.pass_environment):
             raise profile_error(path, f"{phase}.pass_environment", "no PYTHON* of the caller may reach a sandbox")
         shadow = policy.working_directory == "shadow"
-        if policy.working_directory not in ("bundle", "shadow") or (shadow and phase != "execute"):
+        if shadow and phase != "execute":
             raise profile_error(path, f"{phase}.working_directory", "must be 'bundle', or of execute 'shadow'")
         if shadow and not policy.shadow_max_entries:
             raise profile_error(path, f"{phase}.shadow_max_entries", "must be more than zero where there is a shadow")
@@ -1941,12 +1945,6 @@ def check_profile(profile: Profile, path: str) -> None:
         for name, limit in {**policy.limits._asdict(), **sizes}.items():
             if limit <= 0:
                 raise profile_error(path, f"{phase}.{name}", "must be more than zero")
-    if profile.dependencies.indexes not in ("caller", "bundle"):
-        raise profile_error(path, "dependencies.indexes", "must be 'caller' or 'bundle'")
-    if profile.sandbox.nested_userns not in ("sysctl", "seccomp"):
-        raise profile_error(path, "sandbox.nested_userns", "must be 'sysctl' or 'seccomp'")
-    if profile.sandbox.tmpfs_size not in ("mount", "polling"):
-        raise profile_error(path, "sandbox.tmpfs_size", "must be 'mount' or 'polling'")
     if len(profile.host.uids) != 2 or not 0 < profile.host.uids[0] <= profile.host.uids[1] < 1 << 32:
         raise profile_error(path, "host.uids", "must be the first and the last of a range of uids above 0")
     for masked in profile.sandbox.masked:
@@ -2007,10 +2005,14 @@ def input_too_large(what: str, limit: int) -> Failure:
 def parse_json(data: bytes) -> Any:
     """JSON as the standard has it: UTF-8 throughout, finite numbers. Anything else is an input error."""
     try:
-        value = json.loads(data.decode(), parse_constant=refuse_constant, parse_float=finite_float)
-        json.dumps(value, ensure_ascii=False).encode()  # lone surrogates end here
+        return strict_json(data)
     except (ValueError, RecursionError) as error:
         raise Failure("input", "input_invalid", f"standard input is not one JSON object in UTF-8: {error}") from None
+
+
+def strict_json(data: bytes) -> Any:
+    value = json.loads(data.decode(), parse_constant=refuse_constant, parse_float=finite_float)
+    json.dumps(value, ensure_ascii=False).encode()  # lone surrogates end here
     return value
 
 
@@ -5615,7 +5617,7 @@ class Monitor:
         if process.returncode is None:  # else its pid may be another's by now
             os.kill(process.pid, signal.SIGKILL)  # not yet waited for, so still its own
         while True:
-            orphans = own_children() - RUNNING
+            orphans = {*children_of(os.getpid())} - RUNNING
             for orphan in orphans:
                 with suppress(ProcessLookupError):
                     os.kill(orphan, signal.SIGKILL)
@@ -5641,13 +5643,8 @@ class Monitor:
 RUNNING: set[int] = set()  # children of this process that no sandbox's end concerns: other sandboxes, and workers
 
 
-def own_children() -> set[int]:
-    """Every child of this process that was not waited for, those inherited as subreaper included."""
-    return set(children_of(os.getpid()))
-
-
 def children_of(pid: int) -> list[int]:
-    """Oldest first."""
+    """Those that were not waited for, and those that it inherited as a subreaper; oldest first."""
     with open(f"/proc/{pid}/task/{pid}/children", encoding="utf-8") as file:
         return [int(child) for child in file.read().split()]
 
@@ -7873,8 +7870,7 @@ def told_in(content: bytes, alone: bool) -> dict[str, Any]:
 def parse_aggregation(body: bytes) -> dict[str, Any]:
     """The target's dict, as the child wrote it: checked again, the child is not believed."""
     try:
-        result = json.loads(body.decode(), parse_constant=refuse_constant, parse_float=finite_float)
-        json.dumps(result, ensure_ascii=False).encode()
+        result = strict_json(body)
         loss = result["loss"]
         if type(loss) not in (int, float) or "_fatal_error" in result or "metrics" in result:
             raise ValueError("it has no finite loss, or a reserved key")

@@ -386,6 +386,10 @@ def test_uv_lock_rules(go: Go, server: LocalServer, tmp_path: Path) -> None:
     result = go({**files, "uv.lock": lock})
     assert result.outputs == {"out": b"1.15.0minesdist"}
     assert "uv.lock: " in result.stderr and "hashes" in result.stderr
+    for _ in range(2):  # the first of them compiles what the run before imported
+        again = go({**files, "uv.lock": lock})
+    assert again.outputs == result.outputs and "phase: compile" in result.stderr
+    assert "phase: compile" not in again.stderr  # where uv reads a lock
     bad = lock.replace(hashlib.sha256(server.content["/files/six-1.15.0-py3-none-any.whl"]).hexdigest(), "0" * 64)
     assert bad != lock
     assert go({**files, "uv.lock": bad}).error["type"] == "hash_mismatch"
