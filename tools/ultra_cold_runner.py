@@ -2238,7 +2238,7 @@ def require_place(tree: str, path: str, where: str) -> str:
 # --- markers
 
 
-MARKER_TOKEN = re.compile(
+MARKER_TOKEN = (
     r"\s*(?:(?P<text>'[^']*'|\"[^\"]*\")|(?P<operator><=|>=|==|!=|~=|<|>|not\s+in\b|in\b)"
     r"|(?P<word>[A-Za-z_.]+)|(?P<parenthesis>[()]))\s*"
 )
@@ -2261,10 +2261,10 @@ def check_marker(marker: str, where: str) -> None:
 
 def marker_holds(marker: str, environment: Mapping[str, str], extras: Collection[str] = ()) -> bool:
     """Whether a marker (PEP 508, PEP 751) holds. ValueError where it is none."""
+    token, position = re.compile(MARKER_TOKEN), 0
     tokens: list[tuple[str, str]] = []
-    position = 0
     while position < len(marker):
-        match = MARKER_TOKEN.match(marker, position)
+        match = token.match(marker, position)
         if match is None or len(tokens) >= 1000:
             raise ValueError(f"unexpected {marker[position : position + 20]!r}")
         position = match.end()
@@ -2811,11 +2811,11 @@ def checked_name(name: str, where: str) -> str:
 
 def read_setup_cfg(tree: str, folder: str) -> dict[str, str]:
     """`name` and `python_requires` of a setup.cfg that describes a project; other tools have their settings there."""
-    import configparser
-
     path = os.path.normpath(os.path.join(folder, "setup.cfg"))
     if not os.path.lexists(os.path.join(tree, path)):
         return {}
+    import configparser
+
     parser = configparser.RawConfigParser(strict=False)
     try:
         parser.read_string(read_bundle_file(tree, path) or "")
@@ -3207,12 +3207,12 @@ class Draft:
 
     def find_members(self, table: dict[str, Any]) -> None:
         """The members of a uv workspace, by name."""
-        import fnmatch
-        import glob
-
         where = "pyproject.toml, tool.uv.workspace"
         left_out = take(table, "tool.uv.workspace.exclude", list, [], where)
         for pattern in take(table, "tool.uv.workspace.members", list, [], where):
+            import fnmatch
+            import glob
+
             if ".." in pattern.split("/") or pattern.startswith("/") or len(pattern) > 200 or pattern.count("**") > 2:
                 raise refused(where, f"the member {pattern[:100]!r} leads out of the bundle, or is too wide")
             found = sorted(glob.glob(pattern, root_dir=self.tree, recursive=True))
