@@ -1731,6 +1731,7 @@ class DependencyPolicy(NamedTuple):
 
 class HostPolicy(NamedTuple):
     uids: list[int]  # first and last host uid that root may start a sandbox under
+    reserve_bytes: int  # of the memory that a control group allows this process, what no sandbox gets
 
 
 class SandboxPolicy(NamedTuple):
@@ -1954,6 +1955,21 @@ def check_profile(profile: Profile, path: str) -> None:
         if not re.fullmatch(r"\.?[\w-]+(/[\w-]+)*", folder):
             raise profile_error(path, "caches.folders", f"{folder!r} is not a folder of the home")
     check_seccomp(profile.seccomp, path)
+
+
+def room_in(quota: int, policy: HostPolicy) -> int:
+    """What of the memory that a control group allows a sandbox gets: all but the reserve, which is at most half."""
+    return max(quota - policy.reserve_bytes, quota // 2)
+
+
+def within(profile: Profile, quota: int) -> Profile:
+    """The profile with no limit on memory over what a control group has for a sandbox. Pure."""
+    room, fitted = room_in(quota, profile.host), {}
+    for phase in ("fetch", "build", "compile", "execute"):
+        policy: PhasePolicy = getattr(profile, phase)
+        memory = min(policy.limits.memory_bytes, room)
+        fitted[phase] = policy._replace(limits=policy.limits._replace(memory_bytes=memory))
+    return profile._replace(**fitted)
 
 
 def check_binds(paths: Iterable[str], path: str, phase: str) -> None:
@@ -5131,6 +5147,7 @@ class Supervisor:
         self.violation: Violation | None = None
         self.failure: Failure | None = None
         self.cgroup: Cgroup | None = None
+        self.killed_before = 0
         self.spent = host.spent.get(box.phase, 0.0)
         self.watch: Watch | None = None
         self.monitor = Monitor()
@@ -5160,7 +5177,9 @@ class Supervisor:
             if self.cgroup:
                 self.monitor.next_sample += Monitor.LATER
                 cleanup.callback(self.cgroup.remove)
-            self.process = self.start(cleanup)
+            self.killed_before = killed_for_memory()
+            with killed_first():
+                self.process = self.start(cleanup)
             cleanup.callback(self.end)
 
     def start(self, cleanup: ExitStack) -> "subprocess.Popen[bytes]":
@@ -5379,6 +5398,9 @@ class Supervisor:
             seen = Violation("memory_limit", "memory_bytes", self.limits.memory_bytes, usage.memory)
             timeout = self.violation is not None and self.violation.type == "timeout"
             self.violation = seen if timeout else self.violation or seen
+        silent = self.frames.done is None and not self.frames.error and self.exit_code in (None, 128 + signal.SIGKILL)
+        if silent and not self.violation and killed_for_memory() > self.killed_before:
+            self.violation = Violation("memory_limit", GROUP_MEMORY, memory_quota(), usage.memory)
         ended_by, stacks = (self.exit_code, self.violation), bytes(self.stacks).decode("utf-8", "replace")
         return Outcome(self.frames.done, self.frames.error, *ended_by, stderr, usage, stacks)
 
@@ -5470,6 +5492,7 @@ class Session(Supervisor):
         self.monitor, self.begun, self.finished_at = Monitor(), time.monotonic(), 0.0
         self.violation, self.failure, self.exit_code, self.ended = None, None, None, False
         self.stderr, self.stderr_bytes, self.served = bytearray(), 0, self.served + 1
+        self.killed_before = killed_for_memory()
         self.hear_stacks()
         self.stacks.clear()
         body = pack(task)
@@ -5873,6 +5896,7 @@ USERNS_SYSCTLS = (
 )
 
 
+GROUP_MEMORY = "group_memory_bytes"  # no limit of the profile: what a control group around the runner allows
 LIMIT_WORDS = {
     "timeout": "it ran for {}",
     "cpu_limit": "it used {} of CPU time",
@@ -5905,7 +5929,10 @@ def failure_of(outcome: Outcome, phase: str) -> Failure | None:
     if outcome.violation:
         kind, name, value, seen = outcome.violation
         words, limit = LIMIT_WORDS[kind].format(quantity(name, seen)), quantity(name, value)
-        text = f"the {phase} phase was ended: {words}, and the limit {section}.{name} of the profile is {limit}"
+        whose = f"the limit {section}.{name} of the profile is"
+        if name == GROUP_MEMORY:
+            whose = "the control group of the runner (its container or pod) allows all that runs in it"
+        text = f"the {phase} phase was ended: {words}, and {whose} {limit}"
         retryable, traceback = kind == "timeout" and phase == "fetch", TOLD + outcome.stacks if outcome.stacks else ""
         limits = {"name": name, "value": value, "seen": seen}
         return Failure(phase, kind, text, retryable, stderr=stderr, limit=limits, traceback=traceback)
@@ -6115,6 +6142,11 @@ def raise_failure(host: Host, outcome: Outcome, phase: str) -> None:
     if phase == "execute" and outcome.error:
         hint = hint_of(outcome.error.get("causes", []), host.profile, host.store.scratch("bundle"))
         failure.error += f". {hint}" if hint else ""
+    if failure.type == "memory_limit":
+        killed_by_group = outcome.violation is not None and outcome.violation.name == GROUP_MEMORY
+        room = room_in(memory_quota(), host.profile.host)
+        if killed_by_group or getattr(host.profile, phase).limits.memory_bytes >= room:
+            failure.error += "; the control group of the runner has no more: give its container more memory"
     failure.error = redact(failure.error, host.secrets)
     failure.details = redact(failure.details, host.secrets)
     failure.details["usage"] = outcome.usage
@@ -6181,17 +6213,56 @@ def told_environment(variables: Mapping[str, str], limits: Limits) -> dict[str, 
     return told
 
 
-def processor_quota() -> int:
-    """Processors, rounded up, that the control groups of this process let it use, of either version."""
-    quota = 1 << 16
+def own_groups(controller: str) -> Iterator[str]:
+    """Folders of this process's control group and of those above it, of either version, that may say of a controller.
+
+    In a container they may lie where only the topmost is there: its own.
+    """
     for line in text_of("/proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
-        while "cpu" in controllers.split(",") or not controllers:
-            quota = min(quota, *quotas_at(f"/sys/fs/cgroup/{controllers}{path}"))
+        while controller in controllers.split(",") or not controllers:
+            yield f"/sys/fs/cgroup/{controllers}{path}"
             if path == "/":
                 break
             path = os.path.dirname(path)
-    return quota
+
+
+def processor_quota() -> int:
+    """Processors, rounded up, that the control groups of this process let it use."""
+    return min([1 << 16, *(quota for folder in own_groups("cpu") for quota in quotas_at(folder))])
+
+
+def memory_quota() -> int:
+    """Bytes of memory that the control groups of this process let all that is in them use."""
+    names = ("memory.max", "memory.limit_in_bytes")
+    told = [text_of(f"{folder}/{name}").strip() for folder in own_groups("memory") for name in names]
+    return min([1 << 62, *(int(text) for text in told if text.isdigit())])
+
+
+@contextmanager
+def killed_first() -> Iterator[None]:
+    """What is started meanwhile is what the kernel ends where memory is short, and not the runner or its caller.
+
+    It is inherited: a child that has dropped root may not set its own.
+    """
+    path = "/proc/self/oom_score_adj"
+    own = text_of(path).encode()
+    with suppress(OSError):
+        write_file(path, b"1000")
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            write_file(path, own)
+
+
+def killed_for_memory() -> int:
+    """How many processes of this process's own control group the kernel has killed for want of memory."""
+    for folder in own_groups("memory"):
+        told = text_of(f"{folder}/memory.events.local") or text_of(f"{folder}/memory.oom_control")
+        if told:
+            return sum(int(line.split()[1]) for line in told.splitlines() if line.startswith("oom_kill "))
+    return 0
 
 
 def quotas_at(folder: str) -> list[int]:
@@ -7889,7 +7960,10 @@ def open_host(options: Options, cleanup: ExitStack) -> Host:
     base = options.store_dir or default_store()
     store = Store(base, options.venvs_dir, cleanup, not options.no_cache, options.refresh)
     Toml.keep = store.derived
-    profile = load_profile(options.profile, profile_folders(options))
+    named = load_profile(options.profile, profile_folders(options))
+    profile = within(named, memory_quota())
+    if profile != named:
+        Log.line(f"limits: this process's control group allows {quantity('_bytes', memory_quota())} of memory in all")
     Cgroup.sweep_lost()
     identity = take_identity(profile.host, os.path.join(store.base, "run"), cleanup)
     if identity.gid is not None:
