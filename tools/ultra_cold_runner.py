@@ -1964,7 +1964,8 @@ def room_in(quota: int, policy: HostPolicy) -> int:
 
 def within(profile: Profile, quota: int) -> Profile:
     """The profile with no limit on memory over what a control group has for a sandbox. Pure."""
-    room, fitted = room_in(quota, profile.host), {}
+    room = room_in(quota, profile.host)
+    fitted: dict[str, Any] = {}
     for phase in ("fetch", "build", "compile", "execute"):
         policy: PhasePolicy = getattr(profile, phase)
         memory = min(policy.limits.memory_bytes, room)

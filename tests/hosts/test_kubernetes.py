@@ -7,7 +7,6 @@ ordinary user.
 import importlib.util
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
