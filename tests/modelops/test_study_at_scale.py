@@ -1,6 +1,6 @@
 """Studies of many tasks on the embedded cluster: nothing grows, is lost, is done twice, or is printed at the end.
 
-A few tasks here, hundreds of `sir` in the full suite, and with THOROUGH=1 the 12,000 of which the README speaks.
+A few tasks here, hundreds of `sir` in the full suite, and with THOROUGH=1 the 12,000 of tests/bench/bench_service.py.
 """
 
 import gc
