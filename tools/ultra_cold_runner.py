@@ -793,8 +793,8 @@ def preload(request: "dict[str, Any]", caches: Caches, shadow: Shadow, generator
 
     It happens where each task will stand, but where nothing can be left: what an import writes to its working
     directory fails here, and is written by each task that imports anew. Returns JSON: how many `modules` of the
-    tasks' are here; the `threads` that a fork would lose, by name; the `problem` in words, where forks of this
-    process would not be like a fresh one.
+    tasks' are here; the `problem` in words, where forks of this process would not be like a fresh one. Threads that a
+    fork would lose are seen from outside, where there is a /proc.
     """
     import importlib.util  # noqa: F401 (every task needs it)
     import json
@@ -814,8 +814,8 @@ def preload(request: "dict[str, Any]", caches: Caches, shadow: Shadow, generator
         generators.look_again()
         leave_working_directory()
         problem = problem or left_behind(caches)
-    report = {"modules": len(learned & sys.modules.keys()), "threads": threads_left(), "problem": problem}
-    return json.dumps(report).encode()
+    let_threads_end()
+    return json.dumps({"modules": len(learned & sys.modules.keys()), "problem": problem}).encode()
 
 
 def enter_place() -> None:
@@ -969,22 +969,12 @@ def sandbox_state() -> "tuple[Any, ...]":
     return (limits, scheduling, os.getcwd(), [(os.stat(path).st_mode, os.listxattr(path)) for path in LASTING])
 
 
-def threads_left() -> "list[str]":
-    """The names of threads that would be missing in a fork: those left after a first one, for which OpenBLAS ends
-    its own. Without /proc nobody knows, and the answer is the cautious one."""
+def let_threads_end() -> None:
+    """Fork once: OpenBLAS ends its threads before a fork, and starts none in a process that does not compute."""
     pid = os.fork()
     if pid == 0:
         os._exit(0)
     os.waitpid(pid, 0)
-    names = []
-    try:
-        for thread in os.listdir("/proc/self/task"):
-            if int(thread) != os.getpid():
-                with open("/proc/self/task/" + thread + "/comm") as file:
-                    names.append(file.read().strip())
-    except OSError:
-        return ["(unknown: there is no /proc)"]
-    return names
 
 
 def run_forked(door: int, request: "dict[str, Any]", pipe: ResultPipe, generators: "Generators") -> None:
@@ -5410,7 +5400,6 @@ class Ready(NamedTuple):
     """What a server's template says of itself, see `preload` of the child. `modules` are those of the tasks' own."""
 
     modules: int
-    threads: list[str]
     problem: str
 
 
@@ -5418,12 +5407,11 @@ def parse_ready(body: bytes) -> Ready:
     """The template's word, which its imports may have shaped."""
     try:
         ready = Ready(**json.loads(body))
-        words = [*ready.threads, ready.problem]
-        if type(ready.modules) is not int or not all(isinstance(word, str) for word in words):
+        if type(ready.modules) is not int or not isinstance(ready.problem, str):
             raise ValueError("wrong fields")
     except (ValueError, TypeError, RecursionError):
         raise bad_result("the sandbox's word that it is ready is not one") from None
-    return Ready(ready.modules, [name[:64] for name in ready.threads[:64]], ready.problem[:1000])
+    return Ready(ready.modules, ready.problem[:1000])
 
 
 class Session(Supervisor):
@@ -8292,7 +8280,7 @@ class Server:
 
     def problem(self, ready: Ready, session: Session) -> str:
         policy = self.host.profile.serve
-        unknown = sorted({*ready.threads} - {*policy.harmless_threads})
+        unknown = sorted({*threads_of(session.child_pid)} - {*policy.harmless_threads})
         if unknown:
             return f"the import leaves the thread {unknown[0]!r}, which is not in serve.harmless_threads of the profile"
         used = template_memory(session.child_pid) if ready.modules else 0
@@ -8420,6 +8408,20 @@ class Server:
         if name is not None and str(name) in self.inbox.cancelled:
             self.inbox.cancelled.discard(str(name))
             raise Failure("execute", "cancelled", "the task was cancelled", True)
+
+
+def threads_of(init: int) -> list[str]:
+    """The names of the threads that a fork of a sandbox's template would lose: all but its first."""
+    names = []
+    try:
+        template = children_of(init)[0]
+        for thread in os.listdir(f"/proc/{template}/task"):
+            if int(thread) != template:
+                with suppress(FileNotFoundError), open(f"/proc/{template}/task/{thread}/comm", "rb") as file:
+                    names.append(printable(file.read().decode("utf-8", "replace").strip()))
+    except (OSError, IndexError):
+        return ["(unknown: /proc does not tell)"]
+    return names
 
 
 def template_memory(init: int) -> int:

@@ -459,6 +459,16 @@ def test_what_can_not_be_preloaded_is_imported_in_each_task_and_the_log_says_why
         assert word in line
 
 
+def test_without_proc_inside_the_host_sees_the_threads(lazy_serve: Any) -> None:
+    with lazy_serve("--profile", "container", lazy="x = 1") as (served, _):
+        assert warmed(served)["metrics"]["preloaded_modules"]
+    lazy, word = UNFIT["a thread"]
+    with lazy_serve("--profile", "container", lazy=lazy) as (served, log):
+        while b"imported in each task" not in log.read_bytes():
+            assert not served.value("lazily")["module"]
+        assert "serve.harmless_threads" in log.read_text() and word in log.read_text()
+
+
 def test_modules_over_the_profile_s_memory_are_not_preloaded(lazy_serve: Any, profile_with: Any) -> None:
     profile = profile_with('[serve]\npreload_bytes = "64MiB"\n')
     with lazy_serve(*profile, lazy="data = b'x' * (200 << 20)") as (served, log):
