@@ -120,6 +120,12 @@ def test_what_can_not_be_run_is_refused(command: Callable[..., Result], options:
     assert done.exit_code == 2 and words in done.stderr and not done.stdout
 
 
+def test_a_file_that_is_no_text_is_named(command: Callable[..., Result], tmp_path: Path) -> None:
+    (tmp_path / "task.json").write_bytes(b"\xff\xfe")
+    done = command("--task", str(tmp_path / "task.json"))
+    assert done.exit_code == 2 and "task.json is not text in UTF-8" in done.stderr
+
+
 def default_policy() -> dict[str, object]:
     return tomllib.loads((find_runner().parent.parent / "sandbox-profiles" / "default.toml").read_text())
 
@@ -149,7 +155,9 @@ def test_isolation_is_no_limit(key: str) -> None:
 
 KINDS = {
     b"ARROW1\0\0": ".arrow", b"\xff\xff\xff\xff1": ".arrows", b"PAR1": ".parquet", b'{"a": 1}': ".json",
-    b" [1]": ".json", b"3.5": ".json", b"null": ".json", b"hello": ".txt", "ü".encode(): ".txt", b"": ".txt",
+    b" [1]": ".json", b"[red]hi[/]": ".txt",
+    b'{"a": ' + b"1" * 100_000: ".json", b"[" * 60_000: ".txt", b"3.5": ".json",
+    b"null": ".json", b"hello": ".txt", "ü".encode(): ".txt", b"": ".txt",
     b"a\0b": ".bin", b"\xfe\xfeab": ".bin",
 }  # fmt: skip
 

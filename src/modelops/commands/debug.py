@@ -20,6 +20,7 @@ from modelops.debugging.debugger import (
     run_session,
 )
 from modelops.debugging.failing import failing_calls
+from modelops.debugging.tasks import read_text
 from modelops.debugging.workbench import Outcome
 
 from .run_report import show_failure
@@ -83,7 +84,7 @@ def debug(
             raise ValueError("--native has the task traced by gdb, and a process has one tracer: leave out --trace")
         session = Session(
             wanted,
-            None if script is None else script.read_text(encoding="utf-8").splitlines(),
+            None if script is None else read_text(script).splitlines(),
             parse_breaks(breaks or ()),
             stop_after,
             "shell" if shell else "native" if native else "debugger",

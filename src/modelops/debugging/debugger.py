@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from modelops.adapters.exec_env.process import Ending, start
 
-from .tasks import Task, check_task
+from .tasks import Task, check_task, read_text
 from .terminal import inner_terminal, relay
 from .workbench import Outcome, Workbench
 
@@ -86,7 +86,7 @@ def read_failure(path: Path, number: int = 1) -> FailedTask:
     """
     if path.stat().st_size > MAX_FAILURE:
         raise ValueError(f"{path} is too large to be a failure")
-    text = path.read_text(encoding="utf-8")
+    text = read_text(path)
     try:
         bodies = [json.loads(text)]
     except ValueError:

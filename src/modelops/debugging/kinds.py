@@ -1,5 +1,6 @@
 """What an output is, by its first bytes; whether it can be read is another matter."""
 
+import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,15 +43,14 @@ def kind_of(output: Output) -> Kind:
     except UnicodeDecodeError as error:
         if error.start < len(head) - 3:  # a character that the head cuts is none to blame
             return BINARY
-    return JSON if head.lstrip()[:1] in (b"{", b"[", b'"') or _is_scalar(head) else TEXT
+    if output.size > len(head):  # what begins so is most often JSON
+        return JSON if head.lstrip()[:1] in (b"{", b"[", b'"') else TEXT
+    return JSON if _is_json(head) else TEXT
 
 
-def _is_scalar(head: bytes) -> bool:
-    text = head.strip()
-    if text in (b"null", b"true", b"false"):
-        return True
+def _is_json(text: bytes) -> bool:
     try:
-        float(text)
-    except ValueError:
+        json.loads(text)
+    except (ValueError, RecursionError):
         return False
     return True

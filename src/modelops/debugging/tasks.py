@@ -23,14 +23,22 @@ def simulation(entrypoint: str, params: str, single: Iterable[str], seed: int) -
     return check_task({"entrypoint": entrypoint, "params": found, "seed": seed}, "the task")
 
 
+def read_text(path: Path) -> str:
+    """What a person wrote into a file; ValueError where it is no text."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8: {error.reason} at byte {error.start}") from None
+
+
 def read_task(path: Path) -> Task:
     """The task in a file."""
-    return check_task(_parse(path.read_text(encoding="utf-8"), str(path)), str(path))
+    return check_task(_parse(read_text(path), str(path)), str(path))
 
 
 def read_tasks(path: Path) -> list[Task]:
     """The tasks of a file with one a line; empty lines are left out."""
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = read_text(path).splitlines()
     found = [check_task(_parse(line, f"{path}:{n}"), f"{path}:{n}") for n, line in enumerate(lines, 1) if line.strip()]
     if not found:
         raise ValueError(f"{path} has no tasks")
