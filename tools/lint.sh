@@ -61,7 +61,7 @@ gate "ruff check" .venv/bin/python -m ruff check --output-format concise .
 gate "ruff format" .venv/bin/python -m ruff format --check --output-format concise .
 gate "mypy" types
 if command -v shellcheck >/dev/null; then
-  gate "shellcheck" shellcheck tools/*.sh .ci/run
+  gate "shellcheck" shellcheck tools/*.sh tools/deploy/*.sh .ci/run
 else
   echo "--- shellcheck is not installed: left out"
 fi

@@ -3,7 +3,8 @@
 #   tools/setup.sh [runtime|service|dev|hosts]   asks nothing, and is done at once where there is nothing to do
 #   tools/setup.sh lock                          after a change of dependency groups: pin what they ask for now
 #   tools/setup.sh upgrade                       pin the newest versions of everything
-# hosts is dev, and what the tests in real containers need; with THOROUGH=1 Docker's engine and QEMU besides.
+# hosts is dev, and what the tests in real containers need; with THOROUGH=1 Docker's engine, crun, rootless podman and
+# QEMU besides.
 # All output is on stderr.
 set -euo pipefail
 
@@ -16,7 +17,7 @@ if [[ $group == hosts ]]; then
   tools=(podman=podman runc=runc debootstrap=debootstrap docker-registry=docker-registry htpasswd=apache2-utils strace=strace
     chromium=chromium)
   if [[ -n ${THOROUGH:-} ]]; then
-    tools+=(dockerd=docker.io qemu-system-x86_64=qemu-system-x86)
+    tools+=(dockerd=docker.io crun=crun newuidmap=uidmap qemu-system-x86_64=qemu-system-x86)
   fi
 fi
 venv=.venv

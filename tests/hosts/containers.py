@@ -137,7 +137,7 @@ def make_rootfs(suite: str, place: Path) -> Rootfs:
         shutil.copy(authorities, rootfs.path / "etc/ssl/certs/ca-certificates.crt")
         call("chroot", str(rootfs.path), "useradd", "--create-home", "--uid", str(UIDS["user"]), "probe")
     copy_checkout(rootfs.path / CHECKOUT.lstrip("/"))
-    set_up = "tools/setup.sh probes && tools/setup.sh runtime"
+    set_up = "tools/setup.sh probes && tools/setup.sh runtime && tools/setup.sh service"
     done = run(Job(suite, PRIVILEGED, "root", set_up), rootfs, overlay=False)
     assert done.returncode == 0, done.stderr[-3000:]
     (rootfs.path / "ready").touch()
