@@ -2856,10 +2856,10 @@ def asks_scm(tree: str, folder: str, table: dict[str, Any], build_requires: list
     if take(table, "tool.pdm.version.source", str, "", "pyproject.toml") == "scm":
         tools.append("pdm-backend")
 
-    def text_of(name: str) -> str:
+    def words_of(name: str) -> str:
         return read_bundle_file(tree, os.path.normpath(os.path.join(folder, name))) or ""
 
-    text = "\n".join(map(text_of, PROJECT_FILES))
+    text = "\n".join(map(words_of, PROJECT_FILES))
     if not tools and "use_scm_version" in text:
         tools.append("setuptools-scm")
     if not tools or re.search(r"fallback[-_]version|default-version", text):
@@ -2867,7 +2867,7 @@ def asks_scm(tree: str, folder: str, table: dict[str, Any], build_requires: list
     here = os.path.join(tree, folder)
     if os.path.isfile(f"{here}/PKG-INFO") or os.path.isdir(f"{here}/.git") or os.path.isdir(f"{tree}/.git"):
         return ""
-    archived = text_of(".git_archival.txt")
+    archived = words_of(".git_archival.txt")
     return "" if archived and "$Format" not in archived else tools[0]
 
 
@@ -3952,8 +3952,8 @@ def write_json(path: str, value: Any) -> None:
 
 
 def keep_folder(aside: str, folder: str, inner: str, record: Mapping[str, Any]) -> None:
-    """Keep a folder under another name, with a record that knows every file in its `inner`."""
-    write_json(f"{aside}/record.json", {**record, "files": digest_of(list_files(f"{aside}/{inner}"))})
+    """Keep a folder under another name, with a record that knows itself and every file in its `inner`."""
+    write_json(f"{aside}/record.json", {**record, "digest": digest_of(record, list_files(f"{aside}/{inner}"))})
     remove_tree(folder)
     os.rename(aside, folder)
 
@@ -3961,7 +3961,8 @@ def keep_folder(aside: str, folder: str, inner: str, record: Mapping[str, Any]) 
 def kept_record(folder: str, inner: str) -> dict[str, Any] | None:
     """The record of a kept folder, if every file of its `inner` is as it was when it was kept."""
     record = load_json(f"{folder}/record.json")
-    known = isinstance(record, dict) and record.pop("files", "") == digest_of(list_files(f"{folder}/{inner}"))
+    digest = record.pop("digest", "") if isinstance(record, dict) else None
+    known = digest == digest_of(record, list_files(f"{folder}/{inner}"))
     if not known and os.path.lexists(folder):
         Log.line(f"what is kept in {folder} is damaged or was altered; it is made again")
         remove_tree(folder)
@@ -4175,15 +4176,17 @@ def write_member(source: Any, info: Any, path: str, record: Mapping[str, str], n
     os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
     executable = info.external_attr >> 16 & 0o111 or "/bin/" in path
     digest, left = hashlib.sha256(), info.file_size
-    head = rb"#!python[^ \n]*" if ".data/scripts/" in info.filename else rb"(?!)"  # the specification has it rewritten
+    script = ".data/scripts/" in info.filename
     with new_file(path, 0o755 if executable else 0o644) as target:
         for chunk in iter(lambda: source.read(MIB), b""):
             left -= len(chunk)
             if left < 0:
                 raise wheel_error(name, f"{info.filename!r} is longer than the archive says")
             digest.update(chunk)
-            write_all(target.fileno(), re.sub(rb"\A" + head, f"#!{VENV}/bin/python".encode(), chunk))
-            head = rb"(?!)"
+            if script and chunk.startswith(b"#!python"):  # the specification has it rewritten
+                chunk = re.sub(rb"#!python[^ \n]*", f"#!{VENV}/bin/python".encode(), chunk, count=1)
+            script = False
+            write_all(target.fileno(), chunk)
     if info.filename.endswith((".dist-info/RECORD", ".dist-info/RECORD.jws", ".dist-info/RECORD.p7s")):
         return
     expected = "sha256=" + base64.urlsafe_b64encode(digest.digest()).rstrip(b"=").decode()
@@ -8520,7 +8523,7 @@ def cache_command(options: Options, cleanup: ExitStack) -> dict[str, Any]:
                 with suppress(OSError):
                     os.rename(entry, aside)
                     entry = aside
-                remove_tree(entry) if os.path.isdir(entry) else os.unlink(entry)
+                remove_tree(entry)
                 entries = [e for e in entries if os.path.lexists(e)]
         report[kind] = {"entries": len(entries), "bytes": sum(size_of(entry) for entry in entries)}
     return {"cache": {"path": store.base, **report}}

@@ -147,7 +147,7 @@ def wrong_entries(runner: FaultRunner, module: ModuleType) -> list[str]:
     for place in [*runner.store.glob("venvs/*"), *runner.venvs.glob("*")]:
         if not place.name.startswith(".run-"):
             record = json.loads((place / "record.json").read_text())
-            if record["files"] != module.digest_of(module.list_files(str(place / "venv"))):
+            if record.pop("digest") != module.digest_of(record, module.list_files(str(place / "venv"))):
                 wrong.append(f"{place} is not what it was when it was kept")
     return wrong
 
