@@ -156,7 +156,8 @@ def test_a_study_outlives_a_worker_container(network: Network, tmp_path: Path, v
     network.call("podman", "kill", "modelops-worker-1")
     out, err = study.communicate(timeout=600)
     assert study.returncode == 0, (out + err)[-3000:]
-    assert "modelops-worker-1" in network.call("podman", "logs", "modelops-scheduler").partition("Remove worker")[2]
+    log = network.call("sh", "-c", "podman logs modelops-scheduler 2>&1")
+    assert "modelops-worker-1" in log.partition("Remove worker")[2], log
     rows = polars.read_parquet(tmp_path / "out/results.parquet")
     assert sorted(rows["seed"]) == list(range(1, 41)) and json.loads(out)["simulations"]["succeeded"] == 40
     network.call(script, "down")
