@@ -1391,12 +1391,35 @@ def read_compiled(path: str, hashes: "dict[str, Any]") -> "list[Any]":
 def export_lock(request: "dict[str, Any]", pipe: ResultPipe) -> None:
     """A uv.lock as a pylock.toml: uv reads hostile files here, without network."""
     alone = {"HOME": "/tmp", "UV_CACHE_DIR": "/tmp/uv", "UV_PYTHON_DOWNLOADS": "never", "PATH": "/nonexistent"}
+    environment = {**os.environ, **alone}
     command = [request["uv"], "export", "--no-config", "--frozen", "--offline", "--no-emit-project", "--no-header"]
     command += ["--no-default-groups", "--python", request["python"], "--format", "pylock.toml", *request["options"]]
+    pipe.send(NOTE, "misfit", check_lock(request, environment).encode())
     with open("/tmp/pylock.toml", "w", encoding="utf-8") as file:
-        file.write(run_tool(command, {**os.environ, **alone}, SOURCE))
+        file.write(run_tool(command, environment, SOURCE))
     pipe.send_file("pylock.toml", "/tmp/pylock.toml")
     pipe.send(DONE)
+
+
+def check_lock(request: "dict[str, Any]", environment: "dict[str, Any]") -> str:
+    """Why uv would make the lock anew, as its log tells; "" where it would not, "?" where only a build could tell."""
+    import re
+    import subprocess
+
+    command = [request["uv"], "lock", "--verbose", "--locked", "--offline", "--no-build", "--python", request["python"]]
+    done = subprocess.run(command, env=environment, cwd=SOURCE, stdin=subprocess.DEVNULL, capture_output=True)
+    said = done.stderr.decode("utf-8", "replace")
+    found = re.search(r"existing lockfile due to (.*)(?:\n  Requested: (.*)\n  Existing: (.*))?", said)
+    if done.returncode == 0 or found is None:
+        return "?" if done.returncode else ""
+    reason = found[1].rstrip(":")
+    wanted, locked = (set(re.findall(r"Requirement \{.*?origin: None \}", text or "")) for text in found.groups()[1:])
+    by_hand = re.match(r"removal of|change in .* vs\. `(highest|if-necessary-or-explicit|requires-python)`$", reason)
+    looser = re.match(r"mismatched (constraints|overrides|build constraints|excludes)", reason) and wanted < locked
+    if by_hand or looser:
+        return ""  # the lock was made by more than the project says, and obeys all that it says
+    names = sorted(set(re.findall(r'Requirement \{ name: PackageName\("([^"]*)', " ".join(wanted ^ locked))))
+    return clip(reason + (" (" + ", ".join(names) + ")" if names else ""))
 
 
 def wheel_preference(url: str) -> "tuple[Any, ...]":
@@ -2134,7 +2157,7 @@ class Requirement(NamedTuple):
 
 
 NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
-VERSION = r"\s*(?:~=|==|!=|<=|>=|<|>)\s*[A-Za-z0-9.*+!_-]+\s*"
+VERSION = r"\s*(?:~=|===?|!=|<=|>=|<|>)\s*[A-Za-z0-9][A-Za-z0-9.*+!_-]*\s*"
 REQUIREMENT = (
     rf"(?P<name>{NAME})\s*(?P<extras>\[[A-Za-z0-9._,\s-]*\])?\s*"
     rf"(?:@\s*(?P<url>\S+)(?:\s+;\s*(?P<url_marker>.+))?"
@@ -2595,7 +2618,8 @@ PDM_EDITABLE = r"-e\s+file:///\$\{PROJECT_ROOT\}/(?P<path>[^#]+?)/?#egg=(?P<name
 
 
 class Origin(NamedTuple):
-    """Where a name comes from: `target` is a `file:` path of the bundle, a URL, or `index:NAME`."""
+    """Where a name comes from: `target` is a `file:` path of the bundle, a URL, `index:NAME`, or `links:`, the
+    plan's links."""
 
     target: str
     marker: str = ""
@@ -2759,6 +2783,8 @@ def read_project(tree: str, folder: str, policy: DependencyPolicy, legacy: bool 
     setup = os.path.lexists(os.path.join(tree, folder, "setup.py")) or bool(config)
     for path in ("project", "build-system", "tool", "tool.uv", "tool.setuptools"):
         take(table, path, dict, {}, where)
+    if not setup and not {"project", "build-system"} & table.keys() and "poetry" in table.get("tool", {}):
+        table = {**table, "build-system": POETRY}
     packaged = setup or "build-system" in table or "setuptools" in table.get("tool", {})
     if not packaged and not legacy and "project" not in table:
         return Project(folder=folder)
@@ -2797,6 +2823,8 @@ def read_project(tree: str, folder: str, policy: DependencyPolicy, legacy: bool 
     return Project("built", backend_path=backend_path, build_requires=build_requires, **common)
 
 
+# What poetry builds with where a project of its own form does not say.
+POETRY = {"requires": ["poetry-core>=1"], "build-backend": "poetry.core.masonry.api"}
 HATCH_ROOT = r"\{root((?::parent)*):uri\}"
 
 
@@ -2882,6 +2910,7 @@ class Draft:
         self.constraints: list[Requirement] = []
         self.origins: dict[str, list[Origin]] = {}
         self.links: dict[str, list[str]] = {}
+        self.folders: dict[str, dict[str, list[str]]] = {}  # the links of indexes that are folders and have a name
         self.indexes: dict[str, Index] = {}  # by name, or by URL where it has none
         self.rules: dict[str, Any] = {}
         self.build_extra: dict[str, list[Requirement]] = {}
@@ -2915,7 +2944,10 @@ class Draft:
         if not re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", url) or url.startswith("file:"):
             if not kind.get("flat"):
                 raise refused(where, f"the index {url[:200]!r} is no https URL; a folder of wheels is for --find-links")
-            self.add_links(url, where, base)
+            found = self.find_links(url, where, base)
+            self.folders.update({name: found} if name else {})
+            if not kind.get("explicit"):
+                self.add_links(found)
             return
         problem, match = "", re.fullmatch(URL, url)
         if self.policy.indexes == "caller":
@@ -2936,16 +2968,23 @@ class Draft:
         if len(self.indexes) > 20:
             raise refused(where, "more than 20 indexes")
 
-    def add_links(self, path: str, where: str, base: str) -> None:
-        """A folder with wheels and sdists: their names are the bundle's to give."""
+    def find_links(self, path: str, where: str, base: str) -> dict[str, list[str]]:
+        """The wheels and sdists of a folder, by project."""
         folder = local_path(path, base, where)
         place = require_place(self.tree, folder, where)
         if not os.path.isdir(place):
             raise refused(where, f"{folder!r} is not a folder of wheels; another page of links must be an https URL")
+        found: dict[str, list[str]] = {}
         for file in sorted(os.listdir(place))[: self.MAX_LINES]:
             name = file_project(file)
             if name:
-                self.links.setdefault(name, []).append(os.path.normpath(os.path.join(folder, file)))
+                found.setdefault(name, []).append(os.path.normpath(os.path.join(folder, file)))
+        return found
+
+    def add_links(self, found: Mapping[str, list[str]]) -> None:
+        """Their names are the bundle's to give."""
+        for name, files in found.items():
+            self.links.setdefault(name, []).extend(files)
 
     # requirements files
 
@@ -3142,6 +3181,12 @@ class Draft:
             return Origin("file:" + self.members[canonical_name(name)], marker)
         if kinds[0] == "path":
             return Origin("file:" + local_path(text, folder, where), marker)
+        if kinds[0] == "index" and text in self.folders:
+            files = self.folders[text].get(canonical_name(name), [])
+            if not files:
+                raise refused(where, f"the folder of the index {text[:100]!r} has no {name}")
+            self.links[canonical_name(name)] = files
+            return Origin("links:", marker)
         if kinds[0] == "index":
             return self.index_origin(text, marker, where)
         ref = next((strings[key] for key in ("rev", "tag", "branch") if key in strings), "")
@@ -6015,9 +6060,10 @@ def hint_module(cause: Cause, profile: Profile, bundle: str) -> str:
         return ""
     import difflib
 
+    what = "distribution" if "importlib.metadata.PackageNotFoundError" in cause.types else "module"
     near = difflib.get_close_matches(top.lower().replace("_", "-"), declared_names(bundle), 1, 0.7)
     said = f"; the nearest name that it declares is {near[0]!r}" if near else ""
-    return f"The environment has no module {top[:100]!r}: declare the package that brings it in the bundle{said}"
+    return f"The environment has no {what} {top[:100]!r}: declare the package that brings it in the bundle{said}"
 
 
 def declared_names(bundle: str) -> list[str]:
@@ -6597,13 +6643,13 @@ class Resolver:
         for name, origins in self.plan.origins.items():
             fits = [origin for origin in origins if not origin.marker or marker_holds(origin.marker, self.markers)]
             own = [origin for origin in origins if origin.target.startswith("file:")]
-            if fits and not fits[0].target.startswith("index:"):
+            if fits and not fits[0].target.startswith(("index:", "links:")):
                 yield name, self.place(fits[0].target, self.bundle.path)
             elif own and not fits:
                 text = f"the bundle has {name} ({own[0].target[5:]}) only where {own[0].marker}"
                 yield name, refused("tool.uv.sources", f"{text}; say where it comes from otherwise")
         for name, files in self.plan.links.items():
-            if name not in self.plan.origins:
+            if all(origin.target == "links:" for origin in self.plan.origins.get(name, [])):
                 yield name, Place(self.bundle.path, choose_link(files, self.interpreter))
 
     @staticmethod
@@ -7670,7 +7716,7 @@ def export_uv_lock(host: Host, bundle: Bundle, interpreter: Interpreter) -> byte
     mounts = [Mount(bundle.path, SOURCE), Mount(host.stage.source(host.uv), tool)]
     box = make_sandbox(host, "compile", [interpreter], interpreter.executable, mounts, "/tmp")
     options = [] if bundle.plan.project.kind else ["--all-packages"]
-    receiver = FileReceiver(host.store.scratch(f"lock-{os.urandom(4).hex()}"), 1)
+    receiver = FileReceiver(host.store.scratch(f"lock-{os.urandom(4).hex()}"), 1, ("misfit",))
     request = {"phase": "lock", "uv": tool, "python": interpreter.executable, "options": options}
     try:
         with timed(host, "fetch"):
@@ -7678,11 +7724,16 @@ def export_uv_lock(host: Host, bundle: Bundle, interpreter: Interpreter) -> byte
     except Failure as failure:
         said = failure.details.get("exception", {}).get("message", failure.error)
         raise refused("uv.lock", f"uv can't read it: {str(said)[:1000]}") from None
+    misfit = printable(receiver.notes.get("misfit", b"?").decode("utf-8", "replace"))
+    if misfit == "?":
+        Log.line("uv.lock: whether it fits in all can't be told without building something; it is taken as it is")
+    elif misfit:
+        raise refused("uv.lock", f"it no longer fits the project: {misfit}; run `uv lock` and hand in the new one")
     return read_small_file(receiver.sent("pylock.toml")[0], LOCK_BYTES) or b""
 
 
 def built_in_place(own: Tree, bundle: str, interpreter: Interpreter) -> list[str]:
-    """Files that only the build makes (extension modules, version files), for packages of a flat layout.
+    """Files that only the build puts there (extension modules, version files, data), for packages of a flat layout.
 
     The bundle's directory is first on sys.path, so its package hides the installed one: without these files
     the extension modules of a flat layout could not be imported.
@@ -7692,8 +7743,10 @@ def built_in_place(own: Tree, bundle: str, interpreter: Interpreter) -> list[str
     for name, *_ in own.files:
         inner = name[len(site) :]
         folder = os.path.join(bundle, os.path.dirname(inner))
+        while not os.path.lexists(folder):
+            folder = os.path.dirname(folder)
         outside = not name.startswith(site) or "/" not in inner or "__pycache__" in inner or ".dist-info/" in inner
-        plain = os.path.isdir(folder) and os.path.realpath(folder) == folder
+        plain = folder != bundle and os.path.isdir(folder) and os.path.realpath(folder) == folder
         if not outside and plain and not os.path.lexists(os.path.join(bundle, inner)):
             found.append(inner)
     return found
@@ -7702,7 +7755,9 @@ def built_in_place(own: Tree, bundle: str, interpreter: Interpreter) -> list[str
 def add_in_place(environment: Environment, bundle: str, interpreter: Interpreter) -> None:
     for inner in environment.in_place:
         source = os.path.join(environment.venv, "lib", interpreter.library, "site-packages", inner)
-        copy_plain(source, os.path.join(bundle, inner), os.stat(source).st_mode)
+        target = os.path.join(bundle, inner)
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        copy_plain(source, target, os.stat(source).st_mode)
 
 
 MAX_AGE = 4  # how often a kept environment is made anew because there is more bytecode for it

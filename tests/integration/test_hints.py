@@ -38,6 +38,8 @@ HINTED = {
     "beside the module": ("os.mkdir(os.path.join(os.path.dirname(__file__), 'out'))", "its working directory"),
     "root": ("os.mkdir('/results')", "its working directory"),
     "space": ("open('/dev/shm/x', 'wb').write(bytes(80 << 20))", "/dev/shm 64.0 MiB (execute.shm_bytes)"),
+    "a large file": ("open('big', 'wb').truncate(1 << 45)", "(execute.limits.file_bytes)"),
+    "a distribution": ("import importlib.metadata; importlib.metadata.version('numppy')", "no distribution 'numppy'"),
     "files": ("fs = [open('/dev/null') for _ in range(2000)]", "1024 files open (execute.limits.open_files)"),
 }
 SILENT = {

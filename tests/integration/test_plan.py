@@ -149,6 +149,11 @@ LEGACY = {
     "requirements.txt and setup.py": {
         "setup.py": SETUP_PY.replace("REQUIRES", "[]"), "requirements.txt": "six==1.16.0\n", **MODEL,
     },
+    "[tool.poetry] without a build system": {
+        "pyproject.toml": '[tool.poetry]\nname = "mywire"\nversion = "1"\ndescription = ""\nauthors = []\n'
+        'packages = [{include = "model"}]\n[tool.poetry.dependencies]\nsix = "1.16.0"\n'
+        f'[tool.poetry.plugins."{GROUP}"]\nexecute = "model.main:wire"\n', **MODEL,
+    },
     "[tool.setuptools] without a build system": {
         "pyproject.toml": VIRTUAL + 'dependencies = ["six==1.16.0"]\n' + POINTS + PACKAGES, **MODEL,
     },
@@ -164,7 +169,7 @@ ASKS_THE_INDEX = pytest.mark.full("asks the caller's own package index for real 
 
 @ASKS_THE_INDEX
 @pytest.mark.parametrize("files", LEGACY.values(), ids=LEGACY.keys())
-def test_projects_of_setuptools(go: Go, files: dict[str, str]) -> None:
+def test_projects_that_their_tools_build(go: Go, files: dict[str, str]) -> None:
     assert go(files, **REAL_INDEX).outputs == {"out": b"1.16.0"}
 
 
@@ -190,6 +195,22 @@ def test_a_python_that_is_not_there(go: Go) -> None:
     files["pyproject.toml"] = files["pyproject.toml"].replace("version =", 'requires-python = ">=3.99"\nversion =')
     error = go(files).error
     assert error["type"] == "no_interpreter" and "uv python install '>=3.99'" in error["error"]
+
+
+@ASKS_THE_INDEX
+def test_data_that_only_the_build_puts_into_a_package(go: Go) -> None:
+    """The folder of a flat layout hides the installed package, and has what the build adds all the same."""
+    text = HATCH + VIRTUAL + POINTS + '[tool.hatch.build.targets.wheel]\npackages = ["model"]\n'
+    text += '[tool.hatch.build.targets.wheel.force-include]\n"data" = "model/inner/data"\n'
+    code = "from importlib.resources import files\ndef wire(*a):\n"
+    code += "    return {'out': (files('model') / 'inner/data/a.csv').read_text()}\n"
+    files = {"pyproject.toml": text, "model/__init__.py": "", "model/main.py": code, "data/a.csv": "7"}
+    assert go(files, **REAL_INDEX).outputs == {"out": b"7"}
+
+
+def test_a_poetry_project_that_is_no_package(go: Go) -> None:
+    text = '[tool.poetry]\npackage-mode = false\n[tool.poetry.dependencies]\nsix = "*"\n'
+    refusal(go({"pyproject.toml": text, "main.py": SIX}), "package-mode", "[project]")
 
 
 @pytest.mark.parametrize("version", ["", "version = 1\n"])
@@ -402,6 +423,38 @@ def test_a_lock_that_no_longer_fits(go: Go, server: LocalServer, tmp_path: Path)
     assert go({**virtual(dependencies=("six >= 1.10",)), "uv.lock": lock}).outputs == {"out": b"1.17.0"}
 
 
+LOCKED = {
+    "the same, in other words": ("dependencies = [ \"Six>=1.10 ; python_version>='3'\" ]", ""),
+    "a marker": ("dependencies = [\"six>=1.10; python_version < '3'\"]", "(six)"),
+    "a marker that always holds left out": ('dependencies = ["six>=1.10"]', ""),
+    "another extra": ("sim = []", "(both)"),
+    "another Python": ('requires-python = ">=3.11,<3.99"', "Python requirement"),
+    "a source": ("[tool.uv.sources]\nsix = {path = 'libs/six'}\n", "(six)"),
+    "a constraint": ('[tool.uv]\nconstraint-dependencies = ["six<1.17"]\n', "(six)"),
+    "an override": ('[tool.uv]\noverride-dependencies = ["six<1.17"]\n', "(six)"),
+    "a day": ('[tool.uv]\nexclude-newer = "2024-01-01T00:00:00Z"\n', "exclude newer"),
+}
+
+
+@pytest.mark.parametrize("line, word", LOCKED.values(), ids=LOCKED.keys())
+def test_a_lock_fits_in_all_that_it_was_made_of(
+    go: Go, server: LocalServer, tmp_path: Path, line: str, word: str
+) -> None:
+    """uv itself compares: markers, extras, the Python, sources and settings. `line` takes the place of its like."""
+    more = '[project.optional-dependencies]\nsim = ["both"]\n'
+    files = virtual(more=more, dependencies=("six>=1.10; python_version >= '3'",), **tiny("six", SIX, "", "libs/six"))
+    project = files["pyproject.toml"].replace("[project]", '[project]\nrequires-python = ">=3.11"', 1)
+    lock = locked(server, tmp_path / "locked", {**files, "pyproject.toml": project})
+    key = line.partition(" =")[0]
+    changed = re.sub(rf"(?m)^{key} = .*$", line, project) if f"\n{key} =" in project else project + line
+    assert changed != project
+    result = go({**files, "pyproject.toml": changed, "uv.lock": lock})
+    if word:
+        refusal(result, "uv.lock", "no longer fits", "uv lock", word)
+    else:
+        assert result.outputs == {"out": b"1.17.0"}
+
+
 def test_pylock_is_taken_as_it_is(go: Go, server: LocalServer, tmp_path: Path) -> None:
     files = virtual(dependencies=("six>=1.10",))
     old = {**files, "pyproject.toml": files["pyproject.toml"] + '[tool.uv]\nconstraint-dependencies = ["six<1.16"]\n'}
@@ -509,6 +562,20 @@ def test_a_folder_of_wheels(go: Go, server: LocalServer) -> None:
         )
         assert result.outputs == {"out": b"mine"}
     assert "/simple/foo/" not in server.paths() and "/simple/six/" in server.paths()
+
+
+def test_an_index_that_is_a_folder(go: Go, server: LocalServer) -> None:
+    """An explicit one serves what names it, and is an error where it has no such file."""
+    server.log.clear()
+    name, data = wheel("foo", "0.9", {"foo.py": MINE})
+    _, other = wheel("six", "1.15.0", {"six.py": "__version__ = 'of the folder'\n"})
+    index = '[[tool.uv.index]]\nname = "here"\nurl = "./wheels"\nformat = "flat"\nexplicit = true\n'
+    code = "import foo, six\ndef wire(*a):\n    return {'out': foo.WHOSE + six.__version__}\n"
+    files: dict[str, Any] = {f"wheels/{name}": data, "wheels/six-1.15.0-py3-none-any.whl": other}
+    sources = '[tool.uv.sources]\nfoo = {index = "here"}\n'
+    assert go(virtual(code, index + sources, ("foo", "six"), **files)).outputs == {"out": b"mine1.17.0"}
+    assert "/simple/foo/" not in server.paths()
+    refusal(go(virtual(code, index + sources + 'bar = {index = "here"}\n', ("foo", "bar"), **files)), "has no bar")
 
 
 def test_from_source_by_name(go: Go) -> None:

@@ -113,8 +113,9 @@ BAD = [
     "x @ https://localhost/a.whl",
     "x @ https://LOCALHOST./a.whl",
     "x @ https://db.internal/a.whl",
-    "six===1.0",
+    "six====1.0",
     "six===--index-url",
+    "six==--index-url",
     "six==${VERSION}",
     "six>=1 -r x",
     "six --hash=sha256:0",
@@ -178,7 +179,7 @@ def test_any_text_is_refused_or_survives_being_written(runner_module: Any, defau
 
 
 names = st.from_regex(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,10}[A-Za-z0-9])?", fullmatch=True)
-clauses = st.from_regex(r"(~=|==|!=|<=|>=|<|>)[0-9][A-Za-z0-9.*+!_-]{0,8}", fullmatch=True)
+clauses = st.from_regex(r"(~=|===?|!=|<=|>=|<|>)[0-9][A-Za-z0-9.*+!_-]{0,8}", fullmatch=True)
 markers = st.sampled_from(["", 'python_version < "3.12"', "extra == 'a' or (os_name in 'a, b')"])
 urls = st.from_regex(
     r"(git\+)?https://[a-z]{1,9}\.example(:[0-9]{1,4})?/[A-Za-z0-9._~/?#@!&'()*+,;=%-]{0,30}", fullmatch=True
@@ -343,7 +344,7 @@ def test_a_specifier_that_is_none_is_refused(runner_module: Any, specifier: str)
     assert (caught.value.phase, caught.value.type) == ("bundle", "pyproject_invalid")
 
 
-@given(st.text() | st.from_regex(r"(~=|==|!=|<=|>=|<|>)[\d.*]{0,12}", fullmatch=True))
+@given(st.text() | st.from_regex(r"(~=|===?|!=|<=|>=|<|>)[\d.*]{0,12}", fullmatch=True))
 def test_any_specifier_is_decided_or_refused(runner_module: Any, specifier: str) -> None:
     try:
         assert runner_module.version_matches("3.11.7", specifier) in (True, False)
