@@ -124,6 +124,7 @@ def child_main() -> None:
     venv's, .pth files have run: code of the bundle, under all the limits, which the host has set from outside.
     """
     sys.path[:] = [entry for entry in sys.path if entry != "/runner"]
+    del sys.argv[1:]  # whoever parses a command line finds an empty one
     request = marshal.loads(read_all(0))
     pipe = ResultPipe(request["result_fd"])
     null = os.open("/dev/null", os.O_RDONLY)
@@ -361,8 +362,10 @@ def run_task_code(request: "dict[str, Any]", pipe: ResultPipe) -> None:
 
 def simulate(task: "dict[str, Any]", wire: str, pipe: ResultPipe) -> None:
     require_module(task["entrypoint"])
+    from collections.abc import Mapping
+
     outputs = load_object(wire)(task["entrypoint"], task["params"], task["seed"])
-    if not hasattr(outputs, "items"):
+    if not isinstance(outputs, Mapping):  # a data frame has items, too
         raise ChildError("bad_result", "the wire function must return a dict of bytes, not " + type_name(outputs))
     for name, value in outputs.items():
         if not isinstance(name, str):
@@ -481,8 +484,9 @@ WRITERS: "dict[str, Any]" = {
 }
 # One line to write, for what has no form of its own or where a writer fails.
 WRITE_INSTEAD = {
-    "pandas.DataFrame": "frame.to_csv(), or declare pyarrow or polars in the bundle's dependencies",
-    "pandas.Series": "series.to_csv(), or declare pyarrow or polars in the bundle's dependencies",
+    "pandas.DataFrame": "frame.to_csv(), or a frame whose columns have one type and one name each, with pyarrow or "
+    "polars in the bundle's dependencies",
+    "pandas.Series": "series.to_csv(), or one of a single type, with pyarrow or polars in the bundle's dependencies",
     "numpy.ndarray": "array.tolist(), or an array of numbers",
     "numpy.MaskedArray": "array.filled(..)",
     "xarray.Dataset": "dataset.to_dataframe().reset_index(), or bytes(dataset.to_netcdf())",
@@ -6025,7 +6029,8 @@ def hint_of(causes: Iterable[Cause], profile: Profile, bundle: str) -> str:
 def hint_network(cause: Cause, profile: Profile, bundle: str) -> str:
     unresolved = "socket.gaierror" in cause.types and cause.errno in (-2, -3, -4, -5)  # EAI_NONAME, AGAIN, FAIL, NODATA
     unreachable = "builtins.OSError" in cause.types and cause.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH)
-    if not unresolved and not unreachable:
+    told = re.search(r"Temporary failure in name resolution|Network is unreachable", cause.message)  # libc's own words
+    if not unresolved and not unreachable and not told:
         return ""
     return "The sandbox has no network: put what the task needs into the bundle, or hand it over in its params"
 
@@ -7931,17 +7936,22 @@ def task_result(host: Host, outcome: Outcome, task: dict[str, Any], outputs: Out
     return parse_aggregation(outcome.done or b""), outcome.usage
 
 
+SAYS_NOTHING = {blake2b(text, digest_size=32).hexdigest() for text in (b"", b"null")}
+
+
 def refuse_masked_error(outputs: Outputs, outcome: Outcome) -> None:
     """Raise the failure of a wire function that caught its own exception and returned word of it.
 
-    It did where no output but `error` and `metadata` has a byte, and there is an output beside `metadata`, or an error
-    in it. A table without rows has bytes: its schema.
+    It did where no output but `error` and `metadata` has a byte, and there is an output beside `metadata`; or where
+    none of them is more than `null`, and `error` or `metadata` tells of an error. A table without rows has bytes: its
+    schema.
     """
     results = outputs.found.keys() - {"error", "metadata"}
-    if any(outputs.found[name]["size"] for name in results):
+    if any(outputs.found[name]["checksum"] not in SAYS_NOTHING for name in results):
         return
     exception, traceback = told_exception(bytes(outputs.told["error"]), bytes(outputs.told["metadata"]))
-    if not exception and not outputs.found.keys() - {"metadata"}:
+    empty = outputs.found.keys() - {"metadata"} and not any(outputs.found[name]["size"] for name in results)
+    if not exception and not empty:
         return
     if exception:
         text = f"the task raised {exception['type']}: {exception['message'][:2000]} (its wire function caught this "

@@ -26,6 +26,7 @@ HINTED = {
         "try:\n socket.getaddrinfo('example.org', 1)\nexcept OSError as e:\n raise RuntimeError('no data') from e",
         NETWORK,
     ),
+    "in libc's words alone": ("raise RuntimeError('db: Temporary failure in name resolution')", NETWORK),
     "git": ("subprocess.run(['git', 'log'])", "The program 'git' is not in the sandbox"),
     "gcc": ("subprocess.run(['/usr/bin/gcc', 'x.c'])", "The program 'gcc' is not in the sandbox"),
     "Rscript": ("subprocess.check_output(['Rscript', 'x.R'])", "(execute.programs)"),

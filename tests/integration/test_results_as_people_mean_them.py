@@ -102,3 +102,15 @@ def wire(e, p, s):
     return {"out": {"day": datetime.date(2020, 1, 2), "path": pathlib.Path("a/b"), "none": None}}
 """
     assert json.loads(run(bundle(code)).outputs["out"]) == {"day": "2020-01-02", "path": "a/b", "none": None}
+
+
+def test_a_frame_alone_is_no_result(run: Runner, bundle: Bundle) -> None:
+    """It has items, and is no dict of outputs."""
+    code = "class Frame:\n    def items(self): return [('a', b'1')]\ndef wire(e, p, s): return Frame()\n"
+    error = run(bundle(code)).error
+    assert error["type"] == "bad_result" and "must return a dict" in error["error"] and "Frame" in error["error"]
+
+
+def test_who_parses_a_command_line_finds_an_empty_one(run: Runner, bundle: Bundle) -> None:
+    code = "import argparse\nARGS = argparse.ArgumentParser().parse_args()\ndef wire(e, p, s): return {'out': b'ok'}\n"
+    assert run(bundle(code)).outputs == {"out": b"ok"}

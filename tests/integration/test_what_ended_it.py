@@ -103,6 +103,7 @@ MASKED = {
     "error as text": ('{"error": "it broke", "table": b""}', "Exception", "it broke"),
     "nested": ('{"table": b"", "error": {"error": {"type": "ValueError", "message": "x"}}}', "ValueError", "x"),
     "no table's own word": ('{"metadata": {"error": "OSError: gone", "seed": 1}}', "OSError", "gone"),
+    "None for a table": ('{"table": None, "error": "ValueError: no beta"}', "ValueError", "no beta"),
     "nothing said": ('{"table": b"", "other": "", "metadata": {"seed": 1}}', None, ""),
 }
 
@@ -123,6 +124,8 @@ NOT_MASKED = [
     '{"metadata": {"seed": 1}}',
     '{"table": b"x", "error": "0.5"}',
     '{"one": b"", "two": b"x"}',
+    '{"error": 0.5, "converged": False}',
+    '{"table": None, "error": None}',
     "{}",
 ]
 
