@@ -6681,7 +6681,8 @@ class Resolver:
             return []
         lines = sorted((requirement.line(), sorted(requirement.hashes)) for requirement in requirements)
         rules = {name: plain_rule(value) for name, value in self.plan.rules._asdict().items()}
-        own = self.bundle.digest if any(isinstance(p, Place) and p.tree for p in self.places.values()) else ""
+        local = any(isinstance(place, Place) and place.tree for place in self.places.values())
+        own = self.bundle.digest if local or any(item.path is not None for item in requirements) else ""
         asked = (lines, rules, self.plan.lock, self.plan.indexes, sorted(self.plan.origins.items()), own)
         key = digest_of("resolved", asked, self.interpreter.key(), self.index.public, self.policy)
         store = self.host.store
