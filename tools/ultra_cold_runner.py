@@ -5832,7 +5832,8 @@ def memory_file(cleanup: ExitStack, name: str, content: bytes) -> int:
 # --- what an outcome means: every end of a sandbox has one name
 
 # A container's profile of system calls in which bwrap starts: Docker's own and six rules.
-WITH_SECCOMP = "--security-opt seccomp=seccomp.json (copy the file from the folder deploy beside this runner)"
+WITH_SECCOMP = "--security-opt seccomp=seccomp.json (copy the file from the folder deploy beside this runner; "
+WITH_SECCOMP += " in kubernetes seccompProfile.localhostProfile with the one of deploy/kubernetes)"
 # What bwrap says when it can't start, what it means, and what to do (bubblewrap issues and measurements).
 START_FAILURES = [
     (
@@ -5850,7 +5851,7 @@ START_FAILURES = [
         r"RTM_NEWADDR|setting up uid map: Permission denied",
         "userns_denied",
         "AppArmor restricts user namespaces (kernel.apparmor_restrict_unprivileged_userns=1): enable the "
-        "distribution's bwrap-userns-restrict profile, or set that sysctl to 0",
+        "distribution's bwrap-userns-restrict profile, or `sysctl -w kernel.apparmor_restrict_unprivileged_userns=0`",
     ),
     (
         r"setting up uid map: Operation not|No permissions to create|new namespace failed: (Operation|Perm|Function)|"
@@ -5880,7 +5881,8 @@ START_FAILURES = [
         r"Can't mount proc",
         "proc_masked",
         "this container masks /proc: use --profile container, which needs none, or start the container with docker "
-        "--security-opt systempaths=unconfined, podman --security-opt unmask=ALL, or kubernetes procMount: Unmasked",
+        "--security-opt systempaths=unconfined, podman --security-opt unmask=ALL, or kubernetes "
+        "hostUsers: false and procMount: Unmasked",
     ),
     (
         r"Can't set hostname",
@@ -5922,13 +5924,19 @@ def sysctl_findings() -> str:
     """The settings that forbid user namespaces on this host, in words."""
     settings = (*USERNS_SYSCTLS, ("kernel/yama/ptrace_scope", "3"))
     found = [(name.replace("/", "."), bad) for name, bad in settings if read_sysctl(name) == bad]
-    return "".join(f"{name} is {bad}, change it; " for name, bad in found)
+    return "".join(f"{name} is {bad}, change it: `sysctl -w {name}={SYSCTL_REMEDIES[name]}`; " for name, bad in found)
 
 
 def read_sysctl(name: str) -> str | None:
     return text_of(f"/proc/sys/{name}").strip() or None
 
 
+SYSCTL_REMEDIES = {
+    "kernel.unprivileged_userns_clone": 1,
+    "user.max_user_namespaces": 15000,
+    "kernel.apparmor_restrict_unprivileged_userns": 0,
+    "kernel.yama.ptrace_scope": 1,
+}
 # What forbids user namespaces, by its value.
 USERNS_SYSCTLS = (
     ("kernel/unprivileged_userns_clone", "0"),

@@ -97,7 +97,7 @@ CONDITIONS = [
     Condition("uv missing", "no_resolver", "pip install uv", "rm .venv/bin/uv"),
     Condition("no compiler, a bundle with C", "build_failed", "gcc", EXTENSION, bundle="/tmp/c"),
     Condition(
-        "max_user_namespaces=0", "userns_denied", "user.max_user_namespaces is 0, change it", NO_NAMESPACES, who="user"
+        "max_user_namespaces=0", "userns_denied", "sysctl -w user.max_user_namespaces=15000", NO_NAMESPACES, who="user"
     ),
     Condition("masked /proc", "proc_masked", "unmask=ALL", "", "--profile /srv/unnamed.toml", ORDINARY),
     Condition(
