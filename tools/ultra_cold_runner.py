@@ -2542,12 +2542,16 @@ def copy_file(path: str, name: str, folder: int, copy: str, mode: int, room: int
     source = regular_file(open_inside(name, 0, folder, path))
     if source is None:
         raise Failure("bundle", "bundle_changed", f"{path!r} is not a regular file any more", True)
+    too_large = Failure("bundle", "bundle_too_large", f"the bundle is too large at {path!r} (bundle.max_bytes)")
+    if os.fstat(source.fileno()).st_size > room:  # known before a byte of it is written
+        source.close()
+        raise too_large
     with source, new_file(copy, mode) as target:
         size = 0
         for chunk in read_chunks(source.fileno()):
             size += len(chunk)
             if size > room:
-                raise Failure("bundle", "bundle_too_large", f"the bundle is too large at {path!r} (bundle.max_bytes)")
+                raise too_large
             digest.update(chunk)
             write_all(target.fileno(), chunk)
         os.utime(target.fileno(), (CONSTANT_TIME, CONSTANT_TIME))  # numba's caches know a source by it

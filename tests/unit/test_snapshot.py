@@ -188,12 +188,13 @@ def test_a_socket_is_refused(runner_module: Any, source: Path, take: Take, monke
         assert refused(runner_module, take).type == "unsafe_file"
 
 
-def test_a_sparse_file_counts_in_full(runner_module: Any, source: Path, take: Take) -> None:
+def test_a_sparse_file_counts_in_full(runner_module: Any, source: Path, take: Take, tmp_path: Path) -> None:
     with (source / "sparse").open("wb") as file:
         file.truncate(1 << 40)
     failure = refused(runner_module, take)
     assert (failure.phase, failure.type) == ("bundle", "bundle_too_large")
     assert "'sparse'" in failure.error and "bundle.max_bytes" in failure.error
+    assert not list(tmp_path.glob("copy*/sparse")), "what is too large is known before it is copied"
 
 
 def test_sizes_add_up(runner_module: Any, take: Take) -> None:
