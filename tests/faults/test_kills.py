@@ -7,6 +7,7 @@ phase is hit; the others come at any moment of the time that an undisturbed run 
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import threading
@@ -37,12 +38,10 @@ from faults.aftermath import (
     own_mounts,
 )
 
-FEW, MANY = 5, 52 if THOROUGH else 13  # rounds of two kills, for each of the four ways to run
+FEW, MANY = 4, 52 if THOROUGH else 13  # rounds of two kills, for each of the four ways to run
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
-# In the order in which they come, each to what it makes first in the scratch of its run. Modules are compiled once, in
-# the run after the first that imported them: that is hit by chance.
-PHASES = {"inspect": "bundle", "build": "etc-build", "fetch": "etc-fetch"}
-PHASES["execute"] = "etc-execute"
+# In the order in which they come, each to what it makes first in the scratch of its run.
+PHASES = {"inspect": "bundle"} | {phase: f"etc-{phase}" for phase in ("build", "fetch", "compile", "execute")}
 TASK = b'{"entrypoint": "main", "params": {"seconds": 0.15}, "seed": 1}'
 
 
@@ -63,7 +62,7 @@ class Victim:
         (runner.place / "task").write_bytes(TASK)
         with open(runner.place / "task", "rb") as task:
             self.process = subprocess.Popen(
-                runner.command("--bundle-path", str(bundle), "--refresh"),
+                runner.command("--bundle-path", str(bundle)),
                 stdin=task,
                 stdout=self.files[0],
                 stderr=self.files[1],
@@ -218,13 +217,21 @@ def test_kills_at_any_moment(
     env = {"REUSE": "1", "VENVS_DIR": str(runner.venvs)} if reuse else {}
     mounts, struck = own_mounts(), []
 
+    def forget() -> None:
+        """As a prune may: the next run fetches and unpacks again, and compiles what those before it imported."""
+        for kind in ("resolved", "wheels", "trees"):
+            shutil.rmtree(runner.store / kind)
+
     def play(shared: bool, *kills: Kill) -> None:
+        forget()
         first = runner.bundle(f"{WIRE}# {runner.count}\n")
         second = first if shared else runner.bundle(f"{WIRE}# {runner.count}\n")
         found = run_round(runner, [first, second], list(kills), env)
         check_aftermath(runner, runner_module, [one.pid for one in found], mounts)
         struck.extend(found)
 
+    check_success(runner(runner.bundle(), env=env))
+    forget()
     times = timeline(runner, runner.bundle(), env)
     for row in plan(dice, times, MANY if full else FEW):
         play(*row)
