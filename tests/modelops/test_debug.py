@@ -185,16 +185,16 @@ class Person:
         if not self.pid:
             os.execve(sys.executable, [sys.executable, "-m", "modelops", *arguments], environment)
         self.resize(33, 101)
-        self.said = b""
+        self.said = self.unread = b""
 
     def resize(self, rows: int, columns: int) -> None:
         fcntl.ioctl(self.terminal, termios.TIOCSWINSZ, struct.pack("4H", rows, columns, 0, 0))
 
     def answer(self, awaited: bytes, keys: bytes) -> bytes:
-        """Wait until it says that, and type; what it said meanwhile."""
-        heard = b""
+        """Wait until it says that, and type; what it said meanwhile. What it says after that is for the next call."""
+        heard, self.unread = self.unread, b""
         while awaited not in heard:
-            ready, _, _ = select.select([self.terminal], [], [], 40)
+            ready, _, _ = select.select([self.terminal], [], [], 300)
             try:
                 data = os.read(self.terminal, 4096) if ready else b""
             except OSError:
@@ -202,14 +202,16 @@ class Person:
             heard += data
             assert data, self.said + heard
         os.write(self.terminal, keys)
-        self.said += heard
-        return heard
+        before, _, self.unread = heard.partition(awaited)
+        self.said += before + awaited
+        return before + awaited
 
     def leave(self, how: int = 0) -> int:
         """The exit status, or that of a signal; what is said until the end is in `said`."""
         if self.terminal < 0:
             return 0
         os.kill(self.pid, how)
+        self.said += self.unread
         with suppress(OSError):
             while data := os.read(self.terminal, 4096):
                 self.said += data
@@ -276,7 +278,7 @@ def test_a_shell_has_the_task_and_runs_it(person: Callable[..., Person]) -> None
 
 
 def test_ctrl_c_before_the_task_runs_stops_it(person: Callable[..., Person], bundle: Path) -> None:
-    (bundle / "backend" / "tiny_backend.py").write_text("import time; time.sleep(1000)")
+    write_bundle(bundle, backend="import time; time.sleep(1000)")
     someone = person()
     someone.answer(b"phase: build", b"\x03")
     assert someone.leave() == 128 + 15 and b"killed" in someone.said, someone.said
