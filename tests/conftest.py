@@ -128,6 +128,18 @@ class Runner:
         return [Result(int("_fatal_error" in answer), answer, done.stderr.decode()) for answer in answers]
 
 
+def new_store(place: Path, like: Runner, **privileges: Any) -> Path:
+    """A store with nothing in it but what every store comes to have, as links to that of another runner: copies of the
+    host's programs, the child compiled. To make them takes longer than the rest of a run."""
+    if not (like.store / "system").is_dir():
+        like(write_bundle(place.parent / f"first-{place.name}", "def wire(*task):\n    return {'out': 'ran'}\n"))
+    script = (
+        'mkdir -m 711 "$2" && mkdir -m 700 "$2/built" && cp -al "$1/system" "$2" && cp -al "$1"/built/*-* "$2/built"'
+    )
+    subprocess.run(["sh", "-c", script, "sh", str(like.store), str(place)], check=True, **privileges)
+    return place
+
+
 @pytest.fixture(scope="session")
 def store() -> Iterator[Path]:
     """A store that the sandbox's uid can pass through, as root's default one is."""
@@ -183,29 +195,40 @@ def profile_with(tmp_path: Path) -> Callable[[str], tuple[str, ...]]:
     return make
 
 
-def write_bundle(
-    folder: Path, wire: str = "", *, pyproject: str | None = None, files: Mapping[str, str | bytes] | None = None
-) -> Path:
-    """A bundle `probe` with one module, whose code is `wire`, built by a backend of its own: no dependencies.
-
-    The in-tree backend makes a wheel with nothing but the standard library, so that a test of the sandbox
-    needs no index. `pyproject` replaces the whole pyproject.toml.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    default = f"""
+BUILD_SYSTEM = """
 [build-system]
 requires = []
 build-backend = "tiny_backend"
 backend-path = ["backend"]
+"""
+PROJECT = f"""
 [project]
 name = "probe"
 version = "1.0"
 [project.entry-points."{GROUP}"]
 execute = "probe:wire"
 """
-    (folder / "pyproject.toml").write_text(default if pyproject is None else pyproject)
-    (folder / "backend").mkdir(exist_ok=True)
-    (folder / "backend" / "tiny_backend.py").write_text(TINY_BACKEND)
+
+
+def write_bundle(
+    folder: Path,
+    wire: str = "",
+    *,
+    pyproject: str | None = None,
+    backend: str = "",
+    files: Mapping[str, str | bytes] | None = None,
+) -> Path:
+    """A bundle `probe` with one module, whose code is `wire`, without dependencies: it needs no index.
+
+    It is virtual, used where it lies: a build costs as much time as the rest of the run. With `backend`, the code of
+    an in-tree backend, it is built; TINY_BACKEND makes a wheel by the standard library alone. `pyproject` replaces the
+    whole pyproject.toml, and may name that one.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "pyproject.toml").write_text((BUILD_SYSTEM * bool(backend) + PROJECT) if pyproject is None else pyproject)
+    if backend or pyproject is not None:
+        (folder / "backend").mkdir(exist_ok=True)
+        (folder / "backend" / "tiny_backend.py").write_text(backend or TINY_BACKEND)
     if wire:
         (folder / "probe.py").write_text(wire)
     for name, content in (files or {}).items():

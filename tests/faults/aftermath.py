@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from accounts import Account
-from conftest import Result, parse_line, write_bundle
+from conftest import TINY_BACKEND, Result, new_store, parse_line, write_bundle
 from security.hostile import HostileRunner, readable
 from servers import LocalServer, wheel
 
@@ -53,7 +53,8 @@ class FaultRunner(HostileRunner):
             folder.chmod(0o711)
             if account.uid is not None:
                 os.chown(folder, account.uid, account.uid)
-        self.store, self.venvs = self.place / "store", self.place / "venvs"
+        self.store = new_store(self.place / "store", HostileRunner(account, "default"), **self.privileges())
+        self.venvs = self.place / "venvs"
         self.server = server
 
     @property
@@ -67,7 +68,8 @@ class FaultRunner(HostileRunner):
 
     def bundle(self, wire: str = WIRE, **options: Any) -> Path:
         self.count += 1
-        options.setdefault("pyproject", PROJECT if self.server else None)
+        if "pyproject" not in options:
+            options |= {"pyproject": PROJECT} if self.server else {"backend": TINY_BACKEND}
         return write_bundle(self.place / f"bundle-{self.count}", wire, **options)
 
 

@@ -142,9 +142,8 @@ def test_a_layout_runs_and_its_directory_stays_as_it_was(
 
 
 def test_a_backend_that_writes_into_its_source_writes_nowhere(run: Runner, bundle: Bundle) -> None:
-    path = bundle("def wire(*a):\n    return {'out': 'x'}\n")
-    backend = path / "backend" / "tiny_backend.py"
-    backend.write_text(backend.read_text() + "\nfor name in ('build', 'x.egg-info'):\n    os.mkdir(name)\n")
+    backend = TINY_BACKEND + "\nfor name in ('build', 'x.egg-info'):\n    os.mkdir(name)\n"
+    path = bundle("def wire(*a):\n    return {'out': 'x'}\n", backend=backend)
     before = state(path)
     assert run(path).outputs
     assert state(path) == before
@@ -443,7 +442,7 @@ def other_pythons() -> list[str]:
 def test_another_python_that_was_asked_for_is_used(run: Runner, bundle: Bundle, python: str | None) -> None:
     if python is None:
         pytest.skip("this host has no other Python")
-    path = bundle(VERSION)
+    path = bundle(VERSION, backend=TINY_BACKEND)
     minor = int(Path(python).parts[-3].split(".")[1])
     if minor < 11:  # the in-tree backend needs tomllib
         (path / "backend" / "tomllib.py").write_text(

@@ -103,12 +103,15 @@ def project(needs: list[str]) -> str:
     return PROJECT.format(needs=json.dumps(needs), group=GROUP, **tiny)
 
 
+ANOTHER = pytest.mark.full("another library")
+
+
 @pytest.mark.parametrize(
     "needs, call",
     [
         ("requests", "import requests; requests.get('https://example.org')"),
-        ("httpx", "import httpx; httpx.get('https://example.org')"),
-        ("urllib3", "import urllib3; urllib3.request('GET', 'https://example.org', retries=1)"),
+        pytest.param("httpx", "import httpx; httpx.get('https://example.org')", marks=ANOTHER),
+        pytest.param("urllib3", "import urllib3; urllib3.request('GET', 'https://x.org', retries=0)", marks=ANOTHER),
         ("aiohttp", "import aiohttp, asyncio\nasync def f():\n  async with aiohttp.ClientSession() as s:\n"
          "    await s.get('https://example.org')\nasyncio.run(f())"),
     ],

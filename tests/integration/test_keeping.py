@@ -4,11 +4,12 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Runner, parse_line
+from conftest import BUILD_SYSTEM, TINY_BACKEND, Runner, new_store, parse_line, write_bundle
 from servers import LocalServer, wheel
 
 Bundle = Callable[..., Path]
@@ -18,11 +19,17 @@ REUSE = {"REUSE": "1"}
 
 
 @pytest.fixture
-def own(store: Path) -> Iterator[Runner]:
+def own(run: Runner) -> Iterator[Runner]:
     """A runner with a store of this test alone."""
-    runner = Runner(store.parent / f"keeping-{uuid.uuid4().hex}")
+    runner = Runner(new_store(run.store.parent / f"keeping-{uuid.uuid4().hex}", run))
     yield runner
     shutil.rmtree(runner.store, ignore_errors=True)
+
+
+@pytest.fixture
+def bundle(bundle: Bundle) -> Bundle:
+    """Built, as a bundle that is used where it lies leaves nothing to keep."""
+    return partial(bundle, backend=TINY_BACKEND)
 
 
 def venvs(runner: Runner, folder: Path | None = None) -> list[Path]:
@@ -32,6 +39,10 @@ def venvs(runner: Runner, folder: Path | None = None) -> list[Path]:
 
 def runs(runner: Runner) -> list[str]:
     return [name for name in os.listdir(runner.store / "run") if name.startswith(".run-")]
+
+
+def files_of(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if not path.is_dir()}
 
 
 def built(result: Any) -> bool:
@@ -45,7 +56,10 @@ def test_a_venv_goes_with_its_task_and_a_wheel_is_kept(own: Runner, bundle: Bund
     assert venvs(own) == [] and runs(own) == []
 
 
-@pytest.mark.parametrize("value", ["1", "true", "TRUE"])
+SPELLING = pytest.mark.full("another spelling")
+
+
+@pytest.mark.parametrize("value", ["1", *(pytest.param(value, marks=SPELLING) for value in ("true", "TRUE"))])
 def test_reuse_keeps_the_venv(own: Runner, bundle: Bundle, value: str) -> None:
     path = bundle(WIRE)
     assert own(path, env={"REUSE": value}).outputs == {"out": b"x"}
@@ -55,7 +69,7 @@ def test_reuse_keeps_the_venv(own: Runner, bundle: Bundle, value: str) -> None:
     assert [place.stat().st_ino for place in venvs(own)] == [inode] and runs(own) == []
 
 
-@pytest.mark.parametrize("value", ["0", "", "no", "false"])
+@pytest.mark.parametrize("value", ["0", *(pytest.param(value, marks=SPELLING) for value in ("", "no", "false"))])
 def test_other_values_do_not(own: Runner, bundle: Bundle, value: str) -> None:
     assert own(bundle(WIRE), env={"REUSE": value}).code == 0
     assert venvs(own) == []
@@ -107,10 +121,19 @@ def half(place: Path) -> None:
     (place / "record.json").unlink()
 
 
+@pytest.fixture(scope="module")
+def kept_venv(run: Runner, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Runner, Path]]:
+    """A runner and a bundle whose environment is kept: each of these tests leaves it as it was."""
+    runner = Runner(new_store(run.store.parent / f"keeping-{uuid.uuid4().hex}", run))
+    path = write_bundle(tmp_path_factory.mktemp("bundle"), WIRE, backend=TINY_BACKEND)
+    assert runner(path, env=REUSE).code == 0
+    yield runner, path
+    shutil.rmtree(runner.store)
+
+
 @pytest.mark.parametrize("damage", [alter, add, remove, link, configure, interpreter, record, half])
-def test_an_altered_venv_is_made_again(own: Runner, bundle: Bundle, damage: Callable[[Path], None]) -> None:
-    path = bundle(WIRE)
-    assert own(path, env=REUSE).code == 0
+def test_an_altered_venv_is_made_again(kept_venv: tuple[Runner, Path], damage: Callable[[Path], None]) -> None:
+    own, path = kept_venv
     (kept,) = venvs(own)
     before = sorted(str(file.relative_to(kept)) for file in kept.rglob("*"))
     damage(kept)
@@ -124,11 +147,15 @@ def test_an_altered_venv_is_made_again(own: Runner, bundle: Bundle, damage: Call
     assert sorted(str(file.relative_to(again)) for file in again.rglob("*")) == before
 
 
-@pytest.mark.parametrize("kind", ["built", "resolved"])
-def test_a_damaged_note_is_no_obstacle(own: Runner, tmp_path: Path, bundle: Bundle, kind: str) -> None:
+ALONE = pytest.mark.full("one kind of notes alone")
+
+
+@pytest.mark.parametrize(
+    "kinds", [["built", "resolved"], *(pytest.param([kind], marks=ALONE) for kind in ("built", "resolved"))]
+)
+def test_damaged_notes_are_no_obstacle(own: Runner, bundle: Bundle, kinds: list[str]) -> None:
     with LocalServer() as server:
         server.add(*wheel("dep", "1.0", {"dep.py": ""}))
-        head = '[build-system]\nrequires = []\nbuild-backend = "tiny_backend"\nbackend-path = ["backend"]\n'
         project = (
             "[project]\n"
             'name = "probe"\n'
@@ -137,10 +164,10 @@ def test_a_damaged_note_is_no_obstacle(own: Runner, tmp_path: Path, bundle: Bund
             '[project.entry-points."modelops.wire"]\n'
             'x = "probe:wire"\n'
         )
-        path = bundle(WIRE, pyproject=head + project)
+        path = bundle(WIRE, pyproject=BUILD_SYSTEM + project)
         assert own(path, env=server.environment()).code == 0
         for text in ("", "{", "[]", "null", '["../../x.whl", "0"]', '{"a": 1}', "1", "[[]]"):
-            notes = list((own.store / kind).iterdir())
+            notes = [note for kind in kinds for note in (own.store / kind).iterdir()]
             assert notes, text
             for note in notes:
                 note.write_text(text)
@@ -195,12 +222,11 @@ def test_preserve_tmp_keeps_what_failed(own: Runner, bundle: Bundle) -> None:
 
 def test_no_cache_keeps_nothing(own: Runner, bundle: Bundle) -> None:
     path = bundle(WIRE)
+    before = files_of(own.store)
     for _ in range(2):
         result = own(path, None, "--no-cache", env=REUSE)
         assert result.outputs == {"out": b"x"} and built(result)
-    for kind in ("wheels", "trees", "built", "resolved", "venvs"):
-        assert not (own.store / kind).exists() or not list((own.store / kind).iterdir())
-    assert runs(own) == []
+    assert files_of(own.store) == before and runs(own) == []
 
 
 def test_refresh_builds_again(own: Runner, bundle: Bundle) -> None:
@@ -240,7 +266,6 @@ def test_runners_at_once_on_one_bundle(own: Runner, bundle: Bundle, env: dict[st
 
 
 def test_a_store_that_others_may_write_is_refused(own: Runner, bundle: Bundle) -> None:
-    own.store.mkdir()
     own.store.chmod(0o777)
     error = own(bundle(WIRE)).error
     assert (error["phase"], error["type"]) == ("host", "store_unsafe")

@@ -159,17 +159,13 @@ def test_a_task_within_every_limit(run: Runner, bundle: Bundle, profile_with: Wi
 
 
 def test_a_fork_bomb_in_a_build_ends(run: Runner, bundle: Bundle, profile_with: WithProfile) -> None:
-    path = bundle(wire(""))
-    (path / "backend" / "tiny_backend.py").write_text(
-        "import os, time\nwhile True:\n    if os.fork() == 0: time.sleep(600)\n"
-    )
-    error = run(path, None, *profile_with("[build.limits]\nprocesses = 20\n")).error
+    bomb = "import os, time\nwhile True:\n    if os.fork() == 0: time.sleep(600)\n"
+    error = run(bundle(wire(""), backend=bomb), None, *profile_with("[build.limits]\nprocesses = 20\n")).error
     assert (error["phase"], error["type"]) == ("build", "pids_limit")
 
 
 def test_a_build_that_sleeps_ends(run: Runner, bundle: Bundle, profile_with: WithProfile) -> None:
-    path = bundle(wire(""))
-    (path / "backend" / "tiny_backend.py").write_text("import time\ntime.sleep(600)\n")
+    path = bundle(wire(""), backend="import time\ntime.sleep(600)\n")
     error = run(path, None, *profile_with("[build.limits]\nwall_seconds = 0.5\n")).error
     assert (error["phase"], error["type"], error["limit"]["name"]) == ("build", "timeout", "wall_seconds")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, Runner, parse_line
+from conftest import ROOT, TINY_BACKEND, Runner, parse_line
 
 WIRE = """
 import json, os, signal, socket, subprocess, sys, threading, time
@@ -524,6 +524,6 @@ def test_bytecode_is_there_for_what_an_earlier_run_imported(
         "    return sorted({name.split('.')[0] for top in folder for name in os.listdir(top)} & {'used', 'unused'})\n"
     )
     first = "import sys\nsys.path.remove('/bundle')\n"  # the bundle's own folder, which has no bytecode, comes first
-    source = bundle(first + wire, files={"used.py": "x = 1", "unused.py": "x = 1"})
+    source = bundle(first + wire, backend=TINY_BACKEND, files={"used.py": "x = 1", "unused.py": "x = 1"})
     found = [json.loads(run(source, env=env).outputs["out"]) for _ in range(3)]
     assert found == [[], ["used"], ["used"]]

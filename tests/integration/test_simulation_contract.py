@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Result, Runner
+from conftest import TINY_BACKEND, Result, Runner
 
 Bundle = Callable[..., Path]
 
@@ -187,7 +187,7 @@ def test_the_childs_surroundings(run: Runner, bundle: Bundle) -> None:
         "import json, os, site, sys\n"
         "return {'out': json.dumps([os.getcwd(), sys.path, site.ENABLE_USER_SITE, os.environ['HOME']])}"
     )
-    cwd, path, user_site, home = json.loads(run(bundle(wire(body))).outputs["out"])
+    cwd, path, user_site, home = json.loads(run(bundle(wire(body), backend=TINY_BACKEND)).outputs["out"])
     assert cwd == "/tmp/bundle" and path[0] == "/bundle" and user_site is False and home == "/tmp/home"
     assert [entry for entry in path if entry.endswith("site-packages")] == [path[-1]]
     assert path[-1].startswith("/venv/")

@@ -40,7 +40,7 @@ def traces(folder: Path) -> dict[str, tuple[dict[str, object], str]]:
 
 def test_what_the_task_did_is_in_the_trace_and_not_in_its_sight(run: Runner, bundle: Bundle, tmp_path: Path) -> None:
     folder = tmp_path / "trace"
-    result = run(bundle(LOUD), None, "--profile", "debug", "--trace", str(folder), "--refresh")
+    result = run(bundle(LOUD, backend=TINY_BACKEND), None, "--profile", "debug", "--trace", str(folder), "--refresh")
     assert result.outputs == {"out": b"done", "tracer": b"0"}
     found = traces(folder)
     note, text = found["execute"]

@@ -135,6 +135,6 @@ def test_each_task_of_a_server_has_a_new_one(run: Runner, bundle: Bundle, at_imp
     path = bundle(IMPORT.format(at_import=at_import))
     tasks = [{"entrypoint": "main", "params": {}, "seed": seed} for seed in (1, 2)]
     found = [json.loads(answer.outputs["out"]) for answer in run.served(path, tasks)]
-    names = sorted(["backend", "probe.py", "pyproject.toml", *made])
+    names = sorted(["probe.py", "pyproject.toml", *made])
     assert found == [["/tmp/bundle", names, ["1"]], ["/tmp/bundle", names, ["2"]]]
     assert json.loads(run(path).outputs["out"]) == found[0]

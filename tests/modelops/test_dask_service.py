@@ -27,6 +27,7 @@ from modelops.services.dask_simulation import DaskSimulationService
 from modelops.services.futures import TaskFuture
 from modelops.worker.settings import WorkerSettings
 
+pytestmark = pytest.mark.xdist_group("a cluster of Dask")
 CODE = """
 import time
 
@@ -63,9 +64,17 @@ def settings(environments: Environments, store: Path) -> WorkerSettings:
     )
 
 
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    """For tests that want nothing else of it: one takes as long to start as they do."""
+    options = {"dashboard_address": "127.0.0.1:0", "local_directory": str(tmp_path_factory.mktemp("dask"))}
+    with LocalCluster(n_workers=1, threads_per_worker=4, **options) as made:
+        yield made
+
+
 @pytest.fixture
-def service(settings: WorkerSettings) -> Iterator[DaskSimulationService]:
-    with DaskSimulationService(settings=settings, threads_per_worker=4) as made:
+def service(cluster: LocalCluster, settings: WorkerSettings) -> Iterator[DaskSimulationService]:
+    with DaskSimulationService(cluster.scheduler_address, settings=settings) as made:
         yield made
 
 
@@ -137,18 +146,19 @@ def test_failed_aggregations_are_values(service: DaskSimulationService, ref: str
     assert third.loss == 3.0
 
 
-def test_one_thread_and_two_hundred_replicates(settings: WorkerSettings, ref: str) -> None:
+def test_one_thread_and_many_replicates(settings: WorkerSettings, ref: str, full: bool) -> None:
     """An aggregation that waited in the only thread for its simulations would wait for ever."""
+    count = 200 if full else 20
     with DaskSimulationService(settings=settings, n_workers=1, threads_per_worker=1) as service:
         futures = service.submit_batch_with_aggregation(
-            [ReplicateSet(sim_task(ref, seed=1), 200), ReplicateSet(sim_task(ref, seed=2), 3)], TOTAL
+            [ReplicateSet(sim_task(ref, seed=1), count), ReplicateSet(sim_task(ref, seed=2), 3)], TOTAL
         )
         first, second = service.gather(futures)
-    assert (first.n_replicates, first.loss) == (200, 200 * 201 / 2)
+    assert (first.n_replicates, first.loss) == (count, count * (count + 1) / 2)
     assert second.loss == 9.0
 
 
-@pytest.mark.parametrize("cold", ["0", "1"])
+@pytest.mark.parametrize("cold", ["0", pytest.param("1", marks=pytest.mark.full("the other environment"))])
 def test_a_killed_worker_loses_no_task(
     settings: WorkerSettings, ref: str, cold: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -193,7 +203,7 @@ def test_a_task_that_kills_every_worker_is_a_value(
         assert result.error is not None and (result.error.error_type, result.error.retryable) == ("worker_lost", True)
 
 
-@pytest.mark.parametrize("cold", ["0", "1"])
+@pytest.mark.parametrize("cold", ["0", pytest.param("1", marks=pytest.mark.full("the other environment"))])
 def test_cancelling(
     settings: WorkerSettings, ref: str, cold: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from modelops.cli import app
 
 NEEDS_A_COMPILER = pytest.mark.skipif(not (shutil.which("gcc") and shutil.which("g++")), reason="no C and C++ compiler")
-ALWAYS = ("a module global", "a cache whose content is changed", "a file in the home")
+ALWAYS = ("a module global",)
 
 
 class Search(NamedTuple):
@@ -75,7 +75,7 @@ def test_a_leak_is_found_with_its_cause_and_its_line(
 @pytest.mark.parametrize(
     ("language", "stripped", "symbols"),
     [
-        pytest.param("C", False, "held_total"),
+        pytest.param("C", False, "held_total", marks=pytest.mark.full("a language whose symbols are names")),
         pytest.param("C++", False, "accumulate(double)::seen, accumulate(double)::calls"),
         pytest.param("C++", True, "", marks=pytest.mark.full("the same without symbols")),
     ],
@@ -112,6 +112,7 @@ def wire(entrypoint, params, seed):
     assert "probe.py:5 in heartbeat" in suspect["new"] and "suspects" in found.text and "'heart'" in found.text
 
 
+@pytest.mark.full("a dozen tasks, again and again")
 def test_a_leak_from_one_task_of_many_to_one(leaks: Callable[..., Search], tmp_path: Path) -> None:
     code = """
 STATE = {}
@@ -196,14 +197,22 @@ def test_a_clean_bundle_has_no_leak(code: str, leaks: Callable[..., Search], tmp
 
 
 UNSTABLE = {
-    "the clock": ("import time", "time.time_ns()", "nondeterministic", []),
-    "an address": ("", "id(object())", "nondeterministic", []),
     "an unseeded generator": ("import random", "random.random()", "nondeterministic", ["random"]),
     "the hash seed": ("", "sorted([hash('a'), hash('b')])", "hash seed", []),
 }
+ANOTHER = {
+    "an address": ("", "id(object())", "nondeterministic", []),
+    "the clock": ("import time", "time.time_ns()", "nondeterministic", []),
+}
 
 
-@pytest.mark.parametrize(("start", "value", "verdict", "unseeded"), UNSTABLE.values(), ids=UNSTABLE.keys())
+@pytest.mark.parametrize(
+    ("start", "value", "verdict", "unseeded"),
+    [pytest.param(*row, id=name) for name, row in UNSTABLE.items()]
+    + [
+        pytest.param(*row, id=name, marks=pytest.mark.full("another source of chance")) for name, row in ANOTHER.items()
+    ],
+)
 def test_what_a_task_does_by_itself_is_no_leak(
     start: str, value: str, verdict: str, unseeded: list[str], leaks: Callable[..., Search], tmp_path: Path
 ) -> None:
@@ -233,6 +242,7 @@ def wire(entrypoint, params, seed):
     assert "(by the hash seed alone)" in found.text
 
 
+@pytest.mark.full("another leak")
 def test_a_leak_in_what_the_hash_seed_changes_is_found(leaks: Callable[..., Search], tmp_path: Path) -> None:
     code = """
 COUNT = 0
@@ -246,6 +256,7 @@ def wire(entrypoint, params, seed):
     assert found.report["tasks"][0]["verdict"] == "hash seed"
 
 
+@pytest.mark.full("another leak")
 def test_a_leak_beside_what_is_nondeterministic_is_found(leaks: Callable[..., Search], tmp_path: Path) -> None:
     code = """
 import time
@@ -265,6 +276,7 @@ def test_a_bundle_that_can_not_be_run(leaks: Callable[..., Search], tmp_path: Pa
     assert (found.status, found.report["verdict"]) == (2, "could not tell") and "no-such-package-f00d" in found.text
 
 
+@pytest.mark.full("the same search of tasks from another kind of file")
 def test_the_tasks_of_a_study_file(leaks: Callable[..., Search], tmp_path: Path) -> None:
     study = tmp_path / "study.json"
     sets = [{"x": 1}, {"x": 2}]

@@ -11,6 +11,7 @@ from modelops_contracts import AggregationReturn, ReplicateSet, SimReturn, SimTa
 from modelops.services.dask_simulation import DaskSimulationService
 from modelops.worker.config import RuntimeConfig
 
+pytestmark = pytest.mark.xdist_group("a cluster of published services")
 CODE = """
 import json
 import random

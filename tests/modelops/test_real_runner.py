@@ -103,6 +103,12 @@ def inline(result: SimReturn, name: str) -> bytes:
     return content
 
 
+# For what is a matter of many tasks at once, or takes long.
+WARM = pytest.mark.parametrize(
+    "kind", ["warm", pytest.param("cold", marks=pytest.mark.full("the other environment, which has no state"))]
+)
+
+
 def test_it_is_an_execution_environment(environments: Environments, kind: str) -> None:
     exec_env: ExecutionEnvironment = environments(kind)
     assert exec_env.health_check()["healthy"] is True
@@ -338,6 +344,7 @@ def test_cancelling_a_task(environments: Environments, kind: str, many: str) -> 
     assert exec_env.run(sim_task(many)).error is None
 
 
+@WARM
 def test_twenty_threads_at_once(environments: Environments, kind: str, many: str) -> None:
     exec_env = environments(kind)
     tasks = [sim_task(many, {"n": n}, seed=n) for n in range(60)]
@@ -389,6 +396,7 @@ def wire(entrypoint, params, seed):
 """
 
 
+@WARM
 def test_state_of_a_c_extension_does_not_leak(environments: Environments, kind: str) -> None:
     """A static counter reads 1 in every task: nothing of one task is there in the next."""
     setup = "from setuptools import Extension, setup\nsetup(ext_modules=[Extension('counter', ['counter.c'])])\n"
@@ -408,6 +416,7 @@ def index() -> Iterator[LocalServer]:
         yield server
 
 
+@WARM
 def test_two_bundles_with_conflicting_dependencies(environments: Environments, kind: str, index: LocalServer) -> None:
     exec_env = environments(kind, env=index.environment())
     refs = []

@@ -19,10 +19,6 @@ FAMILY = "install"
 HOST_FILE = "/etc/shadow"  # what hostile names point at
 WIRE = "def wire(entrypoint, params, seed):\n    return {'out': 'ran'}\n"
 PROJECT = """
-[build-system]
-requires = []
-build-backend = "tiny_backend"
-backend-path = ["backend"]
 [project]
 name = "probe"
 version = "1.0"
@@ -225,7 +221,7 @@ LINES = [
     "x @ file:../y", "x @ git+file:///etc", "x @ git+ssh://host/x", "x @ git+http://127.0.0.1:1/x",
     "x @ http://127.0.0.1:1/x.whl", "x @ ftp://host/x.whl", "x @ hg+https://host/x",
     "x @ svn+https://host/x", "x @ -e", "x @ ../a.whl", "x @ https://user:pw@host/a.whl",
-    "x @ https://${SECRET}/a.whl", "x @ ${HOME}/a.whl", "${SECRET}", "six===--index-url", "six===1.0",
+    "x @ https://${SECRET}/a.whl", "x @ ${HOME}/a.whl", "${SECRET}", "six===--index-url", "six====1.0",
     "six==1.0 --hash=sha256:zz", "six --config-settings=x", "six --global-option=--x",
     "six \\\n--index-url=x", "x @ https://127.0.0.1/a.whl", "x @ https://localhost/a.whl",
     "x @ https://169.254.169.254/latest/meta-data/a.whl", "x @ https://2130706433/a.whl",

@@ -104,8 +104,7 @@ CASES: dict[str, Mapping[str, str]] = {
 def go(hostile: HostileRunner, server: LocalServer) -> Go:
     def make(files: Mapping[str, str], **env: str) -> Result:
         place = hostile.bundle()
-        for left in ("pyproject.toml", "backend/tiny_backend.py"):
-            (place / left).unlink()
+        (place / "pyproject.toml").unlink()
         write_tree(place, files)
         return hostile(place, None, env={**server.environment(), **env}, name="a name that the bundle brings")
 
@@ -196,8 +195,7 @@ def test_an_index_of_the_bundle_gets_nothing_of_the_caller(hostile: HostileRunne
         env = server.environment(UV_DEFAULT_INDEX=server.url(credentials="caller:s3cr3t"))
         for explicit in (True, False):
             place = hostile.bundle()
-            for left in ("pyproject.toml", "backend/tiny_backend.py"):
-                (place / left).unlink()
+            (place / "pyproject.toml").unlink()
             said = more.replace("EXPLICIT", "explicit = true\n" if explicit else "")
             write_tree(place, bundle(["extra", "bar-baz"], said, "extra"))
             second.log.clear()
@@ -221,8 +219,7 @@ def test_an_index_on_the_host_of_the_callers_is_refused(
     url = f"https://{bundles}:{server.port}/tenant/simple/"
     more = f'[[tool.uv.index]]\nname = "second"\nurl = "{url}"\n'
     place = hostile.bundle()
-    for left in ("pyproject.toml", "backend/tiny_backend.py"):
-        (place / left).unlink()
+    (place / "pyproject.toml").unlink()
     write_tree(place, bundle(["wantsfoo"], more, "wantsfoo"))
     env = server.environment(UV_DEFAULT_INDEX=f"https://caller:s3cr3t@{callers}:{server.port}/simple/")
     result = hostile(place, None, env=env, name="an index on the host of the caller's")

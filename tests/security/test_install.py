@@ -87,8 +87,8 @@ def phone(base: Path, server: LocalServer, listener: Listener, request: pytest.F
     assert not mark.exists(), "code of a package ran outside the sandbox"
 
 
-def bundle_with(hostile: HostileRunner, *dependencies: str, wire: str = WIRE) -> Path:
-    bundle = hostile.bundle(wire)
+def bundle_with(hostile: HostileRunner, *dependencies: str, wire: str = WIRE, backend: str = "") -> Path:
+    bundle = hostile.bundle(wire, backend=backend)
     text = (bundle / "pyproject.toml").read_text()
     listed = json.dumps(list(dependencies))
     (bundle / "pyproject.toml").write_text(text.replace('version = "1.0"', f'version = "1.0"\ndependencies = {listed}'))
@@ -128,8 +128,7 @@ def test_control_of_the_phone(base: Path, listener: Listener) -> None:
 
 @runs(*BOTH)
 def test_backend_of_the_bundle(hostile: HostileRunner, server: LocalServer, phone: str) -> None:
-    bundle = bundle_with(hostile)
-    (bundle / "backend" / "tiny_backend.py").write_text(phone + TINY_BACKEND)
+    bundle = bundle_with(hostile, backend=phone + TINY_BACKEND)
     assert ends(go(hostile, bundle, server, "a build backend that calls home")) == "ran"
 
 
@@ -491,8 +490,7 @@ BACKENDS = {
 
 @turns("name", BACKENDS, ("root", "small"), ("user", "small"))
 def test_hostile_backend(name: str, hostile: HostileRunner, server: LocalServer) -> None:
-    bundle = hostile.bundle(WIRE)
-    (bundle / "backend" / "tiny_backend.py").write_text(BACKENDS[name])
+    bundle = hostile.bundle(WIRE, backend=BACKENDS[name])
     result = go(hostile, bundle, server, f"a build backend that {name}", CALLER_SECRET="s3cr3t")
     assert result.error["phase"] in ("bundle", "fetch", "build", "install", "result"), result.error
     assert result.error["type"] != "timeout", "it hangs"
@@ -508,11 +506,11 @@ def test_one_bundle_cannot_poison_the_store_for_another(hostile: HostileRunner, 
     """A backend that gives the very bytes of a public wheel, under another name."""
     name, data = wheel("dep", "1.0", {"dep.py": "x = 'index'", "dep-1.0.data/headers/dep.h": "x"})
     server.add(name, data)
-    evil = hostile.bundle(WIRE)
-    (evil / "backend" / "tiny_backend.py").write_text(
+    backend = (
         "import base64\ndef build_wheel(out, *a):\n name = 'evil-9.9-py3-none-any.whl'\n"
         f" open(out + '/' + name, 'wb').write(base64.b64decode({base64.b64encode(data)!r}))\n return name\n"
     )
+    evil = hostile.bundle(WIRE, backend=backend)
     go(hostile, evil, server, "a bundle that builds another's wheel", cache=True)
     bundle = bundle_with(hostile, "dep", wire="import dep\ndef wire(*a): return {'out': dep.x}\n")
     assert go(hostile, bundle, server, "its victim", cache=True).outputs == {"out": b"index"}
@@ -535,11 +533,12 @@ def alter(path: Path, how: str) -> None:
         path.unlink()
 
 
-@turns("what, how", product(KINDS, ["appended", "replaced", "linked", "removed"]), *BOTH, ("user", "local"))
+@turns("what, how", product(KINDS, ["appended"]), *BOTH, ("user", "local"))
 def test_altered_store(what: str, how: str, hostile: HostileRunner, server: LocalServer) -> None:
     """Something kept was altered: it is found, and made again or refused; never used."""
     server.add(*wheel("dep", "1.0", {"dep.py": f"x = 'index' # {what} {how}"}))
-    bundle = bundle_with(hostile, "dep", wire="import dep\ndef wire(*a): return {'out': dep.x}\n")
+    wire = "import dep\ndef wire(*a): return {'out': dep.x}\n"
+    bundle = bundle_with(hostile, "dep", wire=wire, backend=TINY_BACKEND)
     reuse = {"REUSE": "1"} if what == "venvs" else {}
     store = hostile.store / what
     before = set(store.rglob("*")) if store.exists() else set()
@@ -556,6 +555,12 @@ def test_altered_store(what: str, how: str, hostile: HostileRunner, server: Loca
             assert result.outputs == {"out": b"index"}
             break
         assert attempt == 1 and result.error["retryable"], result.error
+
+
+@pytest.mark.full("the same files, altered in other ways")
+@turns("what, how", product(KINDS, ["replaced", "linked", "removed"]), *BOTH, ("user", "local"))
+def test_altered_store_in_other_ways(what: str, how: str, hostile: HostileRunner, server: LocalServer) -> None:
+    test_altered_store(what, how, hostile, server)
 
 
 # --- secrets of the caller
@@ -610,10 +615,9 @@ def test_credentials_of_the_index(
             "UV_INDEX_MINE_USERNAME": "bob",
             "UV_INDEX_MINE_PASSWORD": PASSWORD,
         }
-    bundle = bundle_with(hostile, "dep" if outcome != "missing" else "nothing-here",
-                         wire=SPY + "def wire(*a): return {'out': spy()}\n")  # fmt: skip
     backend = SPY + TINY_BACKEND.replace('files["x"]', "") + "\nopen('spied.py', 'w').write('seen = ' + repr(spy()))\n"
-    (bundle / "backend" / "tiny_backend.py").write_text(backend)
+    dependency = "dep" if outcome != "missing" else "nothing-here"
+    bundle = bundle_with(hostile, dependency, wire=SPY + "def wire(*a): return {'out': spy()}\n", backend=backend)
     result = go(
         hostile,
         bundle,

@@ -193,9 +193,7 @@ def test_the_runner_is_killed_in_another_phase(
 ) -> None:
     marker = mark(request)
     code = SLEEPER + f"\nif os.fork() == 0: sleeper({marker!r})\ntime.sleep(60)\n"
-    bundle = hostile.bundle(code if where == "import" else "def wire(*a): return {}\n")
-    if where == "build":
-        (bundle / "backend" / "tiny_backend.py").write_text(code)
+    bundle = hostile.bundle(code) if where == "import" else hostile.bundle("def wire(*a): return {}\n", backend=code)
     process = hostile.start(bundle)
     assert process.stdin is not None
     process.stdin.write(b'{"entrypoint": "m", "params": {}, "seed": 1}')

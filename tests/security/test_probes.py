@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from accounts import Account
-from conftest import ROOT
+from conftest import ROOT, TINY_BACKEND
 from evidence import CONTROLS_DONE, NO_CONTROL, PROFILES
 from servers import listening
 
@@ -148,7 +148,12 @@ def verdicts(
         task = {"entrypoint": "main", "params": params, "seed": 1}
         starts = {"serve": runner.served, "instrument": runner.instrumented, "trace": runner.traced}
         start = starts.get(mode, runner)
-        result = start(runner.bundle(WIRE), task, env={"CALLER_SECRET": SECRET}, name=f"probes in a task ({mode})")
+        result = start(
+            runner.bundle(WIRE, backend=TINY_BACKEND),
+            task,
+            env={"CALLER_SECRET": SECRET},
+            name=f"probes in a task ({mode})",
+        )
         return dict(json.loads(result.outputs["verdicts"]))
 
     return answers

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from accounts import SLOW
+from conftest import TINY_BACKEND
 from evidence import CONTROLS_DONE
 from servers import LocalServer, wheel
 
@@ -142,7 +143,7 @@ def test_it_names_nobody_to_be_killed(hostile: HostileRunner, server: LocalServe
 def test_in_a_build(hostile: HostileRunner, server: LocalServer) -> None:
     """A requirement of the build backend, with the build's own limits."""
     server.add(*wheel("dep", "1.0", {"dep.pth": "import time; time.sleep(1000)\n"}))
-    bundle = hostile.bundle(WIRE)
+    bundle = hostile.bundle(WIRE, backend=TINY_BACKEND)
     text = (bundle / "pyproject.toml").read_text()
     (bundle / "pyproject.toml").write_text(text.replace("requires = []", 'requires = ["dep"]'))
     error = hostile(bundle, None, "--no-cache", env=server.environment(), name="a .pth file that delays a build").error
