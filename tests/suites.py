@@ -36,6 +36,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if not item.get_closest_marker("full")]
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """On a worker: what belongs on one worker is known to xdist as such. It fails in silence with a pytest that is too
+    new for it, and what is shared is then made on each worker."""
+    if getattr(session.config.option, "loadgroup", False):
+        for item in session.items:
+            mark = item.get_closest_marker("xdist_group")
+            if mark and not item.nodeid.endswith(f"@{mark.args[0]}"):
+                raise pytest.UsageError(f"{item.nodeid}: pytest-xdist does not keep the group {mark.args[0]!r}")
+
+
 @pytest.fixture(scope="session")
 def full(pytestconfig: pytest.Config) -> bool:
     """Whether this is the full suite: for tests that do something more often there."""
