@@ -109,6 +109,13 @@ def test_order_is_kept_and_failures_are_values(service: DaskSimulationService, r
     assert service.submit_batch([]) == [] and service.gather([]) == []
 
 
+def test_an_error_in_place_of_a_result_is_a_failure(service: DaskSimulationService, environments: Environments) -> None:
+    ref = environments.add("def wire(e, p, s): return {'table': b'', 'metadata': {'error': 'KeyError: beta'}}")
+    result = service.submit(sim_task(ref)).result(timeout=300)
+    assert result.error is not None and result.error.error_type == "task_exception" and not result.outputs
+    assert "KeyError: beta" in result.error.message
+
+
 def test_equal_tasks_are_submissions_of_their_own(service: DaskSimulationService, ref: str) -> None:
     futures = [*service.simulate([sim_task(ref)] * 5), service.submit(sim_task(ref))]
     assert len({future.key for future in futures}) == 6

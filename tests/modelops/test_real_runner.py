@@ -41,6 +41,8 @@ def wire(entrypoint, params, seed):
         time.sleep(600)
     if do == "nothing":
         return {}
+    if do == "mask":
+        return {"table": b"", "metadata": {"error": "KeyError: 'beta'"}}
     if do == "big":
         return {"big": b"x" * params["size"], "same": b"x" * params["size"], "small": b"y"}
     if do == "large":
@@ -144,7 +146,13 @@ def test_warm_and_cold_are_equal(both: tuple[SandboxedExecEnv, SandboxedExecEnv]
 
 @pytest.mark.parametrize(
     ("do", "error_type"),
-    [("raise", "task_exception"), ("exit", "no_result"), ("crash", "crashed"), ("nothing", "no_outputs")],
+    [
+        ("raise", "task_exception"),
+        ("mask", "task_exception"),
+        ("exit", "no_result"),
+        ("crash", "crashed"),
+        ("nothing", "no_outputs"),
+    ],
 )
 def test_a_failed_task_is_a_value(environments: Environments, kind: str, many: str, do: str, error_type: str) -> None:
     exec_env = environments(kind)
@@ -155,6 +163,8 @@ def test_a_failed_task_is_a_value(environments: Environments, kind: str, many: s
     assert found["type"] == error_type and found["phase"] in ("execute", "result")
     if do == "raise":
         assert "no such scenario" in result.error.message and "wire" in found["traceback"]
+    if do == "mask":
+        assert found["exception"] == {"type": "KeyError", "message": "'beta'"} and not result.outputs
     assert exec_env.run(sim_task(many)).error is None
 
 
