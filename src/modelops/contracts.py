@@ -1,4 +1,4 @@
-"""What ModelOps needs of `modelops-contracts`, checked at import: its versions don't say it (see the README)."""
+"""What ModelOps needs of `modelops-contracts`, checked at import: its versions don't say it (see the README beside)."""
 
 import importlib
 from importlib import metadata

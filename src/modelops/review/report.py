@@ -41,7 +41,7 @@ def make_report(
     policy: Mapping[str, Any],
     run: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The report; see the README for its fields. Facts come sorted, their sightings in the same order below `run`."""
+    """The report (fields: README of this package). Facts come sorted, their sightings in the same order below `run`."""
     ordered = sorted(facts.seen, key=lambda fact: (fact.phase, fact.kind, fact.known, fact.values))
     dropped = [{"kind": kind, "phase": phase, "facts": count} for (kind, phase), count in sorted(facts.dropped.items())]
     return {
