@@ -4063,7 +4063,26 @@ def sweep(parent: str) -> None:
             os.close(lock)
         else:
             Cgroup.sweep(os.path.basename(dead))
+            end_stranded(os.path.basename(dead))
             remove_dead(dead, lock)
+
+
+def request_name(run: str) -> str:
+    """Of the memory file that a sandbox of a run has as standard input until its command has read it."""
+    return "request " + run.rpartition("-")[2]  # the random part: no process id of the host is seen inside
+
+
+def end_stranded(run: str) -> None:
+    """End first processes of namespaces that a dead run left: where bwrap was killed between its clone and the uid
+    map, that process waits for the map for good, and follows nobody's death yet. It has its standard input."""
+    for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))):
+        with suppress(OSError):
+            process = os.pidfd_open(pid)
+            try:
+                if os.readlink(f"/proc/{pid}/fd/0") == f"/memfd:{request_name(run)} (deleted)":
+                    signal.pidfd_send_signal(process, signal.SIGKILL)
+            finally:
+                os.close(process)
 
 
 def remove_dead(path: str, lock: int) -> None:
@@ -5258,7 +5277,7 @@ class Supervisor:
         try:
             process = subprocess.Popen(
                 self.watch.command(self.host, whole) if self.watch else whole,
-                stdin=memory_file(cleanup, "request", pack(request)),
+                stdin=memory_file(cleanup, request_name(self.host.run_name), pack(request)),
                 stdout=stderr[1],
                 stderr=stderr[1],
                 cwd="/",

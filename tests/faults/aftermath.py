@@ -8,6 +8,7 @@ import os
 import random
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -103,6 +104,17 @@ def traces(marker: str) -> list[str]:
         for name in ("cmdline", "environ", "mountinfo"):
             if marker.encode() in readable(f"/proc/{entry}/{name}") and state != [b"Z"]:
                 found.append(f"{name} of process {entry}")
+    return found
+
+
+def unread(run: str) -> list[int]:
+    """The bwraps of this run (its random part) whose command has not read its request yet."""
+    found = []
+    for stdin in Path("/proc").glob("[0-9]*/fd/0"):
+        with suppress(OSError):
+            name = (stdin.parent.parent / "comm").read_text().strip()
+            if name == "bwrap" and os.readlink(stdin) == f"/memfd:request {run} (deleted)":
+                found.append(int(stdin.parent.parent.name))
     return found
 
 

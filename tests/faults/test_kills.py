@@ -19,6 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
+import psutil
 import pytest
 from accounts import everyone
 from conftest import Result
@@ -36,6 +37,8 @@ from faults.aftermath import (
     counted,
     groups,
     own_mounts,
+    unread,
+    wait_for,
 )
 
 FEW, MANY = 4, 52 if THOROUGH else 13  # rounds of two kills, for each of the four ways to run
@@ -243,3 +246,46 @@ def test_kills_at_any_moment(
     assert set(phases) >= set(PHASES), phases
     fault = f"TERM, INT, KILL at random, two at once{', REUSE=1' if reuse else ''} as {who}"
     verdict(fault, f"{len(struck)} kills: {counted(phases)}")
+
+
+ALONE = """
+def wire(entrypoint, params, seed):
+    return {"out": "one two 1", "large": b"x" * 100_000}
+"""
+# bwrap, which stands still for so long where it has made the namespaces and not yet written their uid map.
+SLOW_BWRAP = """#!/bin/sh
+exec {strace} -qq -o /dev/null -e trace=clone -e inject=clone:delay_exit=60000000 {bwrap} "$@"
+"""
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+@everyone()
+def test_a_kill_before_the_uid_map_leaves_no_process_for_good(
+    who: str,
+    runner_of: Callable[..., FaultRunner],
+    runner_module: ModuleType,
+    verdict: Callable[[str, str], None],
+) -> None:
+    """Nothing tells the new namespace's first process that bwrap is dead: the next run ends it."""
+    runner = runner_of(who, "uid-map", server=False)
+    bundle, tools = runner.bundle(ALONE), runner.place / "bin"
+    tools.mkdir()
+    slow = tools / "bwrap"
+    slow.write_text(SLOW_BWRAP.format(strace=shutil.which("strace"), bwrap=shutil.which("bwrap")))
+    slow.chmod(0o755)
+    mounts = own_mounts()
+    victim = Victim(runner, bundle, {"PATH": f"{tools}:{os.environ['PATH']}"})
+    pid = victim.process.pid
+    victim.reach("build")
+    run = next((runner.store / "run").glob(f".run-{pid}-*/")).name.rpartition("-")[2]
+    wait_for(lambda: len(unread(run)) == 2, "bwrap and the first process of its namespaces")
+    tracers = psutil.Process(pid).children()
+    victim.process.kill()
+    victim.end()
+    for tracer in tracers:
+        tracer.kill()
+    wait_for(lambda: len(unread(run)) == 1, "that process alone")
+    check_success(runner(bundle))
+    wait_for(lambda: not unread(run), "no process is left")
+    check_aftermath(runner, runner_module, [pid], mounts)
+    verdict(f"KILL between clone and uid map as {who}", "ended by the next run")
