@@ -4482,7 +4482,7 @@ class Sandbox(NamedTuple):
     cwd: str
     command: list[str]
     covers: tuple[Mount, ...] = ()  # files over files of a mount, or over those of /proc
-    subject: str = ""  # the project that is built, for a trace's note
+    subject: str = ""  # the project that is built
 
 
 class Descriptors(NamedTuple):
@@ -6048,22 +6048,32 @@ def signal_failure(number: int, phase: str, stderr: str, stacks: str) -> Failure
 # --- hints: one sentence for a person, where the sandbox is why a task failed
 
 
-def hint_of(causes: Iterable[Cause], profile: Profile, bundle: str) -> str:
+Hint = Callable[[Cause, Profile, str], str]
+
+
+def hint_of(rules: Iterable[Hint], causes: Iterable[Cause], profile: Profile, bundle: str) -> str:
     """What to do about an exception or what it came from, "" where the cause could be another than the sandbox.
 
     `bundle` is the snapshot that the task saw.
     """
-    rules = (hint_network, hint_program, hint_module, hint_package_data, hint_proc, hint_read_only, hint_limit)
     return next(filter(None, (rule(cause, profile, bundle) for cause in causes for rule in rules)), "")
 
 
-def hint_network(cause: Cause, profile: Profile, bundle: str) -> str:
+def has_no_network(cause: Cause) -> bool:
     unresolved = "socket.gaierror" in cause.types and cause.errno in (-2, -3, -4, -5)  # EAI_NONAME, AGAIN, FAIL, NODATA
     unreachable = "builtins.OSError" in cause.types and cause.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH)
     told = re.search(r"Temporary failure in name resolution|Network is unreachable", cause.message)  # libc's own words
-    if not unresolved and not unreachable and not told:
-        return ""
-    return "The sandbox has no network: put what the task needs into the bundle, or hand it over in its params"
+    return unresolved or unreachable or told is not None
+
+
+def hint_network(cause: Cause, profile: Profile, bundle: str) -> str:
+    text = "The sandbox has no network: put what the task needs into the bundle, or hand it over in its params"
+    return text if has_no_network(cause) else ""
+
+
+def hint_build_network(cause: Cause, profile: Profile, bundle: str) -> str:
+    text = "A build has no network: have the source bring what it downloads, or ask for a version that has a wheel"
+    return text if has_no_network(cause) else ""
 
 
 def hint_program(cause: Cause, profile: Profile, bundle: str) -> str:
@@ -6176,6 +6186,17 @@ def hint_limit(cause: Cause, profile: Profile, bundle: str) -> str:
     return ""
 
 
+HINTS: tuple[Hint, ...] = (
+    hint_network,
+    hint_program,
+    hint_module,
+    hint_package_data,
+    hint_proc,
+    hint_read_only,
+    hint_limit,
+)
+
+
 # --- phases: each makes a sandbox, runs it, and turns what comes out into the next one's input
 
 
@@ -6204,17 +6225,20 @@ def run_phase(host: Host, box: Sandbox, request: dict[str, Any], receiver: Recei
     """Run one sandbox to its end and raise the Failure it ended in, if it did."""
     outcome = Supervisor(host, box, request, receiver).run()
     host.spent[box.phase] = host.spent.get(box.phase, 0.0) + outcome.usage.wall
-    raise_failure(host, outcome, box.phase)
+    raise_failure(host, outcome, box.phase, box.subject)
     return outcome
 
 
-def raise_failure(host: Host, outcome: Outcome, phase: str) -> None:
+def raise_failure(host: Host, outcome: Outcome, phase: str, subject: str = "") -> None:
     """Raise what the outcome means, if it means an error, without the secrets that the fetch phase knew."""
     failure = failure_of(outcome, phase)
     if failure is None:
         return
-    if phase == "execute" and outcome.error:
-        hint = hint_of(outcome.error.get("causes", []), host.profile, host.store.scratch("bundle"))
+    if subject:
+        failure.error = f"{subject}: {failure.error}"
+    if phase in ("build", "execute") and outcome.error:
+        rules = HINTS if phase == "execute" else (hint_build_network,)
+        hint = hint_of(rules, outcome.error.get("causes", []), host.profile, host.store.scratch("bundle"))
         failure.error += f". {hint}" if hint else ""
     if failure.type == "memory_limit":
         killed_by_group = outcome.violation is not None and outcome.violation.name == GROUP_MEMORY

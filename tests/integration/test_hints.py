@@ -127,6 +127,13 @@ def test_the_nearest_declared_name(run: Runner, bundle: Bundle) -> None:
     assert "the nearest name that it declares is 'six'" in error["error"]
 
 
+def test_a_build_that_downloads_is_named(run: Runner, bundle: Bundle) -> None:
+    download = "import urllib.request\n\ndef build_wheel(*_):\n    urllib.request.urlopen('https://example.org')\n"
+    error = run(bundle(CODE, backend=download)).error
+    assert error["type"] == "build_failed" and error["error"].startswith("probe: the build phase raised URLError")
+    assert "A build has no network" in error["error"]
+
+
 def test_data_that_the_build_left_out(run: Runner, tmp_path: Path) -> None:
     (tmp_path / "src" / "pkg").mkdir(parents=True)
     (tmp_path / "src" / "pkg" / "params.csv").write_text("a,b")
