@@ -8,13 +8,16 @@ from conftest import GROUP, write_bundle
 
 
 class Leaky(NamedTuple):
-    """`kind` and `name` of the cause, and a text of the line that makes it. `needs` are dependencies."""
+    """`kind` and `name` of the cause, and a text of the line that makes it. `needs` are dependencies,
+    `file` has that line; what can not be put back is not `proven`, and a suspect."""
 
     wire: str
     kind: str
     name: str
     line: str
     needs: tuple[str, ...] = ()
+    file: str = "probe.py"
+    proven: bool = True
 
     def write(self, folder: Path) -> Path:
         """The bundle."""
@@ -204,6 +207,474 @@ def wire(entrypoint, params, seed):
         "dateutil.parser._parser.DEFAULTPARSER",
         "_months",
         ("python-dateutil",),
+    ),
+}
+
+# What the process has once, and what neither attributes nor pickling show.
+MORE: Mapping[str, Leaky] = {
+    "the umask": Leaky(
+        """
+import os
+def wire(entrypoint, params, seed):
+    before = os.umask(0o077)
+    return {"out": oct(before)}
+""",
+        "umask",
+        "the umask",
+        "os.umask(0o077)",
+    ),
+    "a signal handler": Leaky(
+        """
+import signal
+def on_alarm(number, frame): pass
+def wire(entrypoint, params, seed):
+    before = str(signal.getsignal(signal.SIGUSR1) is on_alarm)
+    signal.signal(signal.SIGUSR1, on_alarm)
+    return {"out": before}
+""",
+        "signal handler",
+        "SIGUSR1",
+        "signal.signal(",
+    ),
+    "the locale": Leaky(
+        """
+import locale
+def wire(entrypoint, params, seed):
+    before = locale.setlocale(locale.LC_NUMERIC)
+    locale.setlocale(locale.LC_NUMERIC, "C.UTF-8" if before == "C" else "C")
+    return {"out": before}
+""",
+        "locale",
+        "the locale",
+        "locale.setlocale(locale.LC_NUMERIC, ",
+    ),
+    "the decimal context": Leaky(
+        """
+import decimal
+def wire(entrypoint, params, seed):
+    out = str(decimal.Decimal(1) / 3)
+    decimal.getcontext().prec = 6
+    return {"out": out}
+""",
+        "decimal context",
+        "the decimal context",
+        "prec = 6",
+    ),
+    "what decimal raises on": Leaky(
+        """
+import decimal
+def wire(entrypoint, params, seed):
+    try:
+        out = str(decimal.Decimal(1) / 0)
+    except decimal.DivisionByZero:
+        out = "raised"
+    decimal.getcontext().traps[decimal.DivisionByZero] = False
+    return {"out": out}
+""",
+        "decimal context",
+        "the decimal context",
+        "traps[",
+    ),
+    "sys.path": Leaky(
+        """
+import sys
+def wire(entrypoint, params, seed):
+    out = str("/tmp/x" in sys.path)
+    sys.path.insert(0, "/tmp/x")
+    return {"out": out}
+""",
+        "sys.path",
+        "sys.path",
+        "sys.path.insert",
+    ),
+    "sys.argv": Leaky(
+        """
+import sys
+def wire(entrypoint, params, seed):
+    out = str(len(sys.argv))
+    sys.argv.append("--seed")
+    return {"out": out}
+""",
+        "sys.argv",
+        "sys.argv",
+        "sys.argv.append",
+    ),
+    "a class attribute of a dependency": Leaky(
+        """
+import dateutil.tz
+def wire(entrypoint, params, seed):
+    out = str(getattr(dateutil.tz.tzutc, "marker", "none"))
+    dateutil.tz.tzutc.marker = seed
+    return {"out": out}
+""",
+        "class attribute",
+        "dateutil.tz.tz.tzutc.marker",
+        "marker = seed",
+        ("python-dateutil",),
+    ),
+    "a patched class of the standard library": Leaky(
+        """
+import json
+class Thing: pass
+def wire(entrypoint, params, seed):
+    try:
+        out = json.dumps(Thing())
+    except TypeError:
+        out = "raised"
+    json.JSONEncoder.default = lambda self, o: "thing"
+    return {"out": out}
+""",
+        "class attribute",
+        "json.encoder.JSONEncoder.default",
+        "default = lambda",
+    ),
+    "a setting of the standard library": Leaky(
+        """
+import tempfile
+def wire(entrypoint, params, seed):
+    out = tempfile.template
+    tempfile.template = "mine"
+    return {"out": out}
+""",
+        "module attribute",
+        "tempfile.template",
+        'tempfile.template = "mine"',
+    ),
+    "builtins": Leaky(
+        """
+import builtins
+def wire(entrypoint, params, seed):
+    out = str(getattr(builtins, "SETTINGS", None))
+    builtins.SETTINGS = {"seed": 1}
+    return {"out": out}
+""",
+        "module attribute",
+        "builtins.SETTINGS",
+        "builtins.SETTINGS =",
+    ),
+    "a Generator of numpy in a module": Leaky(
+        """
+import numpy
+RNG = numpy.random.default_rng(7)
+def wire(entrypoint, params, seed):
+    return {"out": str(RNG.normal())}
+""",
+        "module attribute",
+        "probe.RNG",
+        "RNG.normal()",
+        ("numpy",),
+    ),
+    "a random.Random in a module": Leaky(
+        """
+import random
+RNG = random.Random(7)
+def wire(entrypoint, params, seed):
+    return {"out": str(RNG.random())}
+""",
+        "module attribute",
+        "probe.RNG",
+        "RNG.random()",
+    ),
+    "numpy's print options": Leaky(
+        """
+import numpy
+def wire(entrypoint, params, seed):
+    out = str(numpy.array([1/3]))
+    numpy.set_printoptions(precision=3)
+    return {"out": out}
+""",
+        "module attribute",
+        "numpy._core.printoptions.format_options",
+        "format_options.set(",
+        ("numpy",),
+        file="numpy/_core/arrayprint.py",
+    ),
+    "pandas' options": Leaky(
+        """
+import pandas
+def wire(entrypoint, params, seed):
+    out = str(pandas.DataFrame({"a": [1/3]}))
+    pandas.set_option("display.precision", 2)
+    return {"out": out}
+""",
+        "module attribute",
+        "pandas._config.config._global_config",
+        "root[k_root] = v",
+        ("pandas",),
+        file="pandas/_config/config.py",
+    ),
+    "matplotlib's rcParams": Leaky(
+        """
+import matplotlib
+def wire(entrypoint, params, seed):
+    out = str(matplotlib.rcParams["lines.linewidth"])
+    matplotlib.rcParams["lines.linewidth"] = seed + 4
+    return {"out": out}
+""",
+        "module attribute",
+        "matplotlib.rcParams",
+        "dict.__setitem__",
+        ("matplotlib",),
+        file="matplotlib/__init__.py",
+    ),
+    "a logger's level": Leaky(
+        """
+import logging
+def wire(entrypoint, params, seed):
+    out = str(logging.getLogger("model").isEnabledFor(logging.INFO))
+    logging.getLogger("model").setLevel(logging.INFO)
+    return {"out": out}
+""",
+        "logger",
+        "model",
+        "setLevel",
+    ),
+    "a handler of logging": Leaky(
+        """
+import logging
+def wire(entrypoint, params, seed):
+    root = logging.getLogger()
+    out = str(len(root.handlers))
+    root.addHandler(logging.StreamHandler())
+    return {"out": out}
+""",
+        "logger",
+        "the root logger",
+        "addHandler",
+    ),
+    "logging that is disabled": Leaky(
+        """
+import logging
+def wire(entrypoint, params, seed):
+    out = str(logging.getLogger("model").isEnabledFor(logging.ERROR))
+    logging.disable(logging.CRITICAL)
+    return {"out": out}
+""",
+        "logging",
+        "logging.disable",
+        "logging.disable",
+    ),
+    "a singleton": Leaky(
+        """
+class Registry:
+    _instance = None
+    def __new__(cls):
+        if cls._instance is None:
+            cls._instance = super().__new__(cls)
+            cls._instance.agents = {}
+        return cls._instance
+def wire(entrypoint, params, seed):
+    agents = Registry().agents
+    agents[seed] = seed
+    return {"out": str(len(agents))}
+""",
+        "class attribute",
+        "probe.Registry._instance",
+        "cls._instance =",
+    ),
+    "itertools.count": Leaky(
+        """
+import itertools
+IDS = itertools.count()
+def wire(entrypoint, params, seed):
+    return {"out": str(next(IDS))}
+""",
+        "module attribute",
+        "probe.IDS",
+        "next(IDS)",
+    ),
+    "a class's count": Leaky(
+        """
+import itertools
+class Agent:
+    ids = itertools.count(1)
+    def __init__(self):
+        self.id = next(Agent.ids)
+def wire(entrypoint, params, seed):
+    return {"out": str(Agent().id)}
+""",
+        "class attribute",
+        "probe.Agent.ids",
+        "next(Agent.ids)",
+    ),
+    "a class in a class": Leaky(
+        """
+class Model:
+    class Options:
+        scale = 1
+def wire(entrypoint, params, seed):
+    out = str(Model.Options.scale)
+    Model.Options.scale = seed + 10
+    return {"out": out}
+""",
+        "class attribute",
+        "probe.Model.Options.scale",
+        "scale = seed + 10",
+    ),
+    "a closure": Leaky(
+        """
+def counter():
+    total = 0
+    def step(by):
+        nonlocal total
+        total += by
+        return total
+    return step
+step = counter()
+def wire(entrypoint, params, seed):
+    return {"out": str(step(seed))}
+""",
+        "function state",
+        "probe.step",
+        "total += by",
+    ),
+    "a context variable": Leaky(
+        """
+import contextvars
+SCENARIO = contextvars.ContextVar("scenario", default="base")
+def wire(entrypoint, params, seed):
+    out = SCENARIO.get()
+    SCENARIO.set("high")
+    return {"out": out}
+""",
+        "module attribute",
+        "probe.SCENARIO",
+        'SCENARIO.set("high")',
+    ),
+    "threading.local": Leaky(
+        """
+import threading
+LOCAL = threading.local()
+def wire(entrypoint, params, seed):
+    LOCAL.count = getattr(LOCAL, "count", 0) + 1
+    return {"out": str(LOCAL.count)}
+""",
+        "module attribute",
+        "probe.LOCAL",
+        "LOCAL.count =",
+    ),
+    "a database in memory": Leaky(
+        """
+import sqlite3
+DB = sqlite3.connect(":memory:")
+DB.execute("create table agents (id)")
+def wire(entrypoint, params, seed):
+    DB.execute("insert into agents values (?)", (seed,))
+    return {"out": str(DB.execute("select count(*) from agents").fetchone()[0])}
+""",
+        "module attribute",
+        "probe.DB",
+        "insert into agents",
+    ),
+    "the niceness": Leaky(
+        """
+import os
+def wire(entrypoint, params, seed):
+    return {"out": str(os.nice(1))}
+""",
+        "niceness",
+        "the niceness",
+        "os.nice(1)",
+        proven=False,
+    ),
+    "a resource limit": Leaky(
+        """
+import resource
+def wire(entrypoint, params, seed):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft - 1, hard))
+    return {"out": str(soft)}
+""",
+        "resource limit",
+        "RLIMIT_NOFILE",
+        "setrlimit",
+    ),
+    "a generator that waits": Leaky(
+        """
+def numbers():
+    number = 0
+    while True:
+        number += 1
+        yield number
+IDS = numbers()
+def wire(entrypoint, params, seed):
+    return {"out": str(next(IDS))}
+""",
+        "module attribute",
+        "probe.IDS",
+        "next(IDS)",
+        proven=False,
+    ),
+    "an iterator": Leaky(
+        """
+IDS = iter([5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17,18, 19])
+def wire(entrypoint, params, seed):
+    return {"out": str(next(IDS))}
+""",
+        "module attribute",
+        "probe.IDS",
+        "next(IDS)",
+    ),
+    "the generator of numba's code": Leaky(
+        """
+import numba, numpy
+@numba.njit
+def start():
+    numpy.random.seed(1)
+@numba.njit
+def draw():
+    return numpy.random.random()
+start()
+def wire(entrypoint, params, seed):
+    return {"out": str(draw())}
+""",
+        "random state",
+        "numpy.random's generator in numba's code",
+        "draw()",
+        ("numba",),
+    ),
+    "the time zone": Leaky(
+        """
+import os, time
+def wire(entrypoint, params, seed):
+    out = time.strftime("%H", time.localtime(0))
+    os.environ["TZ"] = "XYZ-5"
+    time.tzset()
+    return {"out": out}
+""",
+        "environment variable",
+        "TZ",
+        "TZ",
+    ),
+    "polars' configuration": Leaky(
+        """
+import polars
+def wire(entrypoint, params, seed):
+    out = str(polars.DataFrame({"a": [1.23456]}))
+    polars.Config.set_tbl_hide_column_names(True)
+    return {"out": out}
+""",
+        "environment variable",
+        "POLARS_FMT_TABLE_HIDE_COLUMN_NAMES",
+        "set_tbl_hide",
+        ("polars",),
+    ),
+    "a data frame in a cache": Leaky(
+        """
+import functools
+import pandas
+@functools.lru_cache
+def table(name):
+    return pandas.DataFrame({"people": [1.0, 2.0]})
+def wire(entrypoint, params, seed):
+    frame = table("x")
+    frame.loc[0, "people"] += seed
+    return {"out": str(frame["people"].sum())}
+""",
+        "functools cache",
+        "probe.table",
+        "frame",
+        ("pandas",),
     ),
 }
 

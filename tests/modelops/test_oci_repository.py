@@ -24,6 +24,7 @@ from modelops.adapters.bundle import BundleError
 from modelops.adapters.bundle.artifact import Blob, sha256_of, write_index
 from modelops.adapters.bundle.oci import OciBundleRepository
 from modelops.adapters.bundle.transport import Patience
+from modelops.cli import app as command_line
 from modelops.commands.bundle import app
 from modelops.services.bundles import find_bundle
 from modelops.services.dask_simulation import DaskSimulationService
@@ -507,6 +508,48 @@ REGISTRY_YAML = """
 models: {"s\\eir": {entrypoint: "models.sir:SIR"}, sir: {entrypoint: "models.sir:SIR"}}
 targets: {fit: {entrypoint: "targets:fit"}}
 """
+
+
+LEAKS = """
+SEEN = []
+def wire(entrypoint, params, seed):
+    if entrypoint == "bad":
+        raise ValueError("no such model")
+    SEEN.append(seed)
+    return {"out": str(len(SEEN))}
+"""
+
+
+def test_one_task_of_a_bundle_in_a_registry(
+    registry: Registry, tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`run`, `debug` and `leaks` take a tag or a digest, and name the digest from then on."""
+    monkeypatch.setenv("MODELOPS_BUNDLE_INSECURE", "true")
+    monkeypatch.setenv("MODELOPS_RUNNER_STORE_DIR", str(store))
+    monkeypatch.setenv("VENVS_DIR", str(tmp_path / "venvs"))
+    run, tag = CliRunner(), f"{registry.host}/org/sir:v1"
+    digest = run.invoke(app, ["push", str(write_bundle(tmp_path / "source", LEAKS)), tag]).stdout.strip()
+    for reference in (tag, digest):
+        done = run.invoke(command_line, ["run", reference, "--entrypoint", "main"])
+        assert done.exit_code == 0 and "out" in done.stdout, done.output
+    failed = run.invoke(command_line, ["run", tag, "--entrypoint", "bad", "--json"])
+    failure, script = tmp_path / "failure.json", tmp_path / "commands"
+    failure.write_text(failed.stdout)
+    script.write_text("p entrypoint\n")
+    kept = json.loads(failed.stdout)["_fatal_error"]["debug"]
+    assert digest.endswith(kept["bundle"].rpartition("@")[2]) and "sha256:" in kept["bundle"]  # tags move
+    # A failure that is taken home is of that digest, though the tag is of something else by then.
+    write_bundle(tmp_path / "later", LEAKS.replace("no such model", "another"))
+    assert run.invoke(app, ["push", str(tmp_path / "later"), tag]).exit_code == 0
+    stood = run.invoke(command_line, ["debug", str(failure), "--script", str(script)])
+    assert "'bad'" in stood.stdout and "no such model" in stood.stdout, stood.output
+    report = tmp_path / "leaks.json"
+    arguments = ["leaks", digest, "--entrypoint", "main", "--seeds", "1-2", "--json", str(report)]
+    assert run.invoke(command_line, arguments).exit_code == 1
+    causes = [cause["name"] for leak in json.loads(report.read_text())["leaks"] for cause in leak["causes"]]
+    assert set(causes) == {"probe.SEEN"}
+    absent = run.invoke(command_line, ["run", f"{registry.host}/org/sir:absent", "--entrypoint", "main"])
+    assert absent.exit_code == 2 and "not found" in absent.stderr.replace("_", " "), absent.output
 
 
 @pytest.mark.parametrize("told", ["by its own variables", "by the client"])

@@ -14,6 +14,7 @@ It sends a frame `task.N` for each task (a length, JSON, outputs), `changes`, `r
 `library.N` for the native libraries that changed. The bundle shares this process: it can forge all of it.
 """
 
+import contextvars
 import copy
 import functools
 import gc
@@ -22,6 +23,7 @@ import importlib
 import os
 import struct
 import sys
+import threading
 import time
 import types
 from collections import deque
@@ -156,7 +158,7 @@ class Leaves:
             return self.leaf(path, f"again {self.seen[id(value)]}")
         self.seen[id(value)] = len(self.seen)
         self.kept.append(value)
-        for take in (self.container, self.buffer, self.frame, self.state):
+        for take in (self.container, self.opaque, self.buffer, self.frame, self.state):
             if take(value, kind, path, depth + 1):
                 return
         self.leaf(path, identity(value))
@@ -180,6 +182,22 @@ class Leaves:
             return False
         if kind not in (dict, list, tuple, set, frozenset, deque):
             self.attributes(value, path, depth)
+        return True
+
+    def opaque(self, value: Any, kind: type, path: str, depth: int) -> bool:
+        """What neither attributes nor pickling tell of: context variables, generators that wait, databases."""
+        if kind is contextvars.ContextVar:
+            self.leaf(path, f"ContextVar {value.name}")
+            self.walk(in_context(value), path, depth)
+        elif kind is types.GeneratorType:
+            frame = value.gi_frame
+            self.leaf(path, identity(value) if frame is None else f"{identity(value)} at {frame.f_lasti}")
+            self.walk({} if frame is None else dict(frame.f_locals), path, depth)
+        elif kind.__module__ == "sqlite3" and kind.__name__ == "Connection":
+            for number, line in enumerate(value.iterdump()):
+                self.walk(line, f"{path}<{number}>", depth)
+        else:
+            return False
         return True
 
     def buffer(self, value: Any, kind: type, path: str, depth: int) -> bool:
@@ -219,16 +237,19 @@ class Leaves:
         if isinstance(value, (staticmethod, classmethod)):
             self.walk(value.__func__, path, depth)
             return True
-        if self.attributes(value, path, depth):
+        has_attributes = self.attributes(value, path, depth)
+        if has_attributes and not pickles_itself(kind):
             return True
-        if kind.__module__ in ("_thread", "socket", "_io", "weakref", "types", "builtins", "_contextvars", "re"):
-            return False
+        if kind.__module__ in ("_thread", "socket", "_io", "weakref", "types", "_contextvars", "re"):
+            return has_attributes
+        if kind.__module__ == "builtins" and not pickles_itself(kind):  # iterators do
+            return has_attributes
         try:
             parts = value.__reduce_ex__(4)
         except Exception:
-            return False
+            return has_attributes
         if not isinstance(parts, tuple):
-            return False
+            return has_attributes
         self.leaf(path, kind.__name__)
         for index, part in enumerate(parts[1:3]):
             self.walk(part, f"{path}<{('made', 'state')[index]}>", depth)
@@ -250,6 +271,12 @@ class Leaves:
                 continue
             self.walk(item, f"{path}.{name}", depth)
         return True
+
+
+def pickles_itself(kind: type) -> bool:
+    """Whether a class has its own word on what its state is, as random.Random, whose state is no attribute."""
+    methods = ("__reduce__", "__reduce_ex__")
+    return any(getattr(kind, method) is not getattr(object, method) for method in methods)
 
 
 def cached_values(function: Any) -> "list[Any]":
@@ -350,10 +377,7 @@ class Place:
     def save(self) -> Any:
         """What `put_back` needs."""
         value = self.get()
-        try:
-            return value, MISSING if value is MISSING else copy.deepcopy(value)
-        except Exception:
-            return value, MISSING
+        return value, MISSING if value is MISSING else content_of(value)
 
     def put_back(self, saved: Any) -> None:
         """Bind the old value again, with its old content."""
@@ -364,6 +388,20 @@ class Place:
             self.put(value)
 
 
+def content_of(value: Any) -> Any:
+    """A copy, or what `fill` takes in place of one; MISSING where there is neither."""
+    try:
+        if type(value) is contextvars.ContextVar:
+            return [now if (now := in_context(value)) is MISSING else copy.deepcopy(now)]
+        if hasattr(value, "iterdump") and hasattr(value, "serialize"):  # a database of sqlite3
+            return value.serialize()
+        if isinstance(value, threading.local):
+            return types.SimpleNamespace(**copy.deepcopy(vars(value)))
+        return copy.deepcopy(value)
+    except Exception:
+        return MISSING
+
+
 def same_content(value: Any, content: Any) -> bool:
     """Whether there is nothing to put back."""
     return type(value) in SCALARS or isinstance(value, CODE) or value is content
@@ -371,13 +409,28 @@ def same_content(value: Any, content: Any) -> bool:
 
 def fill(value: Any, content: Any) -> bool:
     """Give an object its old content in place, so that all who hold it see it; false where that can't be done."""
-    if isinstance(value, (list, bytearray)):
+    if type(value) is contextvars.ContextVar:
+        if content[0] is MISSING:
+            raise TypeError("a context variable that had no value can't be without one again")
+        value.set(content[0])
+    elif hasattr(value, "iterdump") and isinstance(content, bytes):
+        value.rollback()
+        value.deserialize(content)
+    elif isinstance(value, (list, bytearray)):
         value[:] = content
     elif isinstance(value, (dict, set, deque)):
         value.clear()
         (value.extend if isinstance(value, deque) else value.update)(content)
     elif hasattr(value, "dtype") and hasattr(value, "flags") and getattr(value, "shape", None) == content.shape:
         value[...] = content
+    elif hasattr(value, "getstate") and hasattr(value, "setstate"):  # random.Random
+        value.setstate(content.getstate())
+    elif hasattr(value, "get_state") and hasattr(value, "set_state"):  # numpy's RandomState
+        value.set_state(content.get_state())
+    elif hasattr(bits := getattr(value, "bit_generator", value), "state") and hasattr(bits, "random_raw"):  # numpy's
+        bits.state = getattr(content, "bit_generator", content).state
+    elif pickles_itself(type(value)):
+        return False
     elif isinstance(getattr(value, "__dict__", None), dict):
         vars(value).clear()
         vars(value).update(vars(content))
@@ -440,6 +493,14 @@ class FunctionState(Place):
         vars(function).update({**content["attributes"], **wrapped})
 
 
+def in_context(variable: Any) -> Any:
+    """What a context variable holds, its default where nothing else was set."""
+    try:
+        return variable.get()
+    except LookupError:
+        return MISSING
+
+
 def cell_content(cell: Any) -> Any:
     """What a closure's cell holds."""
     try:
@@ -486,6 +547,29 @@ class Setting(Place):
         self.write(saved)
 
 
+class Logger(Place):
+    """How a logger is set up; one that was not there is given back what a new one has."""
+
+    kind = "logger"
+    parts = ("level", "propagate", "disabled", "handlers", "filters")
+
+    def logger(self) -> Any:
+        """The logger."""
+        return sys.modules["logging"].getLogger(self.key.partition(":")[2] or None)
+
+    def get(self) -> Any:
+        return {part: vars(self.logger())[part] for part in self.parts}
+
+    def save(self) -> Any:
+        return {part: copy.copy(value) for part, value in self.get().items()}
+
+    def put_back(self, saved: Any) -> None:
+        logger = self.logger()
+        logger.handlers[:], logger.filters[:] = saved["handlers"], saved["filters"]
+        logger.propagate, logger.disabled = saved["propagate"], saved["disabled"]
+        logger.setLevel(saved["level"])  # which empties what it remembers of levels
+
+
 class Variable(Place):
     """An environment variable."""
 
@@ -499,6 +583,8 @@ class Variable(Place):
             os.environ.pop(self.name, None)
         else:
             os.environ[self.name] = value
+        if self.name == "TZ":
+            time.tzset()
 
 
 class File(Place):
@@ -619,17 +705,27 @@ class Process:
     def places_of(self, name: str, module: Any, attribute: str, value: Any, theirs: bool) -> "list[Place]":
         """An attribute of a module, and what lies behind it where it is a class or a function of that module."""
         found: list[Place] = []
-        if theirs or isinstance(value, CODE):
+        if theirs or name == "builtins" or isinstance(value, (*CODE, *SCALARS)):
             found.append(Attribute(f"attribute:{name}:{attribute}", module, attribute, f"{name}.{attribute}"))
-        if not theirs or getattr(value, "__module__", None) != name:
+        if getattr(value, "__module__", None) != name:
             return found
         if isinstance(value, type):
-            for inner, item in list(vars(value).items()):
-                if inner not in HIDDEN:
-                    key, label = f"class:{name}:{attribute}:{inner}", f"{name}.{attribute}.{inner}"
-                    found.append(ClassAttribute(key, value, inner, label))
-                    found += function_places(f"{name}:{attribute}.{inner}", label, item)
-        return found + function_places(f"{name}:{attribute}", f"{name}.{attribute}", value)
+            return found + self.places_of_class(name, attribute, value, theirs)
+        return found + function_places(f"{name}:{attribute}", f"{name}.{attribute}", value) if theirs else found
+
+    def places_of_class(self, name: str, path: str, owner: type, theirs: bool, depth: int = 0) -> "list[Place]":
+        """The attributes of a class and of the classes in it; of the standard library's, those that can be patched."""
+        found: list[Place] = []
+        for inner, item in list(vars(owner).items()):
+            if inner in HIDDEN or not (theirs or isinstance(item, (types.FunctionType, *SCALARS))):
+                continue
+            label = f"{name}.{path}.{inner}"
+            found.append(ClassAttribute(f"class:{name}:{path}:{inner}", owner, inner, label))
+            if theirs:
+                found += function_places(f"{name}:{path}.{inner}", label, item)
+            if isinstance(item, type) and item.__qualname__ == f"{owner.__qualname__}.{inner}" and depth < DEPTH:
+                found += self.places_of_class(name, f"{path}.{inner}", item, theirs, depth + 1)
+        return found
 
     def place(self, key: str) -> Place | None:
         """The place of a key, also where nothing is there yet."""
@@ -640,6 +736,8 @@ class Process:
             return File(key, rest)
         if kind == "native":
             return self.native_place(key, rest)
+        if kind == "logger":
+            return Logger(key, rest or "the root logger")
         for place in settings():
             if place.key == key:
                 return place
@@ -659,9 +757,9 @@ class Process:
             return Attribute(key, module, path, f"{module.__name__}.{path}")
         if kind == "class":
             owner, _, attribute = path.partition(":")
-            return ClassAttribute(key, getattr(module, owner), attribute, f"{module.__name__}.{owner}.{attribute}")
+            return ClassAttribute(key, reached(module, owner), attribute, f"{module.__name__}.{owner}.{attribute}")
         owner_name, _, inner = path.rpartition(".")
-        value = vars(getattr(module, owner_name) if owner_name else module).get(inner)
+        value = vars(reached(module, owner_name) if owner_name else module).get(inner)
         return next((p for p in function_places(rest, rest, value) if p.key == key), None)
 
     def native_place(self, key: str, rest: str) -> Place | None:
@@ -674,6 +772,11 @@ class Process:
     def look(self) -> "Look":
         """The state of the process now."""
         return Look(self)
+
+
+def reached(module: Any, path: str) -> Any:
+    """What a dotted path in a module leads to."""
+    return functools.reduce(getattr, path.split("."), module)
 
 
 def function_places(key: str, name: str, value: Any) -> "list[Place]":
@@ -693,7 +796,6 @@ def settings() -> "list[Place]":
     import locale
     import signal
     import socket
-    import threading
     import warnings
 
     def umask() -> int:
@@ -703,17 +805,19 @@ def settings() -> "list[Place]":
 
     def context() -> list[Any]:
         now = decimal.getcontext()
-        return [now.prec, now.rounding, now.Emin, now.Emax, now.capitals, now.clamp, sorted(map(str, now.traps))]
+        traps = sorted((signal for signal, on in now.traps.items() if on), key=str)
+        return [now.prec, now.rounding, now.Emin, now.Emax, now.capitals, now.clamp, [], traps]
 
     found: list[Place] = [
         Setting("cwd", "working directory", "the working directory", os.getcwd, os.chdir),
         Setting("umask", "umask", "the umask", umask, os.umask),
         Setting("path", "sys.path", "sys.path", lambda: sys.path, lambda old: sys.path.__setitem__(slice(None), old)),
+        Setting("argv", "sys.argv", "sys.argv", lambda: sys.argv, lambda old: sys.argv.__setitem__(slice(None), old)),
         Setting("warnings", "warning filters", "warnings.filters", lambda: warnings.filters, restore_filters),
         Setting("locale", "locale", "the locale", lambda: locale.setlocale(locale.LC_ALL),
                 lambda old: locale.setlocale(locale.LC_ALL, old)),
         Setting("decimal", "decimal context", "the decimal context", context,
-                lambda old: decimal.setcontext(decimal.Context(*old[:6]))),
+                lambda old: decimal.setcontext(decimal.Context(*old))),
         Setting("recursion", "recursion limit", "sys.getrecursionlimit()", sys.getrecursionlimit,
                 sys.setrecursionlimit),
         Setting("gc", "garbage collector", "gc.isenabled()", gc.isenabled,
@@ -722,13 +826,38 @@ def settings() -> "list[Place]":
                 socket.setdefaulttimeout),
         Setting("hooks", "hooks", "sys.excepthook and its like", lambda: [sys.excepthook, sys.displayhook,
                 sys.unraisablehook, threading.excepthook, sys.gettrace(), sys.getprofile()]),
+        Setting("niceness", "niceness", "the niceness", lambda: os.getpriority(os.PRIO_PROCESS, 0),
+                lambda old: os.setpriority(os.PRIO_PROCESS, 0, old)),
         Setting("descriptors", "open descriptors", "open descriptors", descriptors),
     ]  # fmt: skip
     for number in signal.valid_signals():
         name = signal.Signals(number).name if number in set(signal.Signals) else str(int(number))
         read, write = (functools.partial(call, number) for call in (signal.getsignal, signal.signal))
         found.append(Setting(f"signal:{int(number)}", "signal handler", name, read, write))
-    return found + generators()
+    return found + resource_limits() + loggers() + generators()
+
+
+def resource_limits() -> "list[Place]":
+    """The soft limits of the process; with the hard one lowered, only as far as that."""
+    import resource
+
+    found: list[Place] = []
+    for name in (name for name in dir(resource) if name.startswith("RLIMIT_")):
+        number = getattr(resource, name)
+        read, write = (functools.partial(call, number) for call in (resource.getrlimit, resource.setrlimit))
+        found.append(Setting(f"rlimit:{name}", "resource limit", name, read, write))
+    return found
+
+
+def loggers() -> "list[Place]":
+    """Level, handlers, filters and switches of each logger, as far as logging is loaded."""
+    logging = sys.modules.get("logging")
+    if logging is None:
+        return []
+    names = [name for name, one in list(logging.root.manager.loggerDict.items()) if isinstance(one, logging.Logger)]
+    found: list[Place] = [Setting("logging", "logging", "logging.disable", lambda: logging.root.manager.disable,
+                                  logging.disable)]  # fmt: skip
+    return found + [Logger(f"logger:{name}", name or "the root logger") for name in ("", *names)]
 
 
 def generators() -> "list[Place]":
@@ -743,6 +872,12 @@ def generators() -> "list[Place]":
                              numpy.random.get_state, numpy.random.set_state))  # fmt: skip
         found.append(Setting("numpy.errstate", "numpy error state", "numpy.geterr()", numpy.geterr,
                              lambda old: numpy.seterr(**old)))  # fmt: skip
+    compiled: Any = sys.modules.get("numba._helperlib")
+    for name in ("py", "np") if compiled is not None else ():  # compiled code has generators of its own
+        state = getattr(compiled, f"rnd_get_{name}_state_ptr")()
+        read, write = (functools.partial(call, state) for call in (compiled.rnd_get_state, compiled.rnd_set_state))
+        copied = "random's" if name == "py" else "numpy.random's"
+        found.append(Setting(f"numba.{name}", "random state", f"{copied} generator in numba's code", read, write))
     return found
 
 
@@ -766,8 +901,6 @@ def descriptors() -> dict[str, str]:
 
 def threads() -> dict[int, Any]:
     """The threads that Python knows."""
-    import threading
-
     return {thread.ident or 0: thread for thread in threading.enumerate()}
 
 
