@@ -7876,6 +7876,9 @@ class Notes:
         self.found[name] = body
 
 
+OUTCOME_NAMES = ("error", "success", "ok", "status", "message", "traceback")  # outputs that may tell of a failure alone
+
+
 class Outputs(Receiver):
     """The task's outputs: inline, or over `inline_max` streamed to files named by their checksum."""
 
@@ -7884,7 +7887,7 @@ class Outputs(Receiver):
     def __init__(self, out_dir: str | None, inline_max: int, notes: Notes | None = None) -> None:
         self.out_dir, self.inline_max, self.notes = out_dir, inline_max, notes
         self.found: dict[str, dict[str, Any]] = {}
-        self.told: dict[str, bytearray] = {"error": bytearray(), "metadata": bytearray()}  # their beginnings
+        self.told = {name: bytearray() for name in (*OUTCOME_NAMES, "metadata")}  # their beginnings
         self.partial = ""
 
     def note(self, name: str, body: bytes) -> None:
@@ -8000,13 +8003,16 @@ def refuse_masked_error(outputs: Outputs, outcome: Outcome) -> None:
 
     It did where no output but `error` and `metadata` has a byte, and there is an output beside `metadata`; or where
     none of them is more than `null`, and `error` or `metadata` tells of an error. A table without rows has bytes: its
-    schema.
+    schema. Outputs that deny success, as `{"success": False}`, are no results either, nor is what they come with.
     """
-    results = outputs.found.keys() - {"error", "metadata"}
+    said = {name: read_said(bytes(body)) for name, body in outputs.told.items() if name in outputs.found}
+    aside = {"metadata", *OUTCOME_NAMES} if denies_success(said) else {"error", "metadata"}
+    results = outputs.found.keys() - aside
     if any(outputs.found[name]["checksum"] not in SAYS_NOTHING for name in results):
         return
-    exception, traceback = told_exception(bytes(outputs.told["error"]), bytes(outputs.told["metadata"]))
-    empty = outputs.found.keys() - {"metadata"} and not any(outputs.found[name]["size"] for name in results)
+    exception, traceback = told_exception(said, "message" in aside)
+    told_of = outputs.found.keys() - {"metadata", "success", "ok", "status"}
+    empty = told_of and not any(outputs.found[name]["size"] for name in results)
     if not exception and not empty:
         return
     if exception:
@@ -8020,9 +8026,22 @@ def refuse_masked_error(outputs: Outputs, outcome: Outcome) -> None:
     raise failure
 
 
-def told_exception(error: bytes, metadata: bytes) -> tuple[dict[str, str] | None, str]:
-    """The exception and the traceback that an `error` output, or else the `error` of a `metadata` output, tells of."""
-    told = told_in(error, True) or told_in(metadata, False)
+def denies_success(said: Mapping[str, Any]) -> bool:
+    """Whether outputs, or the fields of one, say that the task failed."""
+    status, traceback = said.get("status"), said.get("traceback")
+    failed = isinstance(status, str) and status.lower() in ("error", "failed", "failure")
+    raised = isinstance(traceback, str) and traceback.startswith("Traceback (most recent call last)")
+    return failed or raised or said.get("success") is False or said.get("ok") is False
+
+
+def told_exception(said: Mapping[str, Any], denied: bool) -> tuple[dict[str, str] | None, str]:
+    """The exception and the traceback that outputs tell of: an `error`, the `error` of a `metadata`, else, where they
+    deny success, a `message` or a `traceback`."""
+    told = told_in(said.get("error"), True) or told_in(said.get("metadata"), False)
+    if denied:
+        beside = {name: said[name] for name in ("message", "traceback") if said.get(name)}
+        last = str(beside.get("traceback", "")).strip().rpartition("\n")[2]
+        told = {**beside, **told} if told else beside and {"message": last, **beside}
     if not told:
         return None, ""
 
@@ -8037,18 +8056,22 @@ def told_exception(error: bytes, metadata: bytes) -> tuple[dict[str, str] | None
     return {"type": kind[:256] or "Exception", "message": clip(message)}, clip(first("traceback"))
 
 
-def told_in(content: bytes, alone: bool) -> dict[str, Any]:
-    """What the JSON or text of an output says of an error, {} where nothing; `alone`: it speaks of nothing else."""
+def read_said(content: bytes) -> Any:
+    """The JSON or else the text of an output."""
     text = content.decode("utf-8", "replace").strip()
-    found: Any = text
     with suppress(ValueError, RecursionError):
-        found = json.loads(text)
+        return json.loads(text)
+    return text
+
+
+def told_in(found: Any, alone: bool) -> dict[str, Any]:
+    """What an output says of an error, {} where nothing; `alone`: it speaks of nothing else."""
     if not isinstance(found, dict):
         return {"error": found} if alone and found else {}
     inner = found.get("error")
     if isinstance(inner, dict):
         return {**found, "error": None, **inner}
-    return found if inner or alone else {}
+    return found if inner or alone or (found.get("message") and denies_success(found)) else {}
 
 
 def parse_aggregation(body: bytes) -> dict[str, Any]:

@@ -104,6 +104,16 @@ MASKED = {
     "nested": ('{"table": b"", "error": {"error": {"type": "ValueError", "message": "x"}}}', "ValueError", "x"),
     "no table's own word": ('{"metadata": {"error": "OSError: gone", "seed": 1}}', "OSError", "gone"),
     "None for a table": ('{"table": None, "error": "ValueError: no beta"}', "ValueError", "no beta"),
+    "denied": ('{"table": b"", "success": False, "error": "KeyError: \'beta\'"}', "KeyError", "'beta'"),
+    "a status": ('{"status": "failed", "error": "ValueError: bad"}', "ValueError", "bad"),
+    "a status and a message": ('{"status": "error", "message": "ValueError: bad", "table": None}', "ValueError", "bad"),
+    "a status in metadata": ('{"table": b"", "metadata": {"status": "failed", "message": "x"}}', "Exception", "x"),
+    "a traceback": (
+        r'{"table": b"", "traceback": "Traceback (most recent call last):\n  File x\nKeyError: 1"}',
+        "KeyError",
+        "1",
+    ),
+    "denied, and nothing said": ('{"table": b"", "ok": False}', None, ""),
     "nothing said": ('{"table": b"", "other": "", "metadata": {"seed": 1}}', None, ""),
 }
 
@@ -126,6 +136,11 @@ NOT_MASKED = [
     '{"one": b"", "two": b"x"}',
     '{"error": 0.5, "converged": False}',
     '{"table": None, "error": None}',
+    '{"success": False}',
+    '{"table": b"x", "success": False, "error": "ValueError: no convergence"}',
+    '{"status": "done", "message": "no rows"}',
+    '{"status": "failed", "attack_rate": 0.5}',
+    '{"error_rate": 0.5, "table": b""}',
     "{}",
 ]
 
