@@ -2923,6 +2923,7 @@ class Draft:
         self.rules: dict[str, Any] = {}
         self.build_extra: dict[str, list[Requirement]] = {}
         self.members: dict[str, str] = {}
+        self.projects: dict[str, Project] = {}  # of what lies in the bundle below its top, by path
         self.notes: list[str] = []
         self.lines = 0
 
@@ -3308,10 +3309,22 @@ class Draft:
             for path in new:
                 seen.add(path)
                 require_place(self.tree, path, "the bundle")
-                project = read_project(self.tree, path, self.policy, legacy=True)
+                project = self.projects[path] = read_project(self.tree, path, self.policy, legacy=True)
                 self.read_sources(path)
                 if project.name and canonical_name(project.name) not in self.origins:
                     self.add_origin(project.name, Origin(f"file:{path}"), path)
+
+    def requires_python(self, project: Project) -> str:
+        """What the project and all of the bundle that it needs everywhere require, as one specifier."""
+        needed, paths = {".": project}, [item.path for item in self.requirements if not item.marker]
+        queue = [project]
+        for one in queue:
+            for item in one.requires:
+                paths += [origin.path for origin in self.origins.get(item.key, ()) if not item.marker + origin.marker]
+            new = {path: self.projects[path] for path in paths if path in self.projects and path not in needed}
+            needed |= new
+            queue += new.values()
+        return ",".join(dict.fromkeys(one.requires_python for one in queue if one.requires_python))
 
 
 PYPI = ("https://pypi.org/simple", "https://pypi.python.org/simple")
@@ -3577,7 +3590,7 @@ def read_plan(tree: str, policy: DependencyPolicy, callers: "IndexSettings") -> 
     lock = choose_lock(draft, project)
     kept, rules = [index for index in draft.indexes.values() if index.url], Rules(**draft.rules)
     read = (draft.requirements, draft.origins, draft.links, kept, rules, draft.build_extra)
-    return Plan(project, project.requires_python, *read, lock, draft.notes)
+    return Plan(project, draft.requires_python(project), *read, lock, draft.notes)
 
 
 def own_extras(project: Project) -> set[str]:

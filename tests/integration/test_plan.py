@@ -197,6 +197,18 @@ def test_a_python_that_is_not_there(go: Go) -> None:
     assert error["type"] == "no_interpreter" and "uv python install '>=3.99'" in error["error"]
 
 
+def test_the_python_that_a_source_of_the_bundle_needs(go: Go) -> None:
+    """As uv has it for a workspace; not where another is only needed under a marker."""
+    sources = '[tool.uv.sources]\nfoo = {path = "libs/foo"}\nbar = {path = "libs/bar"}\n'
+    newer = tiny("bar", MINE, 'requires-python = ">=3.99"\n', "libs/bar")
+    needing = {**tiny("foo", MINE, 'dependencies = ["bar"]\n', "libs/foo"), **newer}
+    error = go(virtual(FOO, sources, ("foo",), **needing)).error
+    assert error["type"] == "no_interpreter" and ">=3.99" in error["error"]
+    elsewhere = {**tiny("foo", MINE, "", "libs/foo"), **newer}
+    mine = go(virtual(FOO, sources, ("foo", "bar ; sys_platform == 'win32'"), **elsewhere))
+    assert mine.outputs == {"out": b"mine"}
+
+
 @ASKS_THE_INDEX
 def test_data_that_only_the_build_puts_into_a_package(go: Go) -> None:
     """The folder of a flat layout hides the installed package, and has what the build adds all the same."""
