@@ -212,6 +212,27 @@ def wire(entrypoint, params, seed):
 
 # What the process has once, and what neither attributes nor pickling show.
 MORE: Mapping[str, Leaky] = {
+    "an options object beside one that answers everything with an error": Leaky(
+        """
+class Units:
+    def __getattr__(self, name):
+        raise ValueError(f"{name} is no unit")
+class Options(dict):
+    def __getattr__(self, name):
+        return self[name]
+    def __setattr__(self, name, value):
+        self[name] = value
+per = Units()
+OPTIONS = Options(verbose=1)
+def wire(entrypoint, params, seed):
+    verbose = OPTIONS.verbose
+    OPTIONS.verbose = seed + 0.5
+    return {"out": str(verbose)}
+""",
+        "module attribute",
+        "probe.OPTIONS",
+        "self[name] = value",
+    ),
     "the umask": Leaky(
         """
 import os
@@ -614,24 +635,6 @@ def wire(entrypoint, params, seed):
         "module attribute",
         "probe.IDS",
         "next(IDS)",
-    ),
-    "the generator of numba's code": Leaky(
-        """
-import numba, numpy
-@numba.njit
-def start():
-    numpy.random.seed(1)
-@numba.njit
-def draw():
-    return numpy.random.random()
-start()
-def wire(entrypoint, params, seed):
-    return {"out": str(draw())}
-""",
-        "random state",
-        "numpy.random's generator in numba's code",
-        "draw()",
-        ("numba",),
     ),
     "the time zone": Leaky(
         """

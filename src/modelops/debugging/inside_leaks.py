@@ -39,7 +39,7 @@ SCALARS = (type(None), bool, int, float, complex, str, bytes)
 CODE = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, type, types.ModuleType)
 HIDDEN = {"__dict__", "__weakref__", "__doc__", "__module__", "__builtins__", "__loader__", "__spec__", "__cached__",
           "_abc_impl", "__abstractmethods__", "__annotations__", "__file__", "__path__", "__name__", "__package__",
-          "__warningregistry__", "__static_attributes__", "__firstlineno__"}  # fmt: skip
+          "__warningregistry__", "__static_attributes__", "__firstlineno__", "__slotnames__"}  # fmt: skip
 MISSING: Any = type("Missing", (), {"__repr__": lambda self: "nothing"})()
 
 
@@ -257,7 +257,7 @@ class Leaves:
 
     def attributes(self, value: Any, path: str, depth: int) -> bool:
         """Instance attributes and slots; false where there are none."""
-        own = getattr(value, "__dict__", None)
+        own = attribute_of(value, "__dict__")
         slots = [name for base in type(value).__mro__ for name in slots_of(base)]
         if not isinstance(own, dict) and not slots:
             return False
@@ -311,6 +311,14 @@ def scalar(value: Any) -> str:
         return hex(value)[:TEXT] + hashlib.blake2b(hex(value).encode(), digest_size=8).hexdigest()
 
 
+def attribute_of(value: Any, name: str) -> Any:
+    """An attribute, None where there is none: some classes answer what they do not have with errors of their own."""
+    try:
+        return getattr(value, name, None)
+    except Exception:
+        return None
+
+
 def label(key: Any) -> str:
     """A key of a container."""
     if type(key) in SCALARS:
@@ -322,7 +330,7 @@ def label(key: Any) -> str:
 
 def identity(value: Any) -> str:
     """What a thing is called, and which one it is."""
-    name = getattr(value, "__qualname__", None) or getattr(value, "__name__", None)
+    name = attribute_of(value, "__qualname__") or attribute_of(value, "__name__")
     kind = type(value).__name__
     return f"{kind} {name} @{id(value):x}" if isinstance(name, str) else f"{kind} @{id(value):x}"
 
@@ -331,7 +339,7 @@ def shown(value: Any) -> str:
     """A value for people."""
     if value is MISSING:
         return "nothing"
-    code = getattr(value, "__code__", None)
+    code = attribute_of(value, "__code__")
     if isinstance(code, types.CodeType):
         return f"function {value.__qualname__} ({code.co_filename}:{code.co_firstlineno})"[:TEXT]
     if type(value) in SCALARS:
@@ -393,11 +401,15 @@ def content_of(value: Any) -> Any:
     try:
         if type(value) is contextvars.ContextVar:
             return [now if (now := in_context(value)) is MISSING else copy.deepcopy(now)]
-        if hasattr(value, "iterdump") and hasattr(value, "serialize"):  # a database of sqlite3
+        if attribute_of(value, "iterdump") and attribute_of(value, "serialize"):  # a database of sqlite3
             return value.serialize()
         if isinstance(value, threading.local):
             return types.SimpleNamespace(**copy.deepcopy(vars(value)))
         return copy.deepcopy(value)
+    except Exception:
+        pass
+    try:  # a dict whose class can't be copied
+        return copy.deepcopy(dict(dict.items(value))) if isinstance(value, dict) else MISSING
     except Exception:
         return MISSING
 
@@ -413,14 +425,14 @@ def fill(value: Any, content: Any) -> bool:
         if content[0] is MISSING:
             raise TypeError("a context variable that had no value can't be without one again")
         value.set(content[0])
-    elif hasattr(value, "iterdump") and isinstance(content, bytes):
-        value.rollback()
-        value.deserialize(content)
     elif isinstance(value, (list, bytearray)):
         value[:] = content
     elif isinstance(value, (dict, set, deque)):
         value.clear()
         (value.extend if isinstance(value, deque) else value.update)(content)
+    elif attribute_of(value, "iterdump") and isinstance(content, bytes):
+        value.rollback()
+        value.deserialize(content)
     elif hasattr(value, "dtype") and hasattr(value, "flags") and getattr(value, "shape", None) == content.shape:
         value[...] = content
     elif hasattr(value, "getstate") and hasattr(value, "setstate"):  # random.Random
@@ -656,7 +668,7 @@ class Process:
 
     def is_own(self, module: Any) -> bool:
         """Whether a module is the bundle's: it lies there, or a folder or file of its name does."""
-        file = getattr(module, "__file__", None) or ""
+        file = attribute_of(module, "__file__") or ""
         if file.startswith("/bundle/"):
             return True
         top = str(getattr(module, "__name__", "")).partition(".")[0]
@@ -683,7 +695,7 @@ class Process:
         found = []
         for name, module in list(sys.modules.items()):
             if isinstance(module, types.ModuleType) and module not in self.ours and not name.startswith("instrument"):
-                file = getattr(module, "__file__", None) or ""
+                file = attribute_of(module, "__file__") or ""
                 theirs = self.is_theirs(file) or file.startswith("/tmp/")
                 found.append((name, module, theirs))
         return sorted(found, key=lambda entry: (not self.is_own(entry[1]), not entry[2]))
@@ -707,7 +719,7 @@ class Process:
         found: list[Place] = []
         if theirs or name == "builtins" or isinstance(value, (*CODE, *SCALARS)):
             found.append(Attribute(f"attribute:{name}:{attribute}", module, attribute, f"{name}.{attribute}"))
-        if getattr(value, "__module__", None) != name:
+        if attribute_of(value, "__module__") != name:
             return found
         if isinstance(value, type):
             return found + self.places_of_class(name, attribute, value, theirs)
@@ -781,7 +793,7 @@ def reached(module: Any, path: str) -> Any:
 
 def function_places(key: str, name: str, value: Any) -> "list[Place]":
     """What a function carries along, or the cache around it."""
-    value = getattr(value, "__func__", value)
+    value = value.__func__ if isinstance(value, (staticmethod, classmethod)) else value
     if isinstance(value, functools._lru_cache_wrapper):
         return [Cache(f"cache:{key}", value, name)]
     if not isinstance(value, types.FunctionType):
@@ -983,7 +995,7 @@ def load_libraries(process: Process) -> "list[Library]":
     except OSError:
         return []
     left_out = ("libpython", "libjemalloc", "libmimalloc", "libtcmalloc")
-    own = {getattr(module, "__file__", None) for _, module, _ in process.modules() if process.is_own(module)}
+    own = {attribute_of(module, "__file__") for _, module, _ in process.modules() if process.is_own(module)}
     found = []
     for path, start in starts.items():
         if ".so" in os.path.basename(path) and not os.path.basename(path).startswith(left_out):
