@@ -230,7 +230,8 @@ def chain_of(error: BaseException, limit: int = 10) -> "list[Any]":
             chain[-1].__cause__ = chain[-1].__context__ = None
             break
         chain.append(link)
-        inner = [value for value in link.args[:1] if isinstance(value, BaseException)]  # a library's own way to say it
+        held = (*link.args[:1], *(link.exceptions if isinstance(link, BaseExceptionGroup) else ()))
+        inner = [value for value in held if isinstance(value, BaseException)]  # a group's, or a library's own way
         context = None if link.__suppress_context__ else link.__context__
         link = next((cause for cause in (link.__cause__, context, *inner) if cause is not None), None)
     return chain
@@ -244,6 +245,7 @@ def describe_cause(error: "Any") -> "dict[str, Any]":
     code = last.tb_frame.f_code if last is not None else None
     names = [kind.__module__ + "." + kind.__qualname__ for kind in type(error).__mro__]
     found = getattr(error, "filename", None)
+    found = str(found) if isinstance(found, os.PathLike) else found
     return {
         "types": [str(name)[:256] for name in names[:12]],
         "message": str(error)[:4096],
@@ -426,6 +428,7 @@ def to_bytes(name: str, value: "Any") -> bytes:
     text = "output " + repr(name) + " is " + type_name(value) + ", neither bytes nor JSON"
     if problem is not None:
         text += ": " + (type_name(problem) + ": " if known else "") + str(problem)
+        text += "; write None for NaN and infinity" if str(problem).startswith("Out of range float") else ""
     if known in WRITE_INSTEAD:
         text += "; return " + WRITE_INSTEAD[known]
     raise ChildError("bad_result", text)
@@ -476,6 +479,7 @@ WRITERS: "dict[str, Any]" = {
     "polars.Series": lambda series: arrow_of_polars(series.to_frame()),
     "pyarrow.Table": arrow_of_pyarrow,
     "pyarrow.RecordBatch": arrow_of_pyarrow,
+    "pyarrow.RecordBatchReader": lambda reader: arrow_of_pyarrow(reader.read_all()),
     "pandas.DataFrame": arrow_of_pandas,
     "pandas.Series": lambda series: arrow_of_pandas(series.to_frame()),
     "numpy.ndarray": npy_of,
@@ -489,6 +493,9 @@ WRITE_INSTEAD = {
     "pandas.Series": "series.to_csv(), or one of a single type, with pyarrow or polars in the bundle's dependencies",
     "numpy.ndarray": "array.tolist(), or an array of numbers",
     "numpy.MaskedArray": "array.filled(..)",
+    "polars.DataFrame": "a frame without columns of type Object",
+    "pyarrow.ChunkedArray": "pyarrow.table({name: array}), or array.to_pylist()",
+    "pyarrow.Buffer": "buffer.to_pybytes()",
     "xarray.Dataset": "dataset.to_dataframe().reset_index(), or bytes(dataset.to_netcdf())",
     "xarray.DataArray": "array.to_dataframe(name).reset_index(), or array.values",
     "duckdb.DuckDBPyRelation": "relation.pl() or relation.arrow()",
@@ -503,6 +510,16 @@ WRITE_INSTEAD = {
 }
 
 
+PLAIN_INSTEAD = {
+    "set": "sorted(..), as a set has no order",
+    "frozenset": "sorted(..), as a set has no order",
+    "generator": "list(..)",
+    "Decimal": "float(..), or str(..) where each digit matters",
+    "Enum": "its value: member.value",
+    "complex": "[value.real, value.imag]",
+}
+
+
 def plain(value: "Any") -> "Any":
     """Inside of JSON: arrays and scalars of numpy and its like as lists and numbers, dates and paths as text."""
     if hasattr(value, "tolist"):
@@ -513,8 +530,10 @@ def plain(value: "Any") -> "Any":
         return value.isoformat()
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    hint = "; write sorted(..), as a set has no order" if isinstance(value, (set, frozenset)) else ""
-    raise TypeError("an object of type " + type_name(value) + hint)
+    kinds = {kind.__name__ for kind in type(value).__mro__}
+    hint = next((text for kind, text in PLAIN_INSTEAD.items() if kind in kinds), "")
+    hint = "dataclasses.asdict(..)" if hasattr(value, "__dataclass_fields__") else hint
+    raise TypeError("an object of type " + type_name(value) + ("; write " + hint if hint else ""))
 
 
 def aggregate(task: "dict[str, Any]", pipe: ResultPipe) -> None:
@@ -6075,8 +6094,15 @@ def hint_of(rules: Iterable[Hint], causes: Iterable[Cause], profile: Profile, bu
 def has_no_network(cause: Cause) -> bool:
     unresolved = "socket.gaierror" in cause.types and cause.errno in (-2, -3, -4, -5)  # EAI_NONAME, AGAIN, FAIL, NODATA
     unreachable = "builtins.OSError" in cause.types and cause.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH)
-    told = re.search(r"Temporary failure in name resolution|Network is unreachable", cause.message)  # libc's own words
+    told = re.search(NO_NETWORK, cause.message, re.DOTALL)
     return unresolved or unreachable or told is not None
+
+
+# Words of libc, of curl, of Rust's TLS (which finds no certificates in a sandbox), of duckdb.
+NO_NETWORK = (
+    "Temporary failure in name resolution|Network is unreachable|Could not resolve host"
+    "|No CA certificates were loaded from the system|Failed to download extension .*Could not establish connection"
+)
 
 
 def hint_network(cause: Cause, profile: Profile, bundle: str) -> str:
@@ -6117,12 +6143,45 @@ def hint_module(cause: Cause, profile: Profile, bundle: str) -> str:
         return f"The bundle holds {held}, where no import looks: {remedy}"
     if inner:
         return ""
+    extra = extra_with(bundle, IMPORTED_FROM.get(top, top))
+    if extra:
+        where = f"in its extra {extra[0]!r} alone, which is not installed"
+        return f"The bundle declares {extra[1]!r} {where}: add it to the dependencies"
     import difflib
 
     what = "distribution" if "importlib.metadata.PackageNotFoundError" in cause.types else "module"
     near = difflib.get_close_matches(top.lower().replace("_", "-"), declared_names(bundle), 1, 0.7)
     said = f"; the nearest name that it declares is {near[0]!r}" if near else ""
-    return f"The environment has no {what} {top[:100]!r}: declare the package that brings it in the bundle{said}"
+    brings = repr(IMPORTED_FROM[top]) if top in IMPORTED_FROM else "the package that brings it"
+    return f"The environment has no {what} {top[:100]!r}: declare {brings} in the bundle{said}"
+
+
+# Modules whose distribution has another name.
+IMPORTED_FROM = {
+    "Bio": "biopython",
+    "PIL": "pillow",
+    "attr": "attrs",
+    "bs4": "beautifulsoup4",
+    "cv2": "opencv-python-headless",
+    "dateutil": "python-dateutil",
+    "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
+    "umap": "umap-learn",
+    "yaml": "pyyaml",
+}
+
+
+def extra_with(bundle: str, name: str) -> tuple[str, str] | None:
+    """The extra of the bundle's project that declares a package, and the package's name there."""
+    extras: dict[str, Any] = {}
+    with suppress(Failure):
+        extras = take(read_bundle_toml(bundle, "pyproject.toml"), "project.optional-dependencies", dict, {}, "")
+    for extra, lines in extras.items():
+        for line in lines if isinstance(lines, list) else []:
+            match = re.match(NAME, line.strip()) if isinstance(line, str) else None
+            if match and re.sub("[-_.]+", "-", match[0]).lower() == re.sub("[-_.]+", "-", name).lower():
+                return extra[:100], match[0][:100]
+    return None
 
 
 def declared_names(bundle: str) -> list[str]:
@@ -6168,7 +6227,9 @@ def hint_proc(cause: Cause, profile: Profile, bundle: str) -> str:
 
 
 def hint_read_only(cause: Cause, profile: Profile, bundle: str) -> str:
-    if "builtins.OSError" not in cause.types:
+    if cause.message == "attempt to write a readonly database" and has_database(bundle):
+        return "A database that is a file of the bundle can't be written to: open a copy of it (shutil.copy)"
+    if not {"builtins.OSError", "duckdb.IOException", "_duckdb.IOException"} & set(cause.types):
         return ""
     refused = cause.errno == errno.EROFS or "Read-only file system" in cause.message
     path = re.sub(rf"^({SHADOW}|{BUNDLE})/", "", cause.filename)
@@ -6183,6 +6244,17 @@ def hint_read_only(cause: Cause, profile: Profile, bundle: str) -> str:
         return f"A task can write to {places}; {rest}"
     where = 'its home and /tmp alone under this profile (execute.working_directory = "bundle")'
     return f"A task can write to {where}: use tempfile.mkdtemp(), or return the bytes"
+
+
+def has_database(bundle: str) -> bool:
+    """Whether a file of the bundle is an SQLite database: else the task itself opened one to be read only."""
+    for folder, _, names in os.walk(bundle):
+        for path in (os.path.join(folder, name) for name in names):
+            if os.path.isfile(path) and not os.path.islink(path):
+                with suppress(OSError), open(path, "rb") as file:
+                    if file.read(15) == b"SQLite format 3":
+                        return True
+    return False
 
 
 def hint_limit(cause: Cause, profile: Profile, bundle: str) -> str:

@@ -1,6 +1,7 @@
 """Where the sandbox is why a task failed, the error says so after the exception's own words; else it says nothing."""
 
 import json
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +28,22 @@ HINTED = {
         NETWORK,
     ),
     "in libc's words alone": ("raise RuntimeError('db: Temporary failure in name resolution')", NETWORK),
+    "a group of exceptions": (
+        "try:\n socket.getaddrinfo('example.org', 1)\n"
+        "except OSError as e:\n raise ExceptionGroup('both', [e, ValueError('x')]) from None",
+        NETWORK,
+    ),
+    "in curl's words": ("raise OSError('curlCode: 6; Details: Could not resolve host: s3.example.org')", NETWORK),
+    "in polars' words": ("raise OSError('builder error: No CA certificates were loaded from the system')", NETWORK),
+    "in duckdb's words": (
+        "raise RuntimeError('Failed to download extension \"httpfs\"\\n(ERROR Could not establish connection)')",
+        NETWORK,
+    ),
+    "dot, as graphviz says it": (
+        "try:\n subprocess.run([pathlib.Path('dot')])\nexcept OSError as e:\n raise RuntimeError('no dot') from e",
+        "The program 'dot' is not in the sandbox",
+    ),
+    "another name": ("import yaml", "no module 'yaml': declare 'pyyaml'"),
     "git": ("subprocess.run(['git', 'log'])", "The program 'git' is not in the sandbox"),
     "gcc": ("subprocess.run(['/usr/bin/gcc', 'x.c'])", "The program 'gcc' is not in the sandbox"),
     "Rscript": ("subprocess.check_output(['Rscript', 'x.R'])", "(execute.programs)"),
@@ -52,6 +69,8 @@ SILENT = {
     "a submodule": "import json.absent",
     "an attribute": "from json import absent",
     "a file without a right": "os.chmod('mine', 0) if open('mine', 'w') else 0; open('mine')",
+    "a database opened to be read": "import sqlite3; sqlite3.connect('x.db').execute('create table t(a)'); "
+    "sqlite3.connect('file:x.db?mode=ro', uri=True).execute('create table u(a)')",
     "another error": "raise ValueError('no network')",
     "a refused kind of socket": "socket.socket(40, 1)",
 }
@@ -125,6 +144,20 @@ def test_the_libraries_that_people_use(run: Runner, bundle: Bundle, needs: str, 
 def test_the_nearest_declared_name(run: Runner, bundle: Bundle) -> None:
     error = run(bundle("import six_\ndef wire(e, p, s): return {}", pyproject=project(["six"]))).error
     assert "the nearest name that it declares is 'six'" in error["error"]
+
+
+def test_a_package_of_an_extra(run: Runner, bundle: Bundle) -> None:
+    extra = project([]) + '[project.optional-dependencies]\nnetwork = ["Scikit_Learn>=1", "six"]\n'
+    for module, name in {"six": "six", "sklearn": "Scikit_Learn"}.items():
+        path = bundle(f"def wire(e, p, s):\n    import {module}", pyproject=extra)
+        assert f"declares {name!r} in its extra 'network' alone" in run(path).error["error"]
+
+
+def test_a_database_of_the_bundle(run: Runner, bundle: Bundle) -> None:
+    path = bundle("import sqlite3\ndef wire(e, p, s): sqlite3.connect('x.db').execute('insert into t values (1)')")
+    sqlite3.connect(path / "x.db").execute("create table t (a)").connection.close()
+    error = run(path).error
+    assert error["exception"]["type"] == "OperationalError" and "open a copy of it" in error["error"]
 
 
 def test_a_build_that_downloads_is_named(run: Runner, bundle: Bundle) -> None:

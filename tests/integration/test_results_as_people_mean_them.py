@@ -82,6 +82,12 @@ def test_pandas_by_polars(run: Runner, bundle: Bundle) -> None:
 SAYS = {
     "path": ("__import__('pathlib').Path('x')", "path.read_bytes()"),
     "buffer": ("__import__('io').BytesIO(b'x')", "buffer.getvalue()"),
+    "NaN": ("{'a': float('nan')}", "write None for NaN"),
+    "Decimal": ("__import__('decimal').Decimal('1.5')", "float(..)"),
+    "generator": ("(i for i in range(3))", "list(..)"),
+    "member of an Enum": ("__import__('enum').Enum('E', 'A').A", "member.value"),
+    "complex": ("[1j]", "value.real"),
+    "dataclass": ("__import__('dataclasses').make_dataclass('R', ['a'])(1)", "dataclasses.asdict(..)"),
     "set": ("{1, 2}", "sorted(..)"),
     "set inside": ("{'a': {1, 2}}", "sorted(..)"),
     "object": ("object()", "an object of type object"),
