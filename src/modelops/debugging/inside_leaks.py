@@ -437,8 +437,6 @@ def fill(value: Any, content: Any) -> bool:
         value[...] = content
     elif hasattr(value, "getstate") and hasattr(value, "setstate"):  # random.Random
         value.setstate(content.getstate())
-    elif hasattr(value, "get_state") and hasattr(value, "set_state"):  # numpy's RandomState
-        value.set_state(content.get_state())
     elif hasattr(bits := getattr(value, "bit_generator", value), "state") and hasattr(bits, "random_raw"):  # numpy's
         bits.state = getattr(content, "bit_generator", content).state
     elif pickles_itself(type(value)):
