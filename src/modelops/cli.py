@@ -1,25 +1,38 @@
 """The command `modelops`."""
 
+import importlib
+from typing import Any
+
 import typer
+from typer.core import TyperGroup
 
-from modelops.commands.bundle import app as bundle
-from modelops.commands.debug import debug
-from modelops.commands.doctor import doctor
-from modelops.commands.example import example
-from modelops.commands.leaks import leaks
-from modelops.commands.review import review
-from modelops.commands.run import run
-from modelops.commands.study import study
+# Each is a module of `modelops.commands`.
+COMMANDS = ("bundle", "debug", "doctor", "example", "leaks", "review", "run", "study")
 
-app = typer.Typer(help="Run simulation bundles in sandboxes.", no_args_is_help=True, add_completion=False)
-app.add_typer(bundle, name="bundle")
-app.command("debug")(debug)
-app.command("doctor")(doctor)
-app.command("example")(example)
-app.command("leaks")(leaks)
-app.command("review")(review)
-app.command("run")(run)
-app.command("study")(study)
+
+class Commands(TyperGroup):
+    """A command's module is imported when the command is asked for: Dask and polars take a second."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"modelops.commands.{cmd_name}")
+        if hasattr(module, "app"):
+            return typer.main.get_command(module.app)
+        single = typer.Typer(add_completion=False)
+        single.command(cmd_name)(getattr(module, cmd_name))
+        return typer.main.get_command(single)
+
+
+app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False)
+
+
+@app.callback()
+def modelops() -> None:
+    """Run simulation bundles in sandboxes."""
 
 
 def main() -> None:

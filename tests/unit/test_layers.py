@@ -1,8 +1,12 @@
 """Imports of the package go down only, and never in a circle: command line, services and worker, adapters."""
 
 import ast
+import subprocess
+import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
+
+import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent.parent / "src" / "modelops"
 
@@ -45,3 +49,22 @@ def test_adapters_import_no_service() -> None:
     for name, imported in graph().items():
         if name.startswith("modelops.adapters"):
             assert not [other for other in imported if other.startswith(("modelops.services", "modelops.worker"))], name
+
+
+HEAVY = ("dask", "distributed", "polars", "pyarrow")
+
+
+@pytest.mark.parametrize("command", ["run", "doctor", "example"])
+def test_a_command_does_not_wait_for_what_it_does_not_use(command: str) -> None:
+    code = f"""
+import sys
+from modelops.cli import main
+sys.argv = ["modelops", {command!r}, "--help"]
+try:
+    main()
+except SystemExit as end:
+    assert end.code == 0
+print("imported", *({{*sys.modules}} & {{*{HEAVY}}}))
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert f"modelops {command}" in out and out.splitlines()[-1] == "imported"

@@ -23,7 +23,12 @@ from modelops.worker.settings import runner_settings
 from .findings import lines_of, printable
 from .sandbox_options import Profile
 
-app = typer.Typer(help="Bundles: the code of tasks, addressed by the digest of its content.", no_args_is_help=True)
+app = typer.Typer(
+    name="bundle",
+    help="Bundles: the code of tasks, addressed by the digest of its content.",
+    no_args_is_help=True,
+    add_completion=False,
+)
 
 Repository = Annotated[
     Path | None,

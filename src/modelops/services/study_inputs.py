@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import polars
 from modelops_contracts import ContractViolationError, Scalar, UniqueParameterSet
 
 
@@ -56,6 +55,8 @@ def parse_grid(items: Iterable[str]) -> dict[str, list[Scalar]]:
 
 def read_table(path: Path) -> list[dict[str, Scalar]]:
     """The rows of a CSV, Parquet or JSON file; empty cells are left out of their set."""
+    import polars  # a fifth of a second, which most tasks of a person need not wait for
+
     readers = {".csv": polars.read_csv, ".parquet": polars.read_parquet, ".json": polars.read_json}
     if path.suffix not in readers:
         raise ValueError(f"{str(path)!r} is none of {', '.join(readers)}")
