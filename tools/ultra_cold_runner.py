@@ -2698,6 +2698,7 @@ class Plan(NamedTuple):
     requires_python: str
     requirements: list[Requirement]
     origins: dict[str, list[Origin]]
+    elsewhere: dict[str, str]  # names that the bundle brings, but not for the task, and for what
     links: dict[str, list[str]]  # files of --find-links folders, by name
     indexes: list[Index]
     rules: Rules
@@ -2721,6 +2722,7 @@ class Plan(NamedTuple):
             "requirements": [item.line() for item in self.requirements],
             "dependencies": [item.line() for item in project.requires],
             "origins": {name: [list(origin) for origin in found] for name, found in sorted(self.origins.items())},
+            "elsewhere": self.elsewhere,
             "links": self.links,
             "build_extra": {name: [item.line() for item in items] for name, items in self.build_extra.items()},
             "indexes": [index._asdict() for index in self.indexes],
@@ -2941,6 +2943,7 @@ class Draft:
         self.indexes: dict[str, Index] = {}  # by name, or by URL where it has none
         self.rules: dict[str, Any] = {}
         self.build_extra: dict[str, list[Requirement]] = {}
+        self.elsewhere: dict[str, str] = {}  # names that the bundle brings where the task does not need them, and why
         self.members: dict[str, str] = {}
         self.projects: dict[str, Project] = {}  # of what lies in the bundle below its top, by path
         self.notes: list[str] = []
@@ -3146,6 +3149,8 @@ class Draft:
                     raise invalid(f"{place} is not a table")
                 if "group" not in entry and entry.get("extra", None) in (None, *own_extras):
                     self.add_origin(name, self.read_source(name, entry, place, folder), place)
+                elif entry.keys() & {"path", "workspace"}:
+                    self.elsewhere[canonical_name(name)] = f"{where} brings {name} for a group or an extra alone"
         self.read_foreign_sources(table, where, folder)
 
     def read_foreign_sources(self, table: dict[str, Any], where: str, folder: str) -> None:
@@ -3608,7 +3613,8 @@ def read_plan(tree: str, policy: DependencyPolicy, callers: "IndexSettings") -> 
         draft.note(f"{project.asks_scm} finds no version-control system here: the version names the bundle's digest")
     lock = choose_lock(draft, project)
     kept, rules = [index for index in draft.indexes.values() if index.url], Rules(**draft.rules)
-    read = (draft.requirements, draft.origins, draft.links, kept, rules, draft.build_extra)
+    elsewhere = {name: text for name, text in draft.elsewhere.items() if name not in draft.origins}
+    read = (draft.requirements, draft.origins, elsewhere, draft.links, kept, rules, draft.build_extra)
     return Plan(project, draft.requires_python(project), *read, lock, draft.notes)
 
 
@@ -6793,6 +6799,8 @@ class Resolver:
             elif own and not fits:
                 text = f"the bundle has {name} ({own[0].target[5:]}) only where {own[0].marker}"
                 yield name, refused("tool.uv.sources", f"{text}; say where it comes from otherwise")
+        for name, text in self.plan.elsewhere.items():
+            yield name, refused("tool.uv.sources", f"{text}; say where it comes from otherwise")
         for name, files in self.plan.links.items():
             if all(origin.target == "links:" for origin in self.plan.origins.get(name, [])):
                 yield name, Place(self.bundle.path, choose_link(files, self.interpreter))

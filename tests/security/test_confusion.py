@@ -93,6 +93,17 @@ CASES: dict[str, Mapping[str, str]] = {
     "an editable source of pdm's": bundle(
         ["foo"], '[tool.pdm.dev-dependencies]\ndev = ["-e file:///${PROJECT_ROOT}/libs/foo#egg=foo"]\n', **FOO
     ),
+    "an override": bundle(["wantsfoo"], SOURCE + '[tool.uv]\noverride-dependencies = ["foo>0.5"]\n', **FOO),
+    "a constraint": bundle(["foo"], SOURCE + '[tool.uv]\nconstraint-dependencies = ["foo<=99"]\n', **FOO),
+    "a group that includes another": bundle(
+        ["foo"], SOURCE + '[dependency-groups]\nsim = ["foo>2"]\ndev = [{include-group = "sim"}]\n', **FOO
+    ),
+    "an extra that it does not have": bundle(["foo[fast]"], SOURCE, **FOO),
+    "a workspace in the workspace": bundle(
+        ["foo"], WORKSPACE, **project("foo", "import bar_baz\nWHOSE = bar_baz.WHOSE\n",
+        'dependencies = ["bar-baz"]\n[tool.uv.sources]\nbar-baz = {path = "../bar"}\n[tool.uv.workspace]\n',
+        "libs/foo"), **BAR,
+    ),
     "a requirements file": {
         "requirements.txt": "./libs/foo\n./wired\nwantsfoo\n", **FOO,
         **project("wired", ASKS.format(module="foo"), f'[project.entry-points."{GROUP}"]\nx = "wired:wire"\n', "wired"),
@@ -178,6 +189,55 @@ def test_a_source_that_is_no_good_is_an_error_and_no_reason_to_ask(source: str, 
     other = project("other", MINE, folder="libs/other")
     result = go(bundle(["foo"], f"[tool.uv.sources]\n{source}\n", **FOO, **other))
     assert "foo" in result.error["error"] and asked_for_own(server) == []
+
+
+LOCKED = """version = 1
+requires-python = ">=3.11"
+[[package]]
+name = "mywire"
+version = "1.0"
+source = { virtual = "." }
+dependencies = [{ name = "foo" }]
+[package.metadata]
+requires-dist = [{ name = "foo" }]
+[[package]]
+name = "foo"
+version = "99.0"
+source = { registry = "https://pypi.org/simple" }
+wheels = [{ url = "https://pypi.org/foo-99.0-py3-none-any.whl", hash = "sha256:00" }]
+"""
+PYLOCK = """lock-version = "1.0"
+created-by = "someone"
+[[packages]]
+name = "foo"
+version = "99.0"
+wheels = [{ url = "INDEX/files/foo-99.0-py3-none-any.whl", hashes = { sha256 = "00" } }]
+"""
+SECOND = {
+    "a lock that names a stranger": bundle(["foo"], SOURCE, **FOO, **{"uv.lock": LOCKED}),
+    "a pylock.toml that names a stranger": bundle(["foo"], SOURCE, **FOO, **{"pylock.toml": PYLOCK}),
+    "a source for a group alone": bundle(
+        ["foo"], '[dependency-groups]\ndev = ["foo"]\n' + SOURCE.replace("}", ', group = "dev"}'), **FOO
+    ),
+    "a source for an extra alone, and a package that wants it": bundle(
+        ["wantsfoo"], EXTRA + SOURCE.replace("}", ', extra = "sim"}'), "wantsfoo", **FOO
+    ),
+    "a constraint of the stranger's version": {
+        "requirements.txt": "-c versions.txt\n./libs/foo\n./wired\n", "versions.txt": "foo==99.0\n", **FOO,
+        **project("wired", ASKS.format(module="foo"), f'[project.entry-points."{GROUP}"]\nx = "wired:wire"\n', "wired"),
+    },
+    "a version that only the stranger has": bundle(["foo==99.0"], SOURCE, **FOO),
+}  # fmt: skip
+
+
+@runs(*BOTH)
+@pytest.mark.parametrize("case", SECOND)
+def test_who_says_two_things_gets_the_bundles_own_or_an_error(case: str, go: Go, server: LocalServer) -> None:
+    files = {name: text.replace("INDEX", server.url().removesuffix("/simple/")) for name, text in SECOND[case].items()}
+    result = go(files)
+    assert "_fatal_error" in result.body or result.outputs == {"out": b"mine"}
+    assert "foo" in str(result.body.get("_fatal_error", {}).get("error", "foo")), result.body
+    assert asked_for_own(server) == []
 
 
 # --- credentials: the caller's are for the caller's indexes
