@@ -7542,6 +7542,7 @@ class Unpacker:
             unpack_tree(wheel, aside, interpreter, self.policy)
         except BaseException as error:
             failure = error if isinstance(error, Failure) else host_failure(error) or internal_error(error)
+            remove_tree(aside)  # where the disk is full, that makes room to say so
             with suppress(OSError):
                 write_json(aside + ".failed", failure.as_json({})["_fatal_error"])
         finally:
@@ -7554,14 +7555,14 @@ class Unpacker:
             Killed.check()
         self.known.discard(key)
         aside = self.store.scratch(f"tree-{key}")
-        with suppress(FileNotFoundError), open(aside + ".failed", encoding="utf-8") as file:
-            told = json.load(file)
+        told = load_json(aside + ".failed")
+        if told is not None:
             os.unlink(aside + ".failed")
-            remove_tree(aside)
             plain = {name: told.pop(name) for name in ("phase", "type", "error", "retryable")}
             raise Failure(**plain, **{name: value for name, value in told.items() if name not in ("code", "metrics")})
         if not os.path.exists(os.path.join(aside, "manifest.json")):
-            problem = "a process that unpacked a wheel was killed; see that the machine has memory, and run again"
+            problem = "a process that unpacked a wheel was killed, or could not write why it failed"
+            problem += "; see that the machine has memory and the store room, and run again"
             raise Failure("host", "host_exhausted", problem, True)
         return aside
 

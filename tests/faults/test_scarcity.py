@@ -296,6 +296,19 @@ def test_the_disk_is_full(
     verdict(f"ENOSPC ({what}) as {who}", counted(outcomes))
 
 
+@pytest.mark.full("a sweep in small steps")
+def test_the_disk_is_full_where_wheels_are_unpacked(small_disk: Callable[[str], SmallDisk], verdict: Verdict) -> None:
+    """A process of its own unpacks each, and can't even write why it failed."""
+    runner = small_disk("root")
+    bundle, outcomes = runner.bundle(), Counter[str]()
+    check_success(runner(bundle))
+    for room in range(500 << 10, 600 << 10, 4 << 10):
+        runner.empty()
+        runner.mount(f"remount,size={room}")
+        outcomes[judge(runner(bundle))] += 1
+    verdict("ENOSPC while wheels are unpacked", counted(outcomes))
+
+
 def test_the_disk_of_the_outputs_is_full(small_disk: Callable[[str], SmallDisk], verdict: Verdict) -> None:
     runner = small_disk("root")
     runner.store, outputs = runner.place / "store", runner.disk
