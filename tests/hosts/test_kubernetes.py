@@ -4,9 +4,10 @@ No cluster runs here. What the pods are given is tried with podman: the same sys
 ordinary user.
 """
 
-import importlib.util
 import json
+import runpy
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import kubernetes_validate
@@ -27,11 +28,7 @@ PODS = [(name, d["spec"]["template"]["spec"]) for name, d in DOCUMENTS if "templ
 
 @pytest.fixture(scope="module")
 def script() -> Any:
-    spec = importlib.util.spec_from_file_location("kubernetes_seccomp", FOLDER / "seccomp.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return SimpleNamespace(**runpy.run_path(str(FOLDER / "seccomp.py")))
 
 
 @pytest.mark.parametrize(("name", "document"), DOCUMENTS, ids=[f"{n}-{d['kind']}" for n, d in DOCUMENTS])

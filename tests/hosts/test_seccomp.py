@@ -1,11 +1,11 @@
 """tools/deploy/seccomp.json: Docker's published profile and six rules, each of which a sandbox needs to start."""
 
-import importlib.util
 import json
 import lzma
+import runpy
 import subprocess
 from pathlib import Path
-from types import ModuleType
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
@@ -26,15 +26,7 @@ ENGINES = [
 in_containers = pytest.mark.full("real containers, made of Debian's packages")
 
 
-def load_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("deploy_seccomp", DEPLOY / "seccomp.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-script = load_script()
+script = SimpleNamespace(**runpy.run_path(str(DEPLOY / "seccomp.py")))
 RULES = [rule["names"][0] for rule in script.ADDED]
 # What the remedy of a start without the rule says; `sethostname` is needed by `default` alone.
 KINDS = {"clone": "userns_denied", "unshare": "userns_denied", "sethostname": "hostname_denied"}
