@@ -208,10 +208,7 @@ def wire(entrypoint, params, seed):
         "_months",
         ("python-dateutil",),
     ),
-}
-
-# What the process has once, and what neither attributes nor pickling show.
-MORE: Mapping[str, Leaky] = {
+    # What the process has once, and what neither attributes nor pickling show.
     "an options object beside one that answers everything with an error": Leaky(
         """
 class Units:

@@ -3150,7 +3150,9 @@ class Draft:
                 if "group" not in entry and entry.get("extra", None) in (None, *own_extras):
                     self.add_origin(name, self.read_source(name, entry, place, folder), place)
                 elif entry.keys() & {"path", "workspace"}:
-                    self.elsewhere[canonical_name(name)] = f"{where} brings {name} for a group or an extra alone"
+                    with suppress(Failure):  # what lies beside the bundle is not its own
+                        local_path(str(entry.get("path", ".")), folder, place)
+                        self.elsewhere[canonical_name(name)] = f"{where} brings {name} for a group or an extra alone"
         self.read_foreign_sources(table, where, folder)
 
     def read_foreign_sources(self, table: dict[str, Any], where: str, folder: str) -> None:
@@ -4112,7 +4114,7 @@ def request_name(run: str) -> str:
 
 def end_stranded(run: str) -> None:
     """End first processes of namespaces that a dead run left: where bwrap was killed between its clone and the uid
-    map, that process waits for the map for good, and follows nobody's death yet. It has its standard input."""
+    map, that process waits for the map for good, follows nobody's death yet, and has the run's request open."""
     for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))):
         with suppress(OSError):
             process = os.pidfd_open(pid)
@@ -6185,7 +6187,7 @@ def extra_with(bundle: str, name: str) -> tuple[str, str] | None:
     for extra, lines in extras.items():
         for line in lines if isinstance(lines, list) else []:
             match = re.match(NAME, line.strip()) if isinstance(line, str) else None
-            if match and re.sub("[-_.]+", "-", match[0]).lower() == re.sub("[-_.]+", "-", name).lower():
+            if match and canonical_name(match[0]) == canonical_name(name):
                 return extra[:100], match[0][:100]
     return None
 

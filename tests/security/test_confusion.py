@@ -240,6 +240,13 @@ def test_who_says_two_things_gets_the_bundles_own_or_an_error(case: str, go: Go,
     assert asked_for_own(server) == []
 
 
+@runs(*BOTH)
+def test_a_folder_beside_the_bundle_for_a_group_alone_is_not_the_bundles(go: Go) -> None:
+    """As a developer's own checkout: the task gets what the index has, as everybody does."""
+    more = '[dependency-groups]\ndev = ["foo"]\n[tool.uv.sources]\nfoo = {path = "../foo", group = "dev"}\n'
+    assert go(bundle(["foo"], more)).outputs == {"out": b"a stranger"}
+
+
 # --- credentials: the caller's are for the caller's indexes
 
 
