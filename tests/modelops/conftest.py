@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import dask
 import pytest
 from environments import Environments, runners, wait_until
 
@@ -29,6 +30,13 @@ SWITCHES = (
     "REGISTRY_USERNAME",
     "REGISTRY_PASSWORD",
 )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def scratch_of_dask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A scheduler of a test's own makes a folder for its files as well as a worker."""
+    with dask.config.set({"temporary-directory": str(tmp_path_factory.mktemp("dask"))}):
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -65,10 +65,9 @@ def settings(environments: Environments, store: Path) -> WorkerSettings:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+def cluster() -> Iterator[LocalCluster]:
     """For tests that want nothing else of it: one takes as long to start as they do."""
-    options = {"dashboard_address": "127.0.0.1:0", "local_directory": str(tmp_path_factory.mktemp("dask"))}
-    with LocalCluster(n_workers=1, threads_per_worker=4, **options) as made:
+    with LocalCluster(n_workers=1, threads_per_worker=4, dashboard_address="127.0.0.1:0") as made:
         yield made
 
 
@@ -262,9 +261,7 @@ def test_many_threads_submit(service: DaskSimulationService, ref: str) -> None:
 
 def test_a_cluster_of_the_user(settings: WorkerSettings, ref: str, tmp_path: Path) -> None:
     """Two services share it, each with environments of its own; late workers have them; closing leaves it."""
-    with LocalCluster(
-        n_workers=1, threads_per_worker=2, dashboard_address="127.0.0.1:0", local_directory=str(tmp_path / "dask")
-    ) as cluster:
+    with LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address="127.0.0.1:0") as cluster:
         with (
             DaskSimulationService(cluster.scheduler_address, settings=settings) as first,
             DaskSimulationService(cluster.scheduler_address, settings=settings) as second,
@@ -288,10 +285,9 @@ def test_a_worker_that_cannot_make_its_environment(environments: Environments, t
         DaskSimulationService(settings=settings, threads_per_worker=1)
 
 
-def test_workers_that_share_a_process(settings: WorkerSettings, ref: str, tmp_path: Path) -> None:
-    options = {"dashboard_address": "127.0.0.1:0", "local_directory": str(tmp_path / "dask")}
+def test_workers_that_share_a_process(settings: WorkerSettings, ref: str) -> None:
     with (
-        LocalCluster(n_workers=2, threads_per_worker=1, processes=False, **options) as cluster,
+        LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0") as cluster,
         DaskSimulationService(cluster.scheduler_address, settings=settings) as service,
     ):
         tasks = [sim_task(ref, seed=n) for n in range(6)]

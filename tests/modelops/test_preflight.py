@@ -235,8 +235,7 @@ def test_on_the_workers_of_a_cluster(tmp_path: Path, store: Path, monkeypatch: p
     monkeypatch.setenv("MODELOPS_RUNNER_STORE_DIR", str(store))
     bundle = write_bundle(tmp_path / "bundle", ECHO, files={"model/sir.py": "class SIR: ..."})
     pinned = (bundle / "pyproject.toml").read_text().replace("version", 'requires-python = ">=3.99"\nversion')
-    options = {"dashboard_address": "127.0.0.1:0", "local_directory": str(tmp_path / "dask")}
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, **options) as cluster:
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster:
         command = ["study", "--bundle", str(bundle), "--entrypoint", "model.sir/base", "--out", str(tmp_path / "out")]
         command += ["--scheduler", cluster.scheduler_address]
         missing = CliRunner().invoke(modelops, [*command, "--target", "model.sir:absent"])

@@ -44,10 +44,9 @@ OLD = "targets.compute_loss/compute_loss"
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[distributed.Client]:
-    options = {"dashboard_address": "127.0.0.1:0", "local_directory": str(tmp_path_factory.mktemp("dask"))}
+def cluster() -> Iterator[distributed.Client]:
     with (
-        distributed.LocalCluster(n_workers=2, threads_per_worker=1, **options) as made,
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as made,
         distributed.Client(made, timeout="30s") as client,
     ):
         yield client

@@ -193,7 +193,9 @@ def test_nothing_is_printed_when_it_closes(environments: Environments, store: Pa
     script.write_text(CLOSING)
     rounds = 40 if THOROUGH else 5 if full else 1
     names = [environments.add(ECHO), environments.repository.root, store, tmp_path / "out", rounds]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    temporary = tmp_path / "tmp"
+    temporary.mkdir(mode=0o711)  # as root, the sandbox's uid passes through here
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(temporary)}
     before = psutil.Process().children(recursive=True)  # of other tests
     done = subprocess.run(
         [sys.executable, str(script), *map(str, names)], env=environment, capture_output=True, text=True
@@ -205,3 +207,4 @@ def test_nothing_is_printed_when_it_closes(environments: Environments, store: Pa
     assert all(lines[number + 1] == "closed" for number in closings) and lines[-1] == "closed", done.stderr
     assert "Traceback" not in done.stderr
     assert {*psutil.Process().children(recursive=True)} <= {*before}
+    assert [*temporary.iterdir()] == []

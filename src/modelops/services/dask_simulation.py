@@ -91,7 +91,7 @@ class DaskSimulationService:
                 n_workers=n_workers,
                 threads_per_worker=threads_per_worker,
                 dashboard_address="127.0.0.1:0",
-                scheduler_kwargs={"dashboard": False},
+                scheduler_kwargs={"dashboard": False, "local_directory": str(self._scratch.path)},
                 local_directory=str(self._scratch.path),
             )
 
