@@ -229,12 +229,19 @@ def test_the_digest_is_of_results_and_not_of_measurements(tmp_path: Path) -> Non
     assert digest("a", one) != digest("c", result_of("2"))
 
 
-@given(st.lists(st.tuples(st.integers(0, 4), st.sampled_from(["a", "b", None]), st.booleans()), max_size=40))
+VALUES = st.sampled_from(["a", "b", "large" * 1000, None])  # the large one's part is not small
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), VALUES, st.booleans()), max_size=40))
 @settings(max_examples=30, deadline=None)
 def test_the_last_result_of_a_task_counts_however_parts_lie(events: list[tuple[int, str | None, bool]]) -> None:
     """Results come again and again, parts are written at any moment and joined, and the folder is opened anew."""
     study = study_of_one(5)
-    with tempfile.TemporaryDirectory() as name, patch.object(study_folder, "JOINED_PARTS", 3):
+    with (
+        tempfile.TemporaryDirectory() as name,
+        patch.object(study_folder, "JOINED_PARTS", 3),
+        patch.object(study_folder, "JOINED_BYTES", 4000),
+    ):
         folder = StudyFolder(Path(name), study, {})
         expected: dict[int, str | None] = {}
         for index, value, anew in events:
@@ -245,7 +252,11 @@ def test_the_last_result_of_a_task_counts_however_parts_lie(events: list[tuple[i
                 folder.close()
                 folder = StudyFolder(Path(name), study, {})
             assert folder.simulations == {index: value is not None for index, value in expected.items()}
-        assert len({path.name.partition(".")[0] for path in folder.parts.glob("*.parquet")}) <= 3
+        files: dict[str, int] = {}
+        for path in folder.parts.glob("*.parquet"):
+            files[path.name[:8]] = files.get(path.name[:8], 0) + int(polars.read_parquet(path).estimated_size())
+        assert len([size for size in files.values() if size < 4000]) <= 3, "small parts are not joined"
+        assert all(size < 4000 + 6000 for size in files.values()), "too much was joined"
         write_tables(folder, {})
         outputs = polars.read_parquet(Path(name) / "outputs.parquet")
         wanted = [(index, value.encode()) for index, value in sorted(expected.items()) if value is not None]
@@ -253,6 +264,38 @@ def test_the_last_result_of_a_task_counts_however_parts_lie(events: list[tuple[i
         found = folder.results(sorted(expected)) if expected else {}
         assert {index: result.error is None for index, result in found.items()} == folder.simulations
         folder.close()
+
+
+MEMORY = """
+import resource, sys
+from pathlib import Path
+from modelops_contracts import SimReturn, TableArtifact, digest_bytes
+from modelops.services import study_folder
+from modelops.services.study import Study
+from modelops.services.study_folder import StudyFolder
+from modelops.services.study_inputs import parameter_sets
+from modelops.services.study_tables import write_tables
+from modelops.worker.plugin import Timed
+
+study_folder.FLUSH_SECONDS, study_folder.FLUSH_BYTES = 1e9, 6 << 20
+count, content = int(sys.argv[2]), bytes(300_000)
+study = Study.product("sha256:" + "0" * 64, "m.m/s", parameter_sets({}, {"a": list(range(count))}, None), [1])
+artifact = TableArtifact("application/x", len(content), content, None, digest_bytes(content))
+with StudyFolder(Path(sys.argv[1]), study, {}) as folder:
+    for index in range(count):
+        folder.add_simulation(index, Timed(SimReturn(f"{index:064x}", {"y": artifact}), 1.0, 1.0))
+    write_tables(folder, {})
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10)
+"""
+
+
+@pytest.mark.full("six hundred megabytes of outputs, which compress to nothing")
+def test_memory_is_bounded_while_parts_are_joined_and_tables_written(tmp_path: Path) -> None:
+    def most(count: int) -> int:
+        command = [sys.executable, "-c", MEMORY, str(tmp_path / f"{count}"), str(count)]
+        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+    assert most(2000) < most(20) + (300 << 20), "half of what the outputs have"
 
 
 def test_outputs_are_joined_in_ranges(tmp_path: Path) -> None:

@@ -5,8 +5,9 @@
     parts/<n>.losses.parquet        results of aggregations
 
 A part appears complete, by a rename; its simulations come last, so results without their outputs are never seen. Where
-two parts have a result of one task, the later one counts. Small parts are joined now and then. A part that a disk or a
-person damaged is set aside as `<name>.damaged`, and what it had is run again.
+two parts have a result of one task, the later one counts. Small parts are joined now and then, a few MiB at a time, so
+that memory does not grow with the study. A part that a disk or a person damaged is set aside as `<name>.damaged`, and
+what it had is run again.
 """
 
 import fcntl
@@ -15,9 +16,11 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Container, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Self
 
@@ -33,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 1.0
 FLUSH_BYTES = 32 << 20  # of outputs
-JOINED_PARTS, JOINED_BYTES = 64, 8 << 20  # so many parts, each below so many bytes, are made one
+JOINED_PARTS, JOINED_BYTES = 64, 8 << 20  # of so many parts that take less memory, some are made one that does not
 
 _TIMES: dict[str, Any] = {"started": polars.Datetime("us", "UTC"), "seconds": polars.Float64}
 _ERROR: dict[str, Any] = {"error_type": polars.String, "error": polars.String, "retryable": polars.Boolean}
@@ -67,6 +70,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
 }
 KINDS = tuple(SCHEMAS)  # in the order in which a part's files appear
 _KEYS = {"simulations": ["index"], "losses": ["group", "target"]}
+_OWNER = {"outputs": "simulations"}  # whose rows decide which of a kind count
 _PART = re.compile(rf"[0-9]{{8,15}}\.({'|'.join(KINDS)})\.parquet")
 
 
@@ -102,6 +106,7 @@ class StudyFolder:
             self._remove_unfinished()
             self._set_damaged_aside()
             self._next = 1 + max((_number(part) for part in self._files()), default=0)
+            self._small = {number: size for number, size in self._sizes() if size < JOINED_BYTES}
             self.simulations: dict[int, bool] = {}
             self.losses: dict[tuple[int, int], bool] = {}
             self._load()
@@ -176,10 +181,9 @@ class StudyFolder:
         found = self._scan(kind).collect().sort(*keys, "part")
         return found.unique(keys, keep="last", maintain_order=True)
 
-    def outputs(self) -> polars.LazyFrame:
-        """The outputs that count, of all parts and in no order. What is not selected is not read."""
-        counting = self.latest("simulations").select("index", "part")
-        return self._scan("outputs").join(counting.lazy(), on=["index", "part"], how="semi").drop("part")
+    def outputs(self, parts: Container[int] | None = None) -> polars.LazyFrame:
+        """The outputs that count, of some parts or all, in no order. What is not selected is not read."""
+        return self._scan("outputs", parts).join(self._counting("simulations"), on=["index", "part"], how="semi")
 
     def results(self, indices: list[int]) -> dict[int, SimReturn]:
         """The results of some points as they were taken in, for an aggregation."""
@@ -257,32 +261,56 @@ class StudyFolder:
         for kind in KINDS:
             if kind in frames:
                 write_whole(self.parts / f"{number:08}.{kind}.parquet", frames[kind].write_parquet)
+        size = sum(int(frame.estimated_size()) for frame in frames.values())
+        if size < JOINED_BYTES:
+            self._small[number] = size
+
+    def _sizes(self) -> Iterator[tuple[int, int]]:
+        """The number of each part that is there, and about how many bytes its rows take in memory."""
+        sizes: Counter[int] = Counter()
+        for path in self._files():
+            rows = polars.scan_parquet(path, glob=False)
+            if _kind(path) == "outputs":
+                held = rows.select(polars.col("size").filter(polars.col("ref").is_null()).sum()).collect().item()
+                sizes[_number(path)] += held
+                rows = rows.drop("content")
+            sizes[_number(path)] += int(rows.collect().estimated_size())
+        yield from sizes.items()
 
     def _join_small_parts(self) -> None:
-        """Bound the number of files: the small parts become one, which counts before the old ones are removed."""
-        files: dict[int, list[Path]] = {}
-        for path in self._files():
-            files.setdefault(_number(path), []).append(path)
-        small = [paths for paths in files.values() if sum(path.stat().st_size for path in paths) < JOINED_BYTES]
-        if len(small) < JOINED_PARTS:
+        """Bound the number of files: some small parts become one, which counts before the old ones are removed."""
+        if len(self._small) < JOINED_PARTS:
             return
-        old = [path for paths in small for path in paths]
-        frames = {kind: self._scan(kind, [path for path in old if _kind(path) == kind]).collect() for kind in KINDS}
-        for kind, keys in _KEYS.items():
-            frames[kind] = frames[kind].sort("part").unique(keys, keep="last", maintain_order=True)
-        frames["outputs"] = frames["outputs"].join(frames["simulations"], on=["index", "part"], how="semi")
-        self._write_part({kind: frame.drop("part") for kind, frame in frames.items() if len(frame)})
-        for path in sorted(old, key=lambda path: KINDS.index(_kind(path)), reverse=True):
+        old, size = set(), 0
+        for number, more in sorted(self._small.items(), key=itemgetter(1)):
+            old.add(number)
+            size += more
+            if size >= JOINED_BYTES:
+                break
+        frames = {}
+        for kind in KINDS:  # without what is of no account: the new part is later than the one that has what counts
+            keys = [*_KEYS[_OWNER.get(kind, kind)], "part"]
+            counting = self._counting(_OWNER.get(kind, kind))
+            frames[kind] = self._scan(kind, old).join(counting, on=keys, how="semi").drop("part").collect()
+        self._write_part({kind: frame for kind, frame in frames.items() if len(frame)})
+        paths = [path for path in self._files() if _number(path) in old]
+        for path in sorted(paths, key=lambda path: KINDS.index(_kind(path)), reverse=True):
             path.unlink()
+        for number in old:
+            del self._small[number]
 
-    def _scan(self, kind: str, paths: Iterable[Path] | None = None) -> polars.LazyFrame:
+    def _counting(self, kind: str) -> polars.LazyFrame:
+        """Of simulations or losses, the part that has the row that counts of each task."""
+        keys = _KEYS[kind]
+        return self._scan(kind).select(*keys, "part").group_by(keys).agg(polars.col("part").max())
+
+    def _scan(self, kind: str, parts: Container[int] | None = None) -> polars.LazyFrame:
         """The rows of a kind in some parts, or in all, with the number of their part."""
-        if paths is None:
-            paths = [path for path in self._files() if _kind(path) == kind]
         empty = polars.LazyFrame(schema={**SCHEMAS[kind], "part": polars.UInt64})
         frames = [
             polars.scan_parquet(path, glob=False).with_columns(part=polars.lit(_number(path), polars.UInt64))
-            for path in paths
+            for path in self._files()
+            if _kind(path) == kind and (parts is None or _number(path) in parts)
         ]
         return polars.concat([empty, *frames])
 

@@ -145,7 +145,10 @@ class StudyRun:
         self._watch(future, _Work(indices))
 
     def _send_aggregation(self, group: int, target: int) -> None:
-        results = [self._held[group][index] for index in self._groups[group]]
+        held = self._held.setdefault(group, {})
+        if before := [index for index in self._groups[group] if index not in held]:
+            held.update(self._folder.results(before))  # only now: a study that goes on may have many such groups
+        results = [held[index] for index in self._groups[group]]
         try:
             refuse_failed(results)
         except RunnerError as error:
@@ -203,10 +206,6 @@ class StudyRun:
         targets = [n for n in range(len(self._study.targets)) if (group, n) not in self._folder.losses]
         if not targets or self._open[group] > 0:
             return
-        held = self._held.setdefault(group, {})
-        before = [index for index in self._groups[group] if index not in held]
-        if before:
-            held.update(self._folder.results(before))
         self._aggregations.extend((group, n) for n in targets)
 
     def _take_aggregation(self, work: _Work, value: Any) -> None:

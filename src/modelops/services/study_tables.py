@@ -23,7 +23,8 @@ from .study import Study
 from .study_folder import StudyFolder, write_whole
 
 MAX_LISTED = 100  # failures, and losses of a target, that the summary names; the tables have them all
-RANGE_BYTES = 256 << 20  # of outputs that are held at once
+RANGE_BYTES = 8 << 20  # of outputs that are held at once, in a few copies
+_HELD = polars.when(polars.col("ref").is_null()).then(polars.col("size")).otherwise(0)
 _INT64 = range(-(2**63), 2**63)
 _EXACT = 2**53  # the largest integer up to which floats hold every one
 
@@ -33,7 +34,7 @@ def write_tables(folder: StudyFolder, ran: Mapping[str, Any]) -> dict[str, Any]:
     folder.flush()
     study, path = folder.study, folder.path
     simulations, losses = folder.latest("simulations"), folder.latest("losses")
-    names = folder.outputs().select("index", "name", "size", "checksum", "ref").sort("index", "name").collect()
+    names = folder.outputs().select("index", "name", "size", "checksum", "ref", "part").sort("index", "name").collect()
     _put(path / "results.parquet", _results(study, simulations, names))
     _write_outputs(folder, simulations, names)
     _put(path / "tasks.parquet", _tasks(study, simulations, losses))
@@ -66,20 +67,21 @@ def _results(study: Study, simulations: polars.DataFrame, names: polars.DataFram
 
 def _write_outputs(folder: StudyFolder, simulations: polars.DataFrame, names: polars.DataFrame) -> None:
     """In ranges of points, so that memory holds one range; they are then joined as a stream."""
-    of_task = simulations.select("index", "task_id")
-    keys = _keys(folder.study)
+    of_task = _keys(folder.study).join(simulations.select("index", "task_id"), on="index", maintain_order="left")
     asides = []
     try:
         for first, last in _ranges(names):
-            chosen = folder.outputs().filter(polars.col("index").is_between(first, last)).sort("index", "name")
-            table = of_task.join(chosen.collect(), on="index", maintain_order="right")
-            table = keys.join(table, on="index", maintain_order="right")
+            within = polars.col("index").is_between(first, last)
+            parts = set(names.filter(within)["part"])
+            chosen = folder.outputs(parts).filter(within).drop("part").sort("index", "name").collect()
+            table = of_task.join(chosen, on="index", maintain_order="right")
             aside = folder.path / f".outputs.{first:012}.aside-range"
             asides.append(aside)
-            columns = ["task_id", "param_id", "seed", *(name for name in chosen.collect_schema() if name != "index")]
+            columns = ["task_id", "param_id", "seed", *(name for name in chosen.columns if name != "index")]
             table.select(columns).write_parquet(aside)
         stream = polars.concat([polars.scan_parquet(aside, glob=False) for aside in asides])
-        write_whole(folder.path / "outputs.parquet", lambda aside: stream.sink_parquet(aside))
+        rows = _rows_at_once(names)
+        write_whole(folder.path / "outputs.parquet", lambda aside: stream.sink_parquet(aside, row_group_size=rows))
     finally:
         for aside in asides:
             aside.unlink(missing_ok=True)
@@ -88,13 +90,23 @@ def _write_outputs(folder: StudyFolder, simulations: polars.DataFrame, names: po
 def _ranges(names: polars.DataFrame) -> Iterator[tuple[int, int]]:
     """The first and last points of ranges that have at most RANGE_BYTES of outputs, unless one point has more."""
     first, size = 0, 0
-    sizes = names.filter(polars.col("ref").is_null()).group_by("index").agg(polars.col("size").sum()).sort("index")
+    sizes = names.group_by("index").agg(_HELD.sum()).sort("index")
     for index, more in sizes.iter_rows():
         if size and size + more > RANGE_BYTES:
             yield first, index - 1
             first, size = index, 0
         size += more
     yield first, 2**63 - 1
+
+
+def _rows_at_once(names: polars.DataFrame) -> int:
+    """How many rows a group of the file may have, so that none has more than RANGE_BYTES and one output."""
+    sizes = names.select(_HELD).to_series()
+    limit = RANGE_BYTES + max(sizes, default=0)
+    rows = 1 << 16
+    while rows > 1 and any(sizes.slice(first, rows).sum() > limit for first in range(0, len(sizes), rows)):
+        rows //= 2
+    return rows
 
 
 def _tasks(study: Study, simulations: polars.DataFrame, losses: polars.DataFrame) -> polars.DataFrame:
