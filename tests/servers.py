@@ -22,6 +22,7 @@ import http.server
 import io
 import json
 import os
+import select
 import shutil
 import socket
 import ssl
@@ -45,6 +46,10 @@ class Request(NamedTuple):
     headers: dict[str, str]
 
 
+# Addresses of documentation (RFC 5737), which are no private ones: whom a `Proxy` leads to this machine.
+PUBLIC = ("192.0.2.1", "198.51.100.1")
+
+
 class Authority(NamedTuple):
     """A CA of this process. `bundle` is a PEM file that any uid can read."""
 
@@ -64,7 +69,7 @@ def authority() -> Authority:
     bundle = os.path.join(folder, "ca.pem")
     Path(bundle).write_bytes(ca.cert_pem.bytes())
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    ca.issue_cert("127.0.0.1", "localhost").configure_cert(context)
+    ca.issue_cert("127.0.0.1", "localhost", *PUBLIC).configure_cert(context)
     return Authority(bundle, context, ca)
 
 
@@ -75,13 +80,14 @@ class LocalServer:
     """`/simple/` is an index of what `add` was given, `/files/` its files, `/git/` the repositories.
 
     `tls=False` serves plain http, for redirects that should never be followed. `json_index` serves the simple
-    API as JSON (PEP 691) instead of HTML. `log` has every request in order.
+    API as JSON (PEP 691) instead of HTML. `name` is how its URLs call it: one of PUBLIC is reached by a `Proxy` alone.
+    `log` has every request in order.
     """
 
-    def __init__(self, *, tls: bool = True, json_index: bool = False) -> None:
+    def __init__(self, *, tls: bool = True, json_index: bool = False, name: str = "localhost") -> None:
         with _ONE_AUTHORITY:  # a cache alone lets two threads make one each
             authority()
-        self.tls, self.json_index = tls, json_index
+        self.tls, self.json_index, self.name = tls, json_index, name
         self.files: dict[str, dict[str, dict[str, str]]] = {}  # project to file name to url and hash
         self.content: dict[str, bytes] = {}
         self.behaviours: dict[str, Behaviour] = {}
@@ -106,7 +112,7 @@ class LocalServer:
 
     @property
     def host(self) -> str:
-        return f"localhost:{self.port}"
+        return f"{self.name}:{self.port}"
 
     def url(self, path: str = "/simple/", credentials: str = "") -> str:
         """`credentials` is user:password."""
@@ -444,6 +450,67 @@ def local_profile(folder: Path, name: str = "local", *, extends: str = "default"
 
 
 # --- listeners
+
+
+class Proxy:
+    """The caller's own proxy, on the host's loopback: tunnels to the addresses of PUBLIC, which are this machine here,
+    and to `more`; `asked` is what it was asked for. With `login` (user:password) it asks for that."""
+
+    def __init__(self, login: str = "", more: tuple[str, ...] = ()) -> None:
+        self.hosts, self.asked = (*PUBLIC, *more), list[str]()
+        self.login = login
+        owner = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_CONNECT(self) -> None:
+                owner.asked.append(self.path)
+                expected = "Basic " + base64.b64encode(owner.login.encode()).decode()
+                host, _, port = self.path.rpartition(":")
+                self.close_connection = True
+                if owner.login and self.headers.get("Proxy-Authorization") != expected:
+                    return self.send_error(407)
+                if host not in owner.hosts:
+                    return self.send_error(502)
+                with socket.create_connection(("127.0.0.1", int(port))) as server:
+                    self.send_response(200)
+                    self.end_headers()
+                    _pass_on(self.connection, server)
+
+            def do_GET(self) -> None:
+                owner.asked.append(self.path)
+                self.send_error(502)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads, self.server.block_on_close = True, False
+        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True)
+
+    def __enter__(self) -> "Proxy":
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join()
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.login}{'@' * bool(self.login)}127.0.0.1:{self.server.server_address[1]}"
+
+
+def _pass_on(one: socket.socket, other: socket.socket) -> None:
+    while True:
+        ready, _, _ = select.select([one, other], [], [], 60)
+        for side in ready:
+            data = side.recv(1 << 16)
+            if not data:
+                return
+            (other if side is one else one).sendall(data)
+        if not ready:
+            return
 
 
 class Listener:

@@ -1192,8 +1192,7 @@ def fetch(request: "dict[str, Any]", pipe: ResultPipe) -> None:
     import json
     from concurrent.futures import ThreadPoolExecutor
 
-    proxied = any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy"))  # the proxy then decides
-    gate = Gate(request["gate"]) if request["gate"] is not None and not proxied else None
+    gate = Gate(request["gate"]) if request["gate"] is not None else None
     if gate:
         os.environ.update(dict.fromkeys(("HTTPS_PROXY", "HTTP_PROXY", "https_proxy", "http_proxy"), gate.url))
         os.environ.update(NO_PROXY="", no_proxy="")
@@ -1208,7 +1207,7 @@ def fetch(request: "dict[str, Any]", pipe: ResultPipe) -> None:
         wanted = [n for n, file in enumerate(files) if file["url"].startswith("https://")]
         missing = [n for n in wanted if kept_name(files[n]) not in have]
         with ThreadPoolExecutor(8) as pool:
-            for _ in pool.map(lambda n: download(files[n]["url"], str(n), request, pipe), missing):
+            for _ in pool.map(lambda n: download(files[n], str(n), request, pipe), missing):
                 pass
     except ChildError as error:
         if gate and gate.refused:
@@ -1219,15 +1218,20 @@ def fetch(request: "dict[str, Any]", pipe: ResultPipe) -> None:
 
 class Gate:
     """A proxy of this sandbox's own, for what the bundle named: tunnels to public addresses alone, and to hosts that
-    the caller named. What looks a name up also connects, so no second answer of a name server can differ."""
+    the caller named ("*" is all of them). What looks a name up also connects, so no second answer of a name server can
+    differ. Where the caller has a proxy the tunnel leads through it, once the name was seen to be public here."""
+
+    REMEDY = " (dependencies.private_addresses)"
 
     def __init__(self, open_hosts: "list[Any]") -> None:
         import base64
         import socket
         import threading
+        import urllib.request
 
         self.open_hosts = set(open_hosts)
-        self.refused: set[str] = set()
+        self.callers = urllib.request.getproxies_environment()
+        self.refused: dict[str, str] = {}
         secret = os.urandom(16).hex()  # the network is shared: other users of the host could reach the port
         self.expected = "basic " + base64.b64encode(("gate:" + secret).encode()).decode()
         self.listener = socket.create_server(("127.0.0.1", 0))
@@ -1235,8 +1239,7 @@ class Gate:
         threading.Thread(target=self.serve, daemon=True).start()
 
     def reason(self) -> str:
-        problem = " is no public address, and may not be asked for what the bundle names (private_addresses)"
-        return sorted(self.refused)[0] + problem
+        return ": ".join(sorted(self.refused.items())[0])
 
     def serve(self) -> None:
         import threading
@@ -1265,27 +1268,62 @@ class Gate:
                     b"Content-Length: 0\r\nConnection: close\r\n\r\n"  # git asks first, then logs in anew
                 )
                 return
-            server = self.connect(target) if method == "CONNECT" else None
-            if server is None:
-                client.sendall(b"HTTP/1.1 403 Not a public address\r\nContent-Length: 0\r\n\r\n")
+            try:
+                server = self.connect(method, target)
+            except ValueError as error:
+                self.refused[target[:200]] = str(error)
+                client.sendall(b"HTTP/1.1 403 Refused\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
                 return
             with server:
                 client.sendall(b"HTTP/1.1 200 Connected\r\n\r\n")
                 relay(client, server)
 
-    def connect(self, target: str) -> "Any":
-        """A connection to an address that may be; None where there is none."""
+    def connect(self, method: str, target: str) -> "Any":
+        """A connection to where it may be; ValueError where it may not."""
         import socket
+        import urllib.request
 
         host, _, port = target.rpartition(":")
-        found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+        if method != "CONNECT":
+            raise ValueError("it is not on https")
+        proxy = self.callers.get("https", "")
+        if urllib.request.proxy_bypass_environment(target, self.callers):  # type: ignore[attr-defined]
+            proxy = ""
+        named = bool({target, "*"} & self.open_hosts)
+        if named and proxy:
+            return self.through(proxy, target)
+        try:
+            found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+        except socket.gaierror as error:
+            unknown = "; a proxy is not asked for what no one here can tell to be public" if proxy else ""
+            raise ValueError("it can't be looked up here: " + str(error.strerror) + unknown + self.REMEDY) from None
         addresses = [str(entry[4][0]) for entry in found]
-        if target not in self.open_hosts:
-            addresses = [address for address in addresses if not is_inner_address(address.partition("%")[0])]
-        if not addresses:
-            self.refused.add(target)
-            return None
-        return socket.create_connection((addresses[0], int(port)), 60)
+        outer = [address for address in addresses if not is_inner_address(address.partition("%")[0])]
+        if not named and (not outer or (proxy and outer != addresses)):
+            raise ValueError("it is no public address, and may not be asked for what the bundle names" + self.REMEDY)
+        if proxy:
+            return self.through(proxy, target)
+        return socket.create_connection(((addresses if named else outer)[0], int(port)), 60)
+
+    def through(self, proxy: str, target: str) -> "Any":
+        """A connection that the caller's proxy makes."""
+        import base64
+        import http.client
+        from urllib.parse import unquote, urlsplit
+
+        place = urlsplit(proxy if "://" in proxy else "http://" + proxy)
+        if place.scheme != "http":
+            raise ValueError("what a bundle names goes through no " + place.scheme + " proxy, and HTTPS_PROXY is one")
+        login = ":".join(unquote(part or "") for part in (place.username, place.password))
+        headers = {"Proxy-Authorization": "Basic " + base64.b64encode(login.encode()).decode()} if login != ":" else {}
+        connection = http.client.HTTPConnection(place.hostname or "", place.port or 80, timeout=60)
+        host, _, port = target.rpartition(":")
+        connection.set_tunnel(host, int(port), headers)
+        try:
+            connection.connect()
+        except OSError as error:
+            raise ValueError("the proxy of HTTPS_PROXY does not reach it: " + str(error)) from None
+        return connection.sock
 
 
 def relay(one: "Any", other: "Any") -> None:
@@ -1452,13 +1490,16 @@ def wheel_preference(url: str) -> "tuple[Any, ...]":
     return (platform != "any", abi not in ("none", "abi3"), abi == "abi3", platform, python, stem)
 
 
-def download(url: str, name: str, request: "dict[str, Any]", pipe: ResultPipe) -> None:
+def download(file: "dict[str, Any]", name: str, request: "dict[str, Any]", pipe: ResultPipe) -> None:
     """Fetch one https file into the tmpfs and send it on; the host checks its hash."""
     import urllib.error
 
-    path = "/tmp/download." + name
+    url, path = file["url"], "/tmp/download." + name
     for attempt in (1, 2, 3):
         try:
+            if request["callers"] and login_for(url, request) and not is_listed(file, path, request):
+                text = " is on a host for which the caller has credentials, and no index of the caller's lists it"
+                raise ChildError("dependency_unavailable", url.split("#")[0].split("?")[0] + text)
             copy_url(url, path, request)
             break
         except (urllib.error.URLError, OSError) as error:
@@ -1469,25 +1510,56 @@ def download(url: str, name: str, request: "dict[str, Any]", pipe: ResultPipe) -
     os.unlink(path)
 
 
-def copy_url(url: str, path: str, request: "dict[str, Any]") -> None:
+def login_for(url: str, request: "dict[str, Any]") -> "Any":
+    from urllib.parse import urlsplit
+
+    return request["authorization"].get(urlsplit(url).netloc)
+
+
+def is_listed(file: "dict[str, Any]", path: str, request: "dict[str, Any]") -> bool:
+    """Whether an index of the caller's lists a file. One of the bundle's can name any on a host of the caller's, for
+    which a login goes along."""
+    import html
+    import re
+    from urllib.error import HTTPError
+    from urllib.parse import unquote, urljoin
+
+    wanted = unquote(file["url"].partition("#")[0])
+    for index in request["callers"]:
+        page = index.rstrip("/") + "/" + canonical_name(file["name"]) + "/"
+        try:
+            page = copy_url(page, path, request)
+        except HTTPError:
+            continue
+        with open(path, encoding="utf-8", errors="replace") as answer:
+            links = re.findall(r"""(?:href\s*=|"url"\s*:)\s*["']?([^"'#>\s]+)""", answer.read())
+        if any(unquote(urljoin(page, html.unescape(link))) == wanted for link in links):
+            return True
+    return False
+
+
+def copy_url(url: str, path: str, request: "dict[str, Any]") -> str:
+    """Write what a URL has, and return where it was found in the end."""
     import shutil
-    import urllib.parse
     import urllib.request
+    from urllib.parse import urlsplit
 
     class HttpsOnly(urllib.request.HTTPRedirectHandler):
         def redirect_request(self, req: "Any", fp: "Any", code: int, msg: str, headers: "Any", newurl: str) -> "Any":
-            if not newurl.startswith("https://"):
-                raise ChildError("dependency_unavailable", "a download was redirected away from https")
+            if not newurl.startswith("https://") or "@" in urlsplit(newurl).netloc:
+                raise ChildError("dependency_unavailable", "a download was redirected away from https, or with a login")
             return super().redirect_request(req, fp, code, msg, headers, newurl)
 
-    if not url.startswith("https://"):
-        raise ChildError("dependency_unavailable", "the index names a file that is not on https: " + url[:200])
+    if not url.startswith("https://") or "@" in urlsplit(url).netloc:
+        problem = "the index names a file that is not on https, or one with a login: "
+        raise ChildError("dependency_unavailable", problem + url.rpartition("@")[2][:200])
     get = urllib.request.Request(url, headers={"User-Agent": "ultra-cold-runner"})
-    secret = request["authorization"].get(urllib.parse.urlsplit(url).netloc)
+    secret = login_for(url, request)
     if secret:
         get.add_unredirected_header("Authorization", secret)
     with urllib.request.build_opener(HttpsOnly).open(get, timeout=60) as answer, open(path, "wb") as file:
         shutil.copyfileobj(answer, file, 1 << 20)
+        return str(answer.url)
 
 
 def is_inner_address(text: str) -> bool:
@@ -6688,7 +6760,7 @@ def git_credentials(environment: Mapping[str, str], url: str) -> dict[str, str]:
 # A request of the fetch phase that asks for nothing; see `fetch`.
 NOTHING_TO_FETCH: dict[str, Any] = {
     **dict.fromkeys(("requirements", "constraints", "overrides", "options", "no_binary", "only_binary"), ()),
-    **dict.fromkeys(("git", "locked", "have"), ()),
+    **dict.fromkeys(("git", "locked", "have", "callers"), ()),
     **{"assigned": "", "hashes": {}, "gate": None},
 }
 
@@ -7118,6 +7190,7 @@ class Resolver:
             "have": self.have(),
             "sdists": self.policy.sdists and ":all:" not in rules.only_binary,
             "gate": self.gate(self.index.hosts) if self.plan.indexes else None,
+            "callers": self.index.public if self.plan.indexes else [],
         }
 
     def options(self) -> list[str]:
@@ -7139,9 +7212,9 @@ class Resolver:
         variables = {"UV_DEFAULT_INDEX": default, "UV_INDEX": " ".join(filter(None, further))}
         return {name: value for name, value in variables.items() if value}
 
-    def gate(self, hosts: list[str]) -> list[str] | None:
-        """The hosts that may have any address where the others must be public; None where all may."""
-        return None if self.policy.private_addresses else hosts
+    def gate(self, hosts: list[str]) -> list[str]:
+        """The hosts that may have any address, where the others must be public; "*" is all of them."""
+        return ["*"] if self.policy.private_addresses else hosts
 
     def run(self, request: dict[str, Any], mounts: list[Mount], indexes: Mapping[str, str]) -> FileReceiver:
         """Run a fetch sandbox. The resolver and its settings go in, files and notes come out."""

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from servers import LocalServer, authority, listening
+from servers import LocalServer, Proxy, authority, listening
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def ask(gate: Any, request: str, password: str | None = None) -> bytes:
 def test_no_inner_address_is_reached(gate: Any, host: str) -> None:
     with listening() as listener:
         assert b" 403 " in ask(gate, f"CONNECT {host}:{listener.port} HTTP/1.1")
-        assert gate.refused == {f"{host}:{listener.port}"} and host in gate.reason()
+        assert set(gate.refused) == {f"{host}:{listener.port}"} and host in gate.reason()
 
 
 def test_control_of_the_refusals(runner_module: ModuleType) -> None:
@@ -53,7 +53,7 @@ def test_control_of_the_refusals(runner_module: ModuleType) -> None:
 
 def test_only_who_knows_the_word_may_ask(gate: Any) -> None:
     assert b" 407 " in ask(gate, "CONNECT 192.0.2.1:443 HTTP/1.1", password="guess")
-    assert gate.refused == set()
+    assert gate.refused == {}
 
 
 @pytest.mark.parametrize(
@@ -77,4 +77,72 @@ def test_git_passes_where_it_may(runner_module: ModuleType) -> None:
             environment = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "GIT_SSL_CAINFO": authority().bundle}
             done = subprocess.run(["git", "ls-remote", url], env={**environment, "https_proxy": gate.url})
             assert done.returncode == code
-            assert gate.refused == (set() if hosts else {server.host})
+            assert set(gate.refused) == (set() if hosts else {server.host})
+
+
+# --- the caller's own proxy
+
+
+def by_proxy(
+    module: ModuleType, monkeypatch: pytest.MonkeyPatch, proxy: str, hosts: tuple[str, ...] = (), **more: str
+) -> Any:
+    for name in ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"HTTPS_PROXY": proxy, **more}.items():
+        monkeypatch.setenv(name, value)
+    return module.Gate(list(hosts))
+
+
+def test_the_way_leads_through_the_callers_proxy(runner_module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    with listening() as listener, Proxy("me:s3cret") as proxy:
+        gate = by_proxy(runner_module, monkeypatch, proxy.url)
+        assert b" 200 " in ask(gate, f"CONNECT 192.0.2.1:{listener.port} HTTP/1.1")
+        assert proxy.asked == [f"192.0.2.1:{listener.port}"] and gate.refused == {}
+
+
+@pytest.mark.parametrize("no_proxy", ["", "*", "localhost,127.0.0.1,10.0.0.1,.invalid"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "10.0.0.1", "[::1]", "no-such-name.invalid"])
+def test_neither_a_proxy_nor_no_proxy_opens_the_gate(
+    host: str, no_proxy: str, runner_module: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is private, or can't be told to be public, is asked neither of the proxy nor past it."""
+    with listening() as listener, Proxy(more=(host,)) as proxy:
+        gate = by_proxy(runner_module, monkeypatch, proxy.url, NO_PROXY=no_proxy)
+        assert b" 403 " in ask(gate, f"CONNECT {host}:{listener.port} HTTP/1.1")
+        assert proxy.asked == [] and listener.heard == [] and "private_addresses" in gate.reason()
+
+
+def test_what_the_caller_named_is_the_proxys_to_find(
+    runner_module: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with listening() as listener, Proxy(more=("index.invalid",)) as proxy:
+        named = f"index.invalid:{listener.port}"
+        gate = by_proxy(
+            runner_module, monkeypatch, proxy.url, (named, f"127.0.0.1:{listener.port}"), NO_PROXY="127.0.0.1"
+        )
+        assert b" 200 " in ask(gate, f"CONNECT {named} HTTP/1.1")
+        assert b" 200 " in ask(gate, f"CONNECT 127.0.0.1:{listener.port} HTTP/1.1")
+        assert proxy.asked == [named]  # the other is reached past it, as NO_PROXY says
+
+
+@pytest.mark.parametrize(
+    "proxy, problem",
+    [
+        ("https://127.0.0.1:9", "https proxy"),
+        ("socks5://127.0.0.1:9", "socks5 proxy"),
+        ("http://127.0.0.1:9", "refused"),
+    ],
+)
+def test_a_proxy_that_is_no_good(
+    proxy: str, problem: str, runner_module: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = by_proxy(runner_module, monkeypatch, proxy)
+    assert b" 403 " in ask(gate, "CONNECT 192.0.2.1:443 HTTP/1.1")
+    assert problem in gate.reason()
+
+
+def test_a_proxy_that_refuses(runner_module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Proxy("me:word") as proxy:
+        gate = by_proxy(runner_module, monkeypatch, proxy.url.replace("word", "other"))
+        assert b" 403 " in ask(gate, "CONNECT 192.0.2.1:443 HTTP/1.1")
+        assert "407" in gate.reason() and "other" not in gate.reason()
