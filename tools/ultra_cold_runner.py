@@ -205,9 +205,8 @@ def report_exception(pipe: ResultPipe, error: BaseException) -> None:
         kind = "task_exception"
     causes: list[Any] = []
     try:
-        chain = chain_of(error)
-        causes = [describe_cause(cause) for cause in chain]
-        left_out = sum(cut_traceback(cause) for cause in chain)
+        causes = [describe_cause(cause) for cause in chain_of(error, True)]
+        left_out = sum(cut_traceback(cause) for cause in chain_of(error, False))
         text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
         text += "[of the frames above, " + str(left_out) + " in the middle were left out]\n" if left_out else ""
     except BaseException:
@@ -221,8 +220,11 @@ def report_exception(pipe: ResultPipe, error: BaseException) -> None:
     pipe.send(ERROR, "", json.dumps(body).encode("utf-8", "replace"))
 
 
-def chain_of(error: BaseException, limit: int = 10) -> "list[Any]":
-    """The exception and those that it came from, as a traceback tells them; a longer chain is cut."""
+def chain_of(error: BaseException, hidden: bool, limit: int = 10) -> "list[Any]":
+    """The exception and those that it came from, as a traceback tells them, or with those that `from None` hides too.
+
+    A longer chain is cut.
+    """
     chain: list[Any] = []
     link: Any = error
     while link is not None and link not in chain:
@@ -232,7 +234,7 @@ def chain_of(error: BaseException, limit: int = 10) -> "list[Any]":
         chain.append(link)
         held = (*link.args[:1], *(link.exceptions if isinstance(link, BaseExceptionGroup) else ()))
         inner = [value for value in held if isinstance(value, BaseException)]  # a group's, or a library's own way
-        context = None if link.__suppress_context__ else link.__context__
+        context = link.__context__ if hidden or not link.__suppress_context__ else None
         link = next((cause for cause in (link.__cause__, context, *inner) if cause is not None), None)
     return chain
 
@@ -242,9 +244,9 @@ def describe_cause(error: "Any") -> "dict[str, Any]":
     last = error.__traceback__
     while last is not None and last.tb_next is not None:
         last = last.tb_next
-    code = last.tb_frame.f_code if last is not None else None
+    code, held = (last.tb_frame.f_code, last.tb_frame.f_locals) if last is not None else (None, {})
     names = [kind.__module__ + "." + kind.__qualname__ for kind in type(error).__mro__]
-    found = getattr(error, "filename", None)
+    found = getattr(error, "filename", None) or (held.get("file") if code and code.co_name == "_execvpe" else None)
     found = str(found) if isinstance(found, os.PathLike) else found
     return {
         "types": [str(name)[:256] for name in names[:12]],
@@ -254,7 +256,7 @@ def describe_cause(error: "Any") -> "dict[str, Any]":
         "module": str(error.name)[:256] if isinstance(error, ImportError) else "",
         "status": error.returncode if isinstance(getattr(error, "returncode", None), int) else 0,
         "raised_in": os.path.basename(code.co_filename) + ":" + code.co_name if code is not None else "",
-        "no_folder": bool(last is not None and last.tb_frame.f_locals.get("child_exec_never_called") is True),
+        "no_folder": held.get("child_exec_never_called") is True,
     }
 
 
@@ -318,7 +320,7 @@ def enter_working_directory(limit: int) -> None:
     os.chdir(BUNDLE)
     if limit:
         Shadow(limit).make()
-        os.chdir(SHADOW)
+        enter_place()
 
 
 class Shadow:
@@ -842,8 +844,9 @@ def preload(request: "dict[str, Any]", caches: Caches, shadow: Shadow, generator
 
 
 def enter_place() -> None:
-    """Go where a task runs, once `lay_out` has made it."""
-    os.chdir(SHADOW if os.path.isdir(SHADOW) else BUNDLE)
+    """Go where a task runs, once it is made."""
+    os.environ["PWD"] = SHADOW if os.path.isdir(SHADOW) else BUNDLE
+    os.chdir(os.environ["PWD"])
 
 
 def leave_working_directory() -> None:
@@ -6174,14 +6177,16 @@ def hint_of(rules: Iterable[Hint], causes: Iterable[Cause], profile: Profile, bu
 def has_no_network(cause: Cause) -> bool:
     unresolved = "socket.gaierror" in cause.types and cause.errno in (-2, -3, -4, -5)  # EAI_NONAME, AGAIN, FAIL, NODATA
     unreachable = "builtins.OSError" in cause.types and cause.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH)
+    remote = "://" in cause.filename and cause.errno not in (0, errno.ENOENT)  # netCDF's, whose words are of the disk
     told = re.search(NO_NETWORK, cause.message, re.DOTALL)
-    return unresolved or unreachable or told is not None
+    return unresolved or unreachable or remote or told is not None
 
 
-# Words of libc, of curl, of Rust's TLS (which finds no certificates in a sandbox), of duckdb.
+# Words of libc, of curl, of Rust's TLS (which finds no certificates in a sandbox), of duckdb, and of boto, twice.
 NO_NETWORK = (
     "Temporary failure in name resolution|Network is unreachable|Could not resolve host"
     "|No CA certificates were loaded from the system|Failed to download extension .*Could not establish connection"
+    "|Could not connect to the endpoint URL|Unable to locate credentials"
 )
 
 
@@ -6200,14 +6205,29 @@ def hint_program(cause: Cause, profile: Profile, bundle: str) -> str:
     if "subprocess.CalledProcessError" in cause.types and cause.status == 127:
         said = "Status 127 is what a shell says of a program that is not there"
         return f"{said}: in the sandbox {programs} (execute.programs)"
-    started = cause.raised_in in ("subprocess.py:_execute_child", "os.py:_execvpe", "<frozen os>:_execvpe")
     folder, name = os.path.split(cause.filename)
-    if not started or not name or cause.no_folder or cause.errno != errno.ENOENT or name in profile.execute.programs:
-        return ""
-    if folder not in ("", *PROGRAM_FOLDERS, "/usr/local/bin"):
+    anywhere = cause.raised_in in ("subprocess.py:_execute_child", "os.py:_execvpe", "<frozen os>:_execvpe")
+    places = (*PROGRAM_FOLDERS, "/usr/local/bin")
+    missing = cause.errno == errno.ENOENT and not cause.no_folder and (folder in places or anywhere and not folder)
+    shell = None if missing else re.search(NO_PROGRAM, cause.message)
+    name = shell[1] if shell else name if missing else ""
+    if not name or name in profile.execute.programs:
         return ""
     remedy = "use a Python package for it, or a profile that names it"
     return f"The program {name[:100]!r} is not in the sandbox: {programs} (execute.programs); {remedy}"
+
+
+# What shells and env say.
+NO_PROGRAM = r"(?:sh: (?:line )?\d+: |env: )[‘'\"]?([^\s:‘’'\"/]+)[’'\"]?: (?:command not found|not found|No such file)"
+
+
+def with_what_a_shell_said(cause: Cause, stderr: str) -> Cause:
+    """os.system and its like leave but a status: where a shell's word on a program was the last on standard error, and
+    the exception speaks of that program or status, it goes with the exception's own."""
+    last = stderr.rstrip().rpartition("\n")[2]
+    said = re.search(NO_PROGRAM, last)
+    statuses = rf"(?<!\w)(?:127|{127 << 8}|{re.escape(said[1])})(?!\w)" if said else ""
+    return cause._replace(message=f"{cause.message}\n{last}") if said and re.search(statuses, cause.message) else cause
 
 
 def hint_module(cause: Cause, profile: Profile, bundle: str) -> str:
@@ -6290,13 +6310,33 @@ def find_in_bundle(bundle: str, ending: str) -> str:
 def hint_package_data(cause: Cause, profile: Profile, bundle: str) -> str:
     if "builtins.FileNotFoundError" not in cause.types:
         return ""
-    installed = re.search(rf"{VENV}/lib/python[0-9.]+t?/site-packages/([^'\"\n]+)", cause.filename or cause.message)
-    held = find_in_bundle(bundle, installed[1]) if installed else ""
+    place = rf"{VENV}/(?:lib/)?(?:python[0-9.]+t?/)?(site-packages/)?([^'\"\n]+)"
+    installed = re.search(place, cause.filename or cause.message)
+    held = find_in_bundle(bundle, installed[2]) if installed else ""
     if not installed or not held:
         return ""
-    package, _, inner = installed[1].partition("/")
+    if not installed[1]:  # the module counts its folders up from where it lies in the author's checkout
+        remedy = f"open {held!r}, as the working directory is the bundle's, or declare it as data of the package"
+        return f"The bundle holds {held}, and the package is installed elsewhere: {remedy}"
+    package, _, inner = installed[2].partition("/")
     remedy = f'declare it as package data (setuptools: [tool.setuptools.package-data] {package} = ["{inner}"])'
     return f"The bundle holds {held}, which its build left out of the package: {remedy}"
+
+
+def hint_host_path(cause: Cause, profile: Profile, bundle: str) -> str:
+    absent = "No such file or directory|non-existent directory|No files found that match"
+    refused = {"builtins.FileNotFoundError", "builtins.PermissionError"} & {*cause.types}
+    if not refused and not re.search(absent, cause.message):
+        return ""
+    path = re.search(r"(?:^|[\s'\"(])(/([\w.-]+)(?:/[^'\"\s]*)?)", cause.filename or cause.message)
+    if not path or path[2] in OWN_TOPS or "/lib/python" in path[1]:
+        return ""
+    remedy = "put it into the bundle, and read and write by paths relative to its top"
+    return f"{path[1][:200]!r} would lie on the host, of whose files a task sees none: {remedy}"
+
+
+# What a sandbox has at its root, or what no bundle can bring.
+OWN_TOPS = {"bin", "bundle", "dev", "etc", "lib", "lib64", "proc", "run", "runner", "sbin", "sys", "tmp", "usr", "venv"}
 
 
 def hint_proc(cause: Cause, profile: Profile, bundle: str) -> str:
@@ -6311,7 +6351,8 @@ def hint_read_only(cause: Cause, profile: Profile, bundle: str) -> str:
         return "A database that is a file of the bundle can't be written to: open a copy of it (shutil.copy)"
     if not {"builtins.OSError", "duckdb.IOException", "_duckdb.IOException"} & set(cause.types):
         return ""
-    refused = cause.errno == errno.EROFS or "Read-only file system" in cause.message
+    denied = cause.errno == errno.EACCES and cause.filename.startswith(f"{BUNDLE}/")  # netCDF's word for it
+    refused = denied or cause.errno == errno.EROFS or "Read-only file system" in cause.message
     path = re.sub(rf"^({SHADOW}|{BUNDLE})/", "", cause.filename)
     own = bool(path) and not path.startswith(("/", "..")) and os.path.isfile(os.path.join(bundle, path))
     if own and (refused or cause.errno == errno.EACCES):
@@ -6359,6 +6400,7 @@ HINTS: tuple[Hint, ...] = (
     hint_proc,
     hint_read_only,
     hint_limit,
+    hint_host_path,
 )
 
 
@@ -6403,8 +6445,10 @@ def raise_failure(host: Host, outcome: Outcome, phase: str, subject: str = "") -
         failure.error = f"{subject}: {failure.error}"
     if phase in ("build", "execute") and outcome.error:
         rules = HINTS if phase == "execute" else (hint_build_network,)
-        hint = hint_of(rules, outcome.error.get("causes", []), host.profile, host.store.scratch("bundle"))
-        failure.error += f". {hint}" if hint else ""
+        causes = [with_what_a_shell_said(cause, outcome.stderr) for cause in outcome.error.get("causes", [])]
+        hint = hint_of(rules, causes, host.profile, host.store.scratch("bundle"))
+        words = failure.error.rstrip()
+        failure.error = f"{words}{'' if words.endswith('.') else '.'} {hint}" if hint else failure.error
     if failure.type == "memory_limit":
         killed_by_group = outcome.violation is not None and outcome.violation.name == GROUP_MEMORY
         room = room_in(memory_quota(), host.profile.host)

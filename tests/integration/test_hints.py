@@ -44,6 +44,38 @@ HINTED = {
         "The program 'dot' is not in the sandbox",
     ),
     "another name": ("import yaml", "no module 'yaml': declare 'pyyaml'"),
+    "hidden by from None": (
+        "try:\n socket.getaddrinfo('example.org', 1)\nexcept OSError:\n raise RuntimeError('no data') from None",
+        NETWORK,
+    ),
+    "netCDF, which speaks of the disk": ("raise OSError(-68, 'NetCDF: I/O failure', 'https://example.org/x.nc')", NETWORK),
+    "boto": ("raise ValueError('Could not connect to the endpoint URL: \"https://b.s3.amazonaws.com/\"')", NETWORK),
+    "execvp": ("os.execvp('git', ['git'])", "The program 'git' is not in the sandbox"),
+    "posix_spawn": ("os.posix_spawn('/usr/bin/git', ['git'], {})", "The program 'git' is not in the sandbox"),
+    "asyncio": (
+        "import asyncio\nasync def main(): await asyncio.create_subprocess_exec('git', 'log')\nasyncio.run(main())",
+        "The program 'git' is not in the sandbox",
+    ),
+    "system": ("status = os.system('git log')\nif status: raise RuntimeError(status)", "The program 'git'"),
+    "system, in words": ("if os.system('git log'): raise RuntimeError('git failed')", "The program 'git'"),
+    "a shell's words": (
+        "done = subprocess.run(['bash', '-c', 'git log'], capture_output=True, text=True)\n"
+        "if done.returncode: raise RuntimeError(done.stderr)",
+        "The program 'git'",
+    ),
+    "env's words": (
+        "done = subprocess.run(['env', 'git', 'log'], capture_output=True, text=True)\n"
+        "if done.returncode: raise RuntimeError(done.stderr)",
+        "The program 'git'",
+    ),
+    "a path of the host": ("open('/home/ann/data.csv')", "'/home/ann/data.csv' would lie on the host"),
+    "a path of the host, written": ("open('/scratch/out.csv', 'w')", "by paths relative to its top"),
+    "pandas' words": ("raise OSError(\"non-existent directory: '/data'\")", "'/data' would lie on the host"),
+    "polars' words": ("raise FileNotFoundError('No such file or directory (os error 2): /data/x')", "'/data/x' would lie"),
+    "folders counted up": (
+        "open('/venv/lib/python3.11/data/x.csv')",
+        "The bundle holds data/x.csv, and the package is installed elsewhere: open 'data/x.csv'",
+    ),
     "git": ("subprocess.run(['git', 'log'])", "The program 'git' is not in the sandbox"),
     "gcc": ("subprocess.run(['/usr/bin/gcc', 'x.c'])", "The program 'gcc' is not in the sandbox"),
     "Rscript": ("subprocess.check_output(['Rscript', 'x.R'])", "(execute.programs)"),
@@ -54,6 +86,14 @@ HINTED = {
     "own file, appended": ("open('data/x.csv', 'a')", "'data/x.csv' is a file of the bundle"),
     "own file, by its place": ("open('/bundle/data/x.csv', 'w')", "'data/x.csv' is a file of the bundle"),
     "beside the module": ("os.mkdir(os.path.join(os.path.dirname(__file__), 'out'))", "its working directory"),
+    "a new file of the bundle, in netCDF's words": (
+        "raise PermissionError(13, 'Permission denied', '/bundle/x.nc')",
+        "its working directory",
+    ),
+    "a new file of the host, in netCDF's words": (
+        "raise PermissionError(13, 'Permission denied', '/data/x.nc')",
+        "'/data/x.nc' would lie on the host",
+    ),
     "root": ("os.mkdir('/results')", "its working directory"),
     "space": ("open('/dev/shm/x', 'wb').write(bytes(80 << 20))", "/dev/shm 64.0 MiB (execute.shm_bytes)"),
     "a large file": ("open('big', 'wb').truncate(1 << 45)", "(execute.limits.file_bytes)"),
@@ -66,6 +106,10 @@ SILENT = {
     "a program's own status": "subprocess.run(['false'], check=True)",
     "nobody listens": "socket.create_connection(('127.0.0.1', 9))",
     "a script that is not there": "subprocess.run(['./run.sh'])",
+    "a program that fails after another was not there": "os.system('git log'); raise ValueError('negative rate')",
+    "a file of the sandbox's own places": "open('/tmp/absent')",
+    "a page that is not there": "raise FileNotFoundError(2, 'Not found', 'https://127.0.0.1:9/x')",
+    "what was met before": "try:\n open('/mnt/x')\nexcept OSError:\n pass\nraise ValueError('x') from None",
     "a submodule": "import json.absent",
     "an attribute": "from json import absent",
     "a file without a right": "os.chmod('mine', 0) if open('mine', 'w') else 0; open('mine')",
@@ -87,7 +131,7 @@ def test_the_cause_and_what_to_do(run: Runner, bundle: Bundle, profile_with: Cal
     results = ask(run, bundle(CODE, files=FILES), codes, *options)
     for (name, (_, hint)), result in zip(HINTED.items(), results, strict=True):
         assert result.error["type"] == "task_exception", name
-        words = result.error["exception"]["message"]
+        words = result.error["exception"]["message"].rstrip()
         assert hint in result.error["error"].split(words, 1)[1], (name, result.error["error"])
 
 

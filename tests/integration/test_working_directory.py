@@ -117,7 +117,8 @@ def test_a_wrong_key_is_named(
 
 IMPORT = """
 import os
-HERE = os.getcwd()
+HERE = os.environ["PWD"]
+assert os.getcwd() == HERE
 OUT = os.path.abspath("results")
 {at_import}
 
