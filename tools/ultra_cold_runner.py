@@ -6208,7 +6208,7 @@ def hint_program(cause: Cause, profile: Profile, bundle: str) -> str:
     folder, name = os.path.split(cause.filename)
     anywhere = cause.raised_in in ("subprocess.py:_execute_child", "os.py:_execvpe", "<frozen os>:_execvpe")
     places = (*PROGRAM_FOLDERS, "/usr/local/bin")
-    missing = cause.errno == errno.ENOENT and not cause.no_folder and (folder in places or anywhere and not folder)
+    missing = cause.errno == errno.ENOENT and not cause.no_folder and (folder in places or (anywhere and not folder))
     shell = None if missing else re.search(NO_PROGRAM, cause.message)
     name = shell[1] if shell else name if missing else ""
     if not name or name in profile.execute.programs:
@@ -6217,8 +6217,10 @@ def hint_program(cause: Cause, profile: Profile, bundle: str) -> str:
     return f"The program {name[:100]!r} is not in the sandbox: {programs} (execute.programs); {remedy}"
 
 
-# What shells and env say.
-NO_PROGRAM = r"(?:sh: (?:line )?\d+: |env: )[‘'\"]?([^\s:‘’'\"/]+)[’'\"]?: (?:command not found|not found|No such file)"
+# What shells and env say, the latter in quotation marks of either kind.
+NO_PROGRAM = (
+    r"(?:sh: (?:line )?\d+: |env: )[\u2018']?([\w.+-]+)[\u2019']?: (?:command not found|not found|No such file)"
+)
 
 
 def with_what_a_shell_said(cause: Cause, stderr: str) -> Cause:

@@ -48,7 +48,10 @@ HINTED = {
         "try:\n socket.getaddrinfo('example.org', 1)\nexcept OSError:\n raise RuntimeError('no data') from None",
         NETWORK,
     ),
-    "netCDF, which speaks of the disk": ("raise OSError(-68, 'NetCDF: I/O failure', 'https://example.org/x.nc')", NETWORK),
+    "netCDF, which speaks of the disk": (
+        "raise OSError(-68, 'NetCDF: I/O failure', 'https://example.org/x.nc')",
+        NETWORK,
+    ),
     "boto": ("raise ValueError('Could not connect to the endpoint URL: \"https://b.s3.amazonaws.com/\"')", NETWORK),
     "execvp": ("os.execvp('git', ['git'])", "The program 'git' is not in the sandbox"),
     "posix_spawn": ("os.posix_spawn('/usr/bin/git', ['git'], {})", "The program 'git' is not in the sandbox"),
@@ -71,7 +74,10 @@ HINTED = {
     "a path of the host": ("open('/home/ann/data.csv')", "'/home/ann/data.csv' would lie on the host"),
     "a path of the host, written": ("open('/scratch/out.csv', 'w')", "by paths relative to its top"),
     "pandas' words": ("raise OSError(\"non-existent directory: '/data'\")", "'/data' would lie on the host"),
-    "polars' words": ("raise FileNotFoundError('No such file or directory (os error 2): /data/x')", "'/data/x' would lie"),
+    "polars' words": (
+        "raise FileNotFoundError('No such file or directory (os error 2): /data/x')",
+        "'/data/x' would lie",
+    ),
     "folders counted up": (
         "open('/venv/lib/python3.11/data/x.csv')",
         "The bundle holds data/x.csv, and the package is installed elsewhere: open 'data/x.csv'",
