@@ -1664,7 +1664,7 @@ import selectors
 import stat
 import subprocess
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from io import FileIO
 from types import SimpleNamespace as Options
@@ -4034,7 +4034,7 @@ class Store:
     def __init__(
         self, base: str, venvs: str | None, cleanup: ExitStack, keep: bool = True, refresh: bool = False
     ) -> None:
-        self.base, self.refresh = base, refresh
+        self.base, self.refresh, self.cleanup = base, refresh, cleanup
         self.written: set[str] = set()
         try:
             os.makedirs(base, mode=0o711, exist_ok=True)
@@ -4051,7 +4051,8 @@ class Store:
         self.venvs = os.path.abspath(venvs) if venvs else os.path.join(self.kept, "venvs")
         for folder in KEPT_FOLDERS[:-2]:
             os.makedirs(os.path.join(self.kept, folder), mode=0o700, exist_ok=True)
-        os.chmod(self.path("system"), 0o711)  # sandboxes mount what is in there, and a container may not stage it
+        for folder in ("system", "trees"):
+            os.chmod(self.path(folder), 0o711)  # sandboxes mount what is in there, and a container may not stage it
 
     def path(self, *parts: str) -> str:
         return os.path.join(self.kept, *parts)
@@ -4072,6 +4073,16 @@ class Store:
             yield
         finally:
             close_lock(path, lock)
+
+    def hold(self, folder: str) -> None:
+        """Keep others from pruning a folder as long as this run lives, which mounts something of it.
+        FileNotFoundError where it is just being pruned."""
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.cleanup.callback(os.close, fd)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FileNotFoundError(errno.ENOENT, "another run removes it", folder) from None
 
     def once(self, key: str, load: Callable[[], Kept | None], make: Callable[[], object]) -> Kept:
         """What is kept under a key; made first, by one run at a time, where it is not."""
@@ -4428,17 +4439,23 @@ def stamp(path: str) -> tuple[int, int, int]:
     return status.st_size, status.st_mtime_ns, status.st_mode
 
 
-def link_tree(tree: Tree, venv: str) -> None:
-    """Hard-link a kept tree into a venv, each file checked against the manifest on the way.
+def link_tree(tree: Tree, venv: str, mounted: Iterable[str] = ()) -> None:
+    """Hard-link a kept tree into a venv, but for the folders that are `mounted`; each file is checked against the
+    manifest on the way.
 
     Where two wheels have the same file the first one wins. A sandbox sees the links read-only.
     """
-    made = set()
+    made, apart = set(), tuple(folder + "/" for folder in mounted)
+    for folder in mounted:
+        os.makedirs(os.path.join(venv, folder), mode=0o755)
     for name, size, mtime, mode in tree.files:
-        source, target = os.path.join(tree.path, name), os.path.join(venv, name)
-        folder = os.path.dirname(target)
+        source = os.path.join(tree.path, name)
         if stamp(source) != (size, mtime, mode):
             raise KeptDamage(tree.path, name)
+        if name.startswith(apart):
+            continue
+        target = os.path.join(venv, name)
+        folder = os.path.dirname(target)
         try:
             if folder not in made:
                 os.makedirs(folder, mode=0o755, exist_ok=True)
@@ -4447,6 +4464,25 @@ def link_tree(tree: Tree, venv: str) -> None:
             raise wheel_error(name, f"two wheels of the environment disagree about it: {error.strerror}") from None
         with suppress(FileExistsError):
             link_or_copy(source, target, mode)
+
+
+MANY_FILES = 50  # of a folder: a mount takes bwrap as long as some twenty links take
+
+
+def folders_to_mount(trees: Iterable[Tree], site: str, but: Container[str]) -> dict[str, list[str]]:
+    """Folders of site-packages that one tree alone has, and many files in it; by the path of the tree."""
+    counts: dict[str, dict[str, int]] = {}
+    for tree in trees:
+        for name, *_ in tree.files:
+            top = name[len(site) :].partition("/")[0] if name.startswith(site) else ""
+            owners = counts.setdefault(top, {})
+            owners[tree.path] = owners.get(tree.path, 0) + 1
+    found: dict[str, list[str]] = {}
+    for top, owners in counts.items():
+        ((path, count), *others) = owners.items()
+        if top and top not in but and not others and count >= MANY_FILES:
+            found.setdefault(path, []).append(site + top)
+    return found
 
 
 def link_or_copy(source: str, target: str, mode: int) -> None:
@@ -7572,8 +7608,7 @@ def build_wheel(resolver: Resolver, tree: str, project: Project, version: str) -
     for _ in range(2):
         venv = host.store.scratch(f"build-{os.urandom(4).hex()}")
         trees = install_wheels(resolver, inner.wheels(requires))
-        assemble(resolver, trees, venv)
-        mounts = [Mount(tree, SOURCE), Mount(venv, VENV)]
+        mounts = [Mount(tree, SOURCE), Mount(venv, VENV), *assemble(resolver, trees, venv)]
         box = make_sandbox(host, "build", [resolver.interpreter], f"{VENV}/bin/python", mounts, "/tmp")
         box = box._replace(subject=project.name or project.folder)
         request = {"folder": project.folder, "requires_met": met, **told_version(project, version)}
@@ -7876,9 +7911,16 @@ def make_venv(path: str, interpreter: Interpreter) -> None:
         file.write(f"version = {interpreter.version}\n")
 
 
-def assemble(resolver: Resolver, trees: list[Tree], venv: str) -> None:
-    """A fresh venv with the trees linked into it. A kept tree that was altered is not used, but removed."""
+def assemble(
+    resolver: Resolver, trees: list[Tree], venv: str, whole: bool = False, but: Container[str] = ()
+) -> list[Mount]:
+    """A fresh venv with the trees linked into it. A kept tree that was altered is not used, but removed.
+
+    Large folders of one tree are not linked, unless the venv is to be `whole` or they are named by `but`: returns
+    where a sandbox is to mount them.
+    """
     make_venv(venv, resolver.interpreter)
+    mounted = {} if whole else folders_to_mount(trees, f"lib/{resolver.interpreter.library}/site-packages/", but)
     compiled = any(name.endswith(".so") for tree in trees for name, *_ in tree.files)
     if compiled and os.statvfs(venv).f_flag & os.ST_NOEXEC:
         problem = f"{os.path.dirname(venv)} is mounted noexec, and compiled modules can't be loaded from there"
@@ -7886,57 +7928,63 @@ def assemble(resolver: Resolver, trees: list[Tree], venv: str) -> None:
     with timed(resolver.host, "install"):
         for tree in trees:
             try:
-                link_tree(tree, venv)
+                if tree.path in mounted:
+                    resolver.host.store.hold(os.path.dirname(tree.path))
+                link_tree(tree, venv, mounted.get(tree.path, []))
             except (KeptDamage, FileNotFoundError) as error:
                 remove_tree(os.path.dirname(tree.path))
                 problem = f"{error}; what was kept has been removed, run again"
                 raise Failure("install", "store_damaged", problem, True) from None
+    return [Mount(f"{path}/{inner}", f"{VENV}/{inner}") for path, inners in mounted.items() for inner in inners]
 
 
 class Environment(NamedTuple):
-    """A finished venv: where it is, the wire entry points in it, and files to add to the bundle's folders."""
+    """A finished venv: where it is, the wire entry points in it, files to add to the bundle's folders, and what is
+    mounted in it."""
 
     venv: str
     wires: list[list[str]]
     in_place: list[str]
     trees: list[str]  # the kept trees that it is made of
     key: str
+    mounts: Sequence[Mount] = ()
 
 
-def prepare_environment(resolver: Resolver, bundle: Bundle, reuse: bool) -> Environment:
-    """The environment of a bundle, new for this task, or with `reuse` the one that was kept for exactly this."""
+def prepare_environment(resolver: Resolver, bundle: Bundle, reuse: bool, preserve: bool) -> Environment:
+    """The environment of a bundle, new for this task, or with `reuse` the one that was kept for exactly this. What
+    outlives the run, also by `preserve`, has all its files in one place."""
     host, interpreter, profile = resolver.host, resolver.interpreter, resolver.host.profile
     plan = digest_of(json.dumps(bundle.plan.as_json(), sort_keys=True))
     asked = (plan, interpreter.key(), resolver.index.public, profile.dependencies, profile.build)
     key = digest_of("environment", bundle.digest, *asked)
     if not reuse:
-        return build_environment(resolver, bundle, host.store.scratch("venv"), key)
+        return build_environment(resolver, bundle, host.store.scratch("venv"), key, whole=preserve)
     place = digest_of(key, environment_age(host.store, key))  # anew where there is more bytecode
 
     def make() -> None:
         os.makedirs(host.store.venvs, mode=0o711, exist_ok=True)
         with ExitStack() as cleanup:
             aside = transient(host.store.venvs, cleanup)
-            built = build_environment(resolver, bundle, os.path.join(aside, "venv"), key)
+            built = build_environment(resolver, bundle, os.path.join(aside, "venv"), key, whole=True)
             keep_environment(host.store, place, aside, built)
 
     sweep(host.store.venvs)
     return host.store.once(f"environment-{place}", lambda: kept_environment(host.store, place), make)
 
 
-def build_environment(resolver: Resolver, bundle: Bundle, venv: str, key: str) -> Environment:
+def build_environment(resolver: Resolver, bundle: Bundle, venv: str, key: str, whole: bool) -> Environment:
     wheels = resolver.wheels(bundle.plan.requirements)
     trees = install_wheels(resolver, wheels)
-    assemble(resolver, trees, venv)
     group = resolver.host.profile.bundle.entry_point_group
     wires = [[name, value] for tree in trees for name, value in tree.groups.get(group, {}).items()]
     in_place = []
     if bundle.plan.project.kind == "built":
         own = install_wheels(resolver, [resolver.obtain(Place(bundle.path, "."), "")[0]])[0]
         in_place = built_in_place(own, bundle.path, resolver.interpreter)
+    mounts = assemble(resolver, trees, venv, whole, but={inner.partition("/")[0] for inner in in_place})
     if resolver.host.watching:
         note_environment(resolver.host.watching.folder, resolver, zip(wheels, trees, strict=True), wires)
-    return Environment(venv, wires, in_place, [os.path.dirname(tree.path) for tree in trees], key)
+    return Environment(venv, wires, in_place, [os.path.dirname(tree.path) for tree in trees], key, mounts)
 
 
 def note_environment(
@@ -8195,7 +8243,8 @@ def caches_for_task(host: Host, files: Mapping[str, bytes], told: bool) -> dict[
 
 
 def execute_box(host: Host, workshop: "Workshop", more: Iterable[Mount] = ()) -> Sandbox:
-    mounts = [Mount(workshop.bundle.path, BUNDLE), Mount(workshop.environment.venv, VENV), *more]
+    environment = workshop.environment
+    mounts = [Mount(workshop.bundle.path, BUNDLE), Mount(environment.venv, VENV), *environment.mounts, *more]
     return make_sandbox(host, "execute", [workshop.interpreter], f"{VENV}/bin/python", mounts, BUNDLE)
 
 
@@ -8374,7 +8423,9 @@ def prepare_workshop(options: Options, host: Host) -> Workshop:
     for line in plan.lines():
         Log.line(f"plan: {line}")
     bundle = bundle._replace(plan=plan)
-    environment = prepare_environment(Resolver(host, interpreter, os.environ, bundle), bundle, truthy("REUSE"))
+    environment = prepare_environment(
+        Resolver(host, interpreter, os.environ, bundle), bundle, *map(truthy, ("REUSE", "PRESERVE_TMP"))
+    )
     add_in_place(environment, bundle.path, interpreter)
     host.times["prepare"] = time.monotonic() - begun - sum(host.times.values())
     return Workshop(bundle, interpreter, environment)
@@ -8878,14 +8929,26 @@ def cache_command(options: Options, cleanup: ExitStack) -> dict[str, Any]:
         entries = [os.path.join(folder, name) for name in names if not name.startswith(".run-")]
         if options.cache == "prune":
             for entry in [entry for entry in entries if os.stat(entry).st_mtime <= oldest]:
-                aside = store.scratch(f"pruned-{os.urandom(6).hex()}")
-                with suppress(OSError):
-                    os.rename(entry, aside)
-                    entry = aside
-                remove_tree(entry)
+                prune(entry, store.scratch(f"pruned-{os.urandom(6).hex()}"))
                 entries = [e for e in entries if os.path.lexists(e)]
         report[kind] = {"entries": len(entries), "bytes": sum(size_of(entry) for entry in entries)}
     return {"cache": {"path": store.base, **report}}
+
+
+def prune(entry: str, aside: str) -> None:
+    """Remove what is kept, but for what a run that lives mounts, see `Store.hold`. First it is renamed, so that nobody
+    takes up half of it."""
+    fd = os.open(entry, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with suppress(OSError):
+            os.rename(entry, aside)
+            entry = aside
+        remove_tree(entry)
+    except BlockingIOError:
+        Log.line(f"{entry} is in use, and stays")
+    finally:
+        os.close(fd)
 
 
 def size_of(path: str) -> int:

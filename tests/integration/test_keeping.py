@@ -275,3 +275,89 @@ def test_a_store_that_is_a_file_is_told(own: Runner, bundle: Bundle, tmp_path: P
     (tmp_path / "file").touch()
     error = own(bundle(WIRE), None, "--store-dir", str(tmp_path / "file" / "store")).error
     assert (error["phase"], error["type"]) == ("host", "store_unavailable")
+
+
+# --- large folders of wheels, which are mounted from the store
+
+LARGE = """
+import errno, importlib, os
+def wire(entrypoint, params, seed):
+    import big, half.first, half.second
+    place = os.path.dirname(big.__file__)
+    for folder in (place, os.path.dirname(half.first.__file__)):
+        assert os.statvfs(folder).f_flag & os.ST_RDONLY
+        try:
+            open(os.path.join(folder, "new"), "a").close()
+        except OSError as error:
+            assert error.errno in (errno.EROFS, errno.EACCES), error  # as root, the files are another's
+        else:
+            raise AssertionError(folder)
+    parts = [f"{name}.part{number}" for name in ("big", "half.first", "half.second") for number in range(60)]
+    total = sum(importlib.import_module(part).x for part in parts)
+    mounted = open("/proc/self/mountinfo").read()
+    return {"out": f"{total} {'/site-packages/big ' in mounted} {'/site-packages/half' in mounted}"}
+"""
+
+
+@pytest.fixture
+def large(own: Runner, bundle: Bundle) -> Iterator[tuple[Path, dict[str, str]]]:
+    """A bundle on a package of 61 modules, and on two that have one namespace together; and the index's variables."""
+    parts = {f"part{number}.py": f"x = {number}" for number in range(60)}
+    with LocalServer() as server:
+        server.add(*wheel("big", "1.0", {"big/__init__.py": "", **{f"big/{name}": x for name, x in parts.items()}}))
+        for name in ("first", "second"):
+            files = {f"half/{name}/{part}": x for part, x in parts.items()}
+            server.add(*wheel(f"half_{name}", "1.0", {f"half/{name}/__init__.py": "", **files}))
+        project = BUILD_SYSTEM + '[project]\nname = "probe"\nversion = "1"\n'
+        project += 'dependencies = ["big", "half-first", "half-second"]\n'
+        project += '[project.entry-points."modelops.wire"]\nx = "probe:wire"\n'
+        yield bundle(LARGE, pyproject=project), server.environment()
+
+
+def test_a_large_folder_of_one_wheel_is_mounted_and_read_only(own: Runner, large: tuple[Path, dict[str, str]]) -> None:
+    path, env = large
+    for _ in range(3):  # the third has the bytecode that the first wanted
+        assert own(path, env=env).outputs == {"out": b"5310 True False"}
+    (compiled,) = (own.store / "trees").glob("*/files/lib/*/site-packages/big/__pycache__")
+    assert len([*compiled.iterdir()]) == 61
+
+
+@pytest.mark.parametrize("switch", ["REUSE", "PRESERVE_TMP"])
+def test_an_environment_that_outlives_its_run_is_whole(
+    own: Runner, large: tuple[Path, dict[str, str]], switch: str
+) -> None:
+    path, env = large
+    result = own(path, env={**env, switch: "1"})
+    assert result.outputs == {"out": b"5310 False False"}
+    place = own.store / ("venvs" if switch == "REUSE" else "run")
+    (kept,) = place.rglob("site-packages/big")
+    assert len([*kept.glob("*.py")]) == 61
+
+
+@pytest.mark.parametrize("damage", ["altered", "removed"])
+def test_a_mounted_folder_that_was_altered_is_never_used(
+    own: Runner, large: tuple[Path, dict[str, str]], damage: str
+) -> None:
+    path, env = large
+    assert own(path, env=env).code == 0
+    (module,) = (own.store / "trees").glob("*/files/lib/*/site-packages/big/part7.py")
+    module.unlink()
+    if damage == "altered":
+        module.write_text("x = 700")
+    error = own(path, env=env).error
+    assert (error["type"], error["retryable"]) == ("store_damaged", True)
+    assert own(path, env=env).outputs == {"out": b"5310 True False"}
+
+
+def test_what_a_run_mounts_is_not_pruned(own: Runner, large: tuple[Path, dict[str, str]]) -> None:
+    path, env = large
+    process = own.start(path, "--serve", env=env)
+    assert process.stdin and process.stdout
+    process.stdout.readline()
+    pruned = own(None, None, "--cache", "prune")
+    assert pruned.body["cache"]["trees"]["entries"] == 1 and "in use" in pruned.stderr
+    process.stdin.write(TASK + b"\n")
+    process.stdin.close()
+    process.stdin = None
+    assert parse_line(process.communicate()[0])["outputs"]["out"]
+    assert own(None, None, "--cache", "prune").body["cache"]["trees"]["entries"] == 0

@@ -688,8 +688,9 @@ def test_store_is_closed_to_others(hostile: HostileRunner) -> None:
     """Nobody but its owner may write, and others may not list what was kept."""
     for path in [hostile.store, *hostile.store.iterdir()]:
         assert path.stat().st_mode & 0o022 == 0, path
-    for name in ("wheels", "trees", "built", "resolved"):
+    for name in ("wheels", "built", "resolved"):
         assert (hostile.store / name).stat().st_mode & 0o077 == 0, name
+    assert (hostile.store / "trees").stat().st_mode & 0o066 == 0, "a sandbox's uid passes through, and can't list it"
 
 
 @runs(*BOTH)
