@@ -4,16 +4,18 @@ import base64
 import email.utils
 import json
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from servers import Behaviour, LocalServer, authority, drip, hang, plain, redirect, status
 
-from modelops.adapters.bundle import BundleError
+from modelops.adapters.bundle import BundleError, oci
 from modelops.adapters.bundle.artifact import Blob, sha256_of, write_index, write_manifest
 from modelops.adapters.bundle.oci import OciBundleRepository
 from modelops.adapters.bundle.transport import Patience
@@ -484,7 +486,7 @@ def test_an_identity_token(server: LocalServer, tmp_path: Path) -> None:
 
     def answer(handler: Any) -> None:
         forms.append(parse_qs(handler.rfile.read(int(handler.headers["Content-Length"])).decode()))
-        plain(b'{"access_token": "t0ken"}')(handler)
+        plain(b'{"access_token": "t0ken"}', "application/json")(handler)
 
     with LocalServer(tls=False) as service:
         TokenService(service, answer=answer)
@@ -554,6 +556,80 @@ def test_a_token_service_that_lies(server: LocalServer, tmp_path: Path, answer: 
     protected(server, bearer(server.url("/token")), "Bearer x")
     server.behaviours = dict(sorted(server.behaviours.items()))
     assert refused(server, tmp_path, digest, **OWN).type == kind
+
+
+def test_a_token_that_expires_in_the_middle(server: LocalServer, tmp_path: Path) -> None:
+    """Each token is good for two answers: another one is asked for, by one of the threads, and nothing is lost."""
+    artifact = Artifact({f"data/{number}": f"{number}".encode() for number in range(20)})
+    digest = artifact.serve(server)
+    contents, lock = dict(server.content), threading.Lock()
+    given, left = 0, 0
+
+    def token(handler: Any) -> None:
+        nonlocal given, left
+        with lock:
+            given, left = given + 1, 2
+            body = json.dumps({"token": f"number-{given}"}).encode()
+        plain(body, "application/json")(handler)
+
+    def registry(handler: Any) -> None:
+        nonlocal left
+        with lock:
+            good = left > 0 and handler.headers.get("Authorization") == f"Bearer number-{given}"
+            left -= good
+        if good:
+            plain(contents[urlsplit(handler.path).path], "application/json")(handler)
+        else:
+            handler.answer(401, "text/plain", b"", WWW_Authenticate=bearer(server.url("/token")))
+
+    server.behave("/token", token)
+    server.behave("/v2/", registry)
+    with patch.object(oci, "PARALLEL", 1):
+        _, folder = repository(server, tmp_path, **OWN).ensure_local(digest)
+    assert len([path for path in folder.rglob("*") if path.is_file()]) == 20
+    assert given == 11, "22 answers"
+
+
+PAGE = plain(b"<html>Welcome! Please log in to the network.</html>", "text/html; charset=utf-8")
+
+
+@pytest.mark.parametrize("where", ["manifest", "tag", "index", "layer", "token", "upload"])
+def test_a_login_page_in_between(server: LocalServer, tmp_path: Path, where: str) -> None:
+    artifact = Artifact()
+    digest = artifact.serve(server)
+    index = artifact.manifest["config"]["digest"]
+    places = {"manifest": f"/v2/org/x/manifests/{digest}", "tag": "/v2/org/x/manifests/v1", "layer": artifact.victim}
+    places |= {"token": "/token", "index": f"/v2/org/x/blobs/{index}", "upload": "/v2/org/x/blobs/uploads/"}
+    if where == "token":
+        protected(server, bearer(server.url("/token")), "Bearer x")
+    with LocalServer(tls=False) as portal:
+        portal.behave("/login", PAGE)
+        follows = where in ("manifest", "layer")  # a network's portal may also send on to its page
+        server.behaviours = {
+            places[where]: redirect(portal.url("/login")) if follows else PAGE,
+            **server.behaviours,
+        }
+        found = repository(server, tmp_path)
+        (tmp_path / "source").mkdir()
+        (tmp_path / "source" / "model.py").write_text("x")
+        with pytest.raises(BundleError) as error:
+            if where == "upload":
+                found.push(tmp_path / "source", "v1")
+            elif where == "tag":
+                found.resolve("v1")
+            else:
+                found.ensure_local(digest)
+    assert error.value.type == "registry_response_invalid" and not error.value.retryable
+    assert "web page" in str(error.value) and "login" in str(error.value)
+    assert server.paths().count(places[where]) == 1, "asked again"
+
+
+def test_a_file_that_is_a_page(server: LocalServer, tmp_path: Path) -> None:
+    page = b"<html>of the bundle</html>"
+    artifact = Artifact({"report.html": page})
+    digest = artifact.serve(server)
+    server.behave(f"/v2/org/x/blobs/sha256:{sha256_of(page)}", plain(page, "text/html"))
+    assert (repository(server, tmp_path).ensure_local(digest)[1] / "report.html").read_bytes() == page
 
 
 def test_a_registry_that_is_never_content(server: LocalServer, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ MAX_REDIRECTS = 5
 _CHUNK = 1 << 20
 _DOCKER_HUB = {"docker.io": "registry-1.docker.io"}
 _PRINTABLE = re.compile(r"[\x21-\x7e]+")
+_PAGES = ("text/html", "application/xhtml+xml")
 _NEVER_BETTER = (501, 505)  # of the server's errors
 _BROKEN = (httpcore.NetworkError, httpcore.ProtocolError)
 T = TypeVar("T")
@@ -82,6 +83,7 @@ class RegistryClient:
         def read() -> bytes:
             with self._request("GET", f"manifests/{reference}", {"Accept": MANIFEST_TYPE}) as answer:
                 self._require(answer, 200, f"bundle not found: {self.place} has no {reference}")
+                self._refuse_page(answer)
                 return self._all(answer, MAX_MANIFEST_BYTES, f"the manifest of {reference}")
 
         data = self._retrying(read)
@@ -118,6 +120,7 @@ class RegistryClient:
             self._require(answer, 200, f"bundle not found: {self.place} has no {name}, which its manifest names")
             announced = answer.headers.get("content-length", str(blob.size))
             if announced != str(blob.size):
+                self._refuse_page(answer)  # only now: a blob may well be a page
                 raise self._lie(f"the blob {name} has {announced[:40]} bytes, and the manifest says {blob.size}")
             for chunk in answer.chunks:
                 size += len(chunk)
@@ -236,6 +239,8 @@ class RegistryClient:
         def ask() -> tuple[int, bytes]:
             with self._send(method, url, headers, 0, _bytes(body) if body else None) as answer:
                 self._require_up(answer)
+                if answer.status == 200:
+                    self._refuse_page(answer)
                 return answer.status, self._all(answer, MAX_TOKEN_BYTES, "a token")
 
         return self._retrying(ask)
@@ -301,9 +306,19 @@ class RegistryClient:
             raise self._denied(answer.status)
         if answer.status == 404:
             raise BundleError("bundle_not_found", missing or f"{self.place} has no such thing")
+        if answer.status < 300:
+            self._refuse_page(answer)
         hint = "; does it speak TLS? then leave MODELOPS_BUNDLE_INSECURE out" if answer.status == 400 else ""
         problem = f"the registry {self.place.host} answered with status {answer.status}, and not {status}{hint}"
         raise BundleError("registry_response_invalid", problem)
+
+    def _refuse_page(self, answer: Answer) -> None:
+        if answer.headers.get("content-type", "").partition(";")[0].strip().lower() in _PAGES:
+            problem = (
+                f"a web page came in place of what the registry {self.place.host} has: is there a proxy or network "
+                "that wants a login first, or is it no registry?"
+            )
+            raise BundleError("registry_response_invalid", problem)
 
     @staticmethod
     def _require_up(answer: Answer) -> None:
