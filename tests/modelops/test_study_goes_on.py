@@ -65,10 +65,11 @@ class Command:
 
     def __init__(self, tmp_path: Path, store: Path, bundle: Path) -> None:
         self.tmp_path, self.bundle, self.store = tmp_path, bundle, store
-        self.seconds_to_end = 0.0
+        self.seconds_to_end, self.checks = 0.0, False
 
     def words(self, out: Path, file: Path = SOBOL) -> list[str]:
-        return ["study", str(file), "--bundle", str(self.bundle), "--no-check", "--out", str(out), "--threads", "2"]
+        check = [] if self.checks else ["--no-check"]
+        return ["study", str(file), "--bundle", str(self.bundle), *check, "--out", str(out), "--threads", "2"]
 
     def start(self, out: Path, *arguments: str, file: Path = SOBOL, **options: Any) -> "subprocess.Popen[str]":
         command = [sys.executable, "-m", "modelops", *self.words(out, file), *arguments]
@@ -172,6 +173,29 @@ def test_a_study_that_is_interrupted_goes_on(
     command.run(parts, "--target", "peak")
     assert tables(parts) == tables(whole)
     assert sorted(rows_written(parts)) == list(range(8))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("moment", ["the check", "the cluster"])
+def test_a_study_that_is_stopped_before_its_first_task(
+    command: Command, tmp_path: Path, moment: str, number: signal.Signals
+) -> None:
+    """While a sandbox checks the bundle, and while the cluster's first worker starts."""
+    command.checks = moment == "the check"
+    process = command.start(tmp_path / "out")
+
+    def has_begun() -> bool:
+        if process.poll() is not None:
+            return True
+        if command.checks:
+            return bool(runners(tmp_path))
+        children = psutil.Process(process.pid).children()
+        return any("spawn_main" in word for child in children for word in child.cmdline())
+
+    wait_until(has_begun, "it does not begin", 120)
+    stderr = command.interrupt(process, number)
+    assert process.returncode == 128 + number, stderr
+    assert "the same command" in stderr and "Traceback" not in stderr and "Error" not in stderr, stderr
 
 
 @pytest.mark.full("ten starts of a study, each killed")

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections import Counter
@@ -91,52 +92,53 @@ def study(
     handler = RichHandler(console=console, show_path=False) if console.is_terminal else logging.StreamHandler()
     logging.basicConfig(level="WARNING", format="%(message)s", handlers=[handler])
     logging.getLogger("modelops").setLevel("DEBUG" if verbose else "INFO")
-    try:
-        place = _out(out, file)
-        found = find_bundle(bundle, repository)
-        data = None if target_data is None else read_json(target_data)
-        if file is None:
-            asked = _Asked(entrypoint, params, grid, table, seeds)
-            plan = _asked_study(asked, found, target or [], data)
-        else:
-            _refuse(file, entrypoint=entrypoint, params=params, grid=grid, table=table, seeds=seeds)
-            plan = study_of(read_study_json(file), found.reference, read_registry(found.folder), target, data)
-        limit = None if max_failures is None else limit_of_failures(max_failures, plan.points)
-        if not no_check:
-            _check(plan, found, profile, inside=scheduler is None)
-        folder = StudyFolder(place, plan, _profile(profile))
-    except (BundleError, ContractViolationError, StudyFolderError, ValueError, OSError) as error:
-        typer.echo(f"the study can't begin: {error}", err=True)
-        raise typer.Exit(2) from None
-    settings = WorkerSettings(
-        bundle_repository=found.directory,
-        bundle_registry=found.registry,
-        profile=profile,
-        timeout_seconds=timeout,
-    )
-
-    def make_service() -> DaskSimulationService:
-        return DaskSimulationService(scheduler, settings, n_workers=workers, threads_per_worker=threads)
-
-    def check_workers(service: DaskSimulationService) -> None:
-        if scheduler is not None and not no_check:
-            targets = [target.entrypoint for target in plan.targets]
-            names = names_of(read_registry(found.folder), [plan.entrypoint], targets)
-            _tell(service.preflight(found.reference, names))
-
-    try:
-        with folder:
-            if retry_failed:
-                folder.forget_failures()
-            _report(folder, *_run(folder, make_service, check_workers, console, limit))
-    except _Refused as error:
-        typer.echo(f"the study can't begin: {error}", err=True)
-        raise typer.Exit(2) from None
-    except StudyFolderError as error:
-        typer.echo(
-            f"the study can't go on: {error}; all before is kept, and the same command goes on from there", err=True
+    with _stoppable() as stop:
+        try:
+            place = _out(out, file)
+            found = find_bundle(bundle, repository)
+            data = None if target_data is None else read_json(target_data)
+            if file is None:
+                asked = _Asked(entrypoint, params, grid, table, seeds)
+                plan = _asked_study(asked, found, target or [], data)
+            else:
+                _refuse(file, entrypoint=entrypoint, params=params, grid=grid, table=table, seeds=seeds)
+                plan = study_of(read_study_json(file), found.reference, read_registry(found.folder), target, data)
+            limit = None if max_failures is None else limit_of_failures(max_failures, plan.points)
+            if not no_check:
+                _check(plan, found, profile, inside=scheduler is None)
+            folder = StudyFolder(place, plan, _profile(profile))
+        except (BundleError, ContractViolationError, StudyFolderError, ValueError, OSError) as error:
+            typer.echo(f"the study can't begin: {error}", err=True)
+            raise typer.Exit(2) from None
+        settings = WorkerSettings(
+            bundle_repository=found.directory,
+            bundle_registry=found.registry,
+            profile=profile,
+            timeout_seconds=timeout,
         )
-        raise typer.Exit(1) from None
+
+        def make_service() -> DaskSimulationService:
+            return DaskSimulationService(scheduler, settings, n_workers=workers, threads_per_worker=threads)
+
+        def check_workers(service: DaskSimulationService) -> None:
+            if scheduler is not None and not no_check:
+                targets = [target.entrypoint for target in plan.targets]
+                names = names_of(read_registry(found.folder), [plan.entrypoint], targets)
+                _tell(service.preflight(found.reference, names))
+
+        try:
+            with folder:
+                if retry_failed:
+                    folder.forget_failures()
+                _report(folder, *_run(folder, make_service, check_workers, console, limit, stop))
+        except _Refused as error:
+            typer.echo(f"the study can't begin: {error}", err=True)
+            raise typer.Exit(2) from None
+        except StudyFolderError as error:
+            typer.echo(
+                f"the study can't go on: {error}; all before is kept, and the same command goes on from there", err=True
+            )
+            raise typer.Exit(1) from None
 
 
 class _Asked(NamedTuple):
@@ -207,9 +209,10 @@ def _run(
     check_workers: Callable[[DaskSimulationService], None],
     console: Console,
     limit: int | None,
+    stop: "_Stop",
 ) -> tuple[Ended, int, dict[str, Any]]:
     """Run what is missing: why it ended, the signal that ended it or 0, and what the summary tells of this start."""
-    stop, begun = _Stop(), time.monotonic()
+    begun = time.monotonic()
     executors: list[str] = []
     before = len(folder.simulations) + len(folder.losses)
     total = folder.study.size
@@ -218,11 +221,17 @@ def _run(
     if not folder.is_done():
         if before:
             logger.info("going on with the study in %s: %d of %d tasks are done", folder.path, before, total)
-        with stop.on_signals(), _progress(console, before, total) as advance:
-            service = make_service()
+        with stop.as_a_request(), _progress(console, before, total) as advance:
             try:
-                check_workers(service)
-                executors = list(service.executors().values())
+                service = make_service()
+            except Exception:
+                if stop.asked.is_set():  # the signal was for the workers too
+                    raise KeyboardInterrupt from None
+                raise
+            try:
+                with stop.as_an_interrupt():
+                    check_workers(service)
+                    executors = list(service.executors().values())
                 run = StudyRun(service, folder, max_failures=limit, stop=stop.asked, progress=advance)
                 ended = run.run()
             finally:
@@ -234,10 +243,11 @@ def _run(
 
 
 class _Stop:
-    """SIGINT and SIGTERM as a request to stop; the second one stops at once."""
+    """SIGINT and SIGTERM: a KeyboardInterrupt, or a request to stop. The second one is an interrupt everywhere."""
 
     def __init__(self) -> None:
         self.asked, self.number = threading.Event(), 0
+        self._interrupts = True
 
     @contextmanager
     def on_signals(self) -> Iterator[None]:
@@ -249,11 +259,50 @@ class _Stop:
             for number, handler in zip(numbers, before, strict=True):
                 signal.signal(number, handler)
 
+    @contextmanager
+    def as_a_request(self) -> Iterator[None]:
+        self._interrupts = False
+        try:
+            yield
+        finally:
+            self._interrupts = True
+
+    @contextmanager
+    def as_an_interrupt(self) -> Iterator[None]:
+        """Within `as_a_request`; a request that came before is one at once."""
+        self._interrupts = True
+        try:
+            if self.asked.is_set():
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self._interrupts = False
+
     def _take(self, number: int, _: object) -> None:
-        if self.asked.is_set():
-            raise KeyboardInterrupt
-        self.number = number
+        again, self.number = self.asked.is_set(), number
         self.asked.set()
+        if again or self._interrupts:
+            raise KeyboardInterrupt
+
+
+@contextmanager
+def _stoppable() -> Iterator[_Stop]:
+    """Where a signal stops the block, so ends the process: what Python would take apart first takes 0.2 seconds."""
+    stop, status = _Stop(), 0
+    try:
+        with stop.on_signals():
+            yield stop
+            return
+    except KeyboardInterrupt:
+        typer.echo("stopped; the same command goes on with what is written, or begins", err=True)
+        status = 128 + (stop.number or signal.SIGINT)
+    except typer.Exit as end:
+        status = end.exit_code
+        if not stop.number:
+            raise
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(status)
 
 
 def _report(folder: StudyFolder, ended: Ended, number: int, ran: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
+from multiprocessing import resource_tracker
 from typing import Any, Self
 
 import dask
@@ -25,6 +26,8 @@ from .futures import ReplicatesFuture, SimulationFuture, TaskFuture
 from .preflight import Finding, check_there, check_workers, describe_here, one_of_each_kind
 
 logger = logging.getLogger(__name__)
+
+IDLE_SECONDS = 0.2  # that a hurried close leaves a worker process whose tasks have ended
 
 # What an embedded cluster's processes do all the time for dashboards that nobody looks at costs a tenth of a processor;
 # what they keep for people who debug Dask (the last thousand messages, each with all tasks in it) grows with a study.
@@ -86,6 +89,7 @@ class DaskSimulationService:
 
     def _embed(self, n_workers: int, threads_per_worker: int) -> distributed.LocalCluster:
         self._scratch = WorkingDir(default_storage_dir() / "dask")
+        resource_tracker.ensure_running()  # to start it gives the thread the signal back
         with _held_back(signal.SIGINT):
             return distributed.LocalCluster(
                 n_workers=n_workers,
@@ -229,27 +233,27 @@ class DaskSimulationService:
     def close(self, patience_seconds: float | None = None) -> None:
         """Stop what is running and release everything; a cluster that the service did not make goes on.
 
-        Workers of the embedded cluster that have not ended after `patience_seconds` are killed.
+        Workers of the embedded cluster have `patience_seconds` to end their tasks, and are killed then.
         """
-        processes = self._embedded_processes() if patience_seconds is not None else []
-        killer = threading.Timer(patience_seconds or 0, _kill, [processes])
-        killer.daemon = True
-        if processes:
-            killer.start()
+        hurried = patience_seconds is not None
+        processes = self._embedded_processes() if hurried else []
         try:
-            self._close()
+            with _hushed() if self._cluster is not None else nullcontext():
+                with _killing(processes, patience_seconds):
+                    self._close_client()
+                with _killing(processes, IDLE_SECONDS):  # whose tasks have ended, and which has nothing to lose
+                    self._close_cluster()
         finally:
-            killer.cancel()
-            _kill(processes)
+            if hurried:
+                _kill(processes)
+            if self._scratch is not None:
+                self._scratch.close()
+                clear_away(self._settings.storage())  # a worker that was killed left what it worked in
 
-    def _close(self) -> None:
-        with _hushed() if self._cluster is not None else nullcontext():
-            self._close_client()
-            if self._cluster is not None:
-                self._cluster.close()
-        if self._scratch is not None:
-            self._scratch.close()
-            clear_away(self._settings.storage())  # a worker that was killed left what it worked in
+    def _close_cluster(self) -> None:
+        cluster, self._cluster = self._cluster, None
+        if cluster is not None:
+            cluster.close()
 
     def _close_client(self) -> None:
         client, self._client = self._client, None
@@ -288,6 +292,19 @@ class DaskSimulationService:
 
     def _stop(self, keys: Sequence[str]) -> None:
         self.client.run(plugin.cancel, self._name, list(keys), on_error="ignore")
+
+
+@contextmanager
+def _killing(processes: Sequence[psutil.Process], after_seconds: float | None) -> Iterator[None]:
+    """Processes that are there so long after the beginning of the block are killed."""
+    timer = threading.Timer(after_seconds or 0, _kill, [processes])
+    timer.daemon = True
+    if processes:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _kill(processes: Sequence[psutil.Process]) -> None:
