@@ -1,4 +1,4 @@
-"""Real containers, made of Debian's packages: a root file system by debootstrap, run by podman with runc or crun. Other
+"""Real containers of Debian and Ubuntu: a root file system made by debootstrap, run by podman with runc or crun. Other
 engines are in docker.py, rootless.py and machine.py.
 
 A container has an overlay over the root file system, so that none changes it and many run at once. Podman keeps its
@@ -15,13 +15,17 @@ from typing import Any, NamedTuple
 from conftest import ROOT
 
 TOOLS = ("podman", "runc", "debootstrap")
-PACKAGES = ("python3", "python3-venv", "bubblewrap", "libseccomp2", "ca-certificates")
+PACKAGES = ("bubblewrap", "libseccomp2", "ca-certificates")
 CHECKOUT = "/srv/repo"
 OLD, NEW = "bookworm", "trixie"  # the Debians: bwrap 0.8, the oldest that will do, and a current one
 NEWEST = "testing"  # what will be the next, with the newest Python
+UBUNTU = {"22.04": "jammy", "24.04": "noble", "26.04": "resolute"}
+UBUNTUS = "http://archive.ubuntu.com/ubuntu/"
+PYTHONS = {"jammy": "python3.11"}  # where python3 is older than the runner needs
 UIDS = {"root": 0, "user": 1000}
-# The newest bubblewrap of a Debian that is too old for the sandbox, below a mirror.
+# Below a mirror: the newest bubblewrap of a Debian that is too old for the sandbox, and that of Ubuntu 22.04.
 OLD_BWRAP = "pool/main/b/bubblewrap/bubblewrap_0.4.1-3_amd64.deb"
+UBUNTU_BWRAP = "pool/main/b/bubblewrap/bubblewrap_0.6.1-1ubuntu0.3_amd64.deb"
 
 
 class Container(NamedTuple):
@@ -46,7 +50,7 @@ MOUNTS = '! mountpoint -q /sys/fs/cgroup/unified || umount /sys/fs/cgroup/unifie
 
 
 class Rootfs(NamedTuple):
-    """A Debian below `path`, with this checkout at CHECKOUT, set up. `suite` is its code name."""
+    """A Debian or Ubuntu below `path`, with this checkout at CHECKOUT, set up. `suite` is its code name."""
 
     suite: str
     path: Path
@@ -56,7 +60,8 @@ class Rootfs(NamedTuple):
         """What is in it, for the table."""
         release = dict(line.split("=", 1) for line in (self.path / "etc/os-release").read_text().splitlines())
         bwrap = subprocess.check_output(["chroot", str(self.path), "bwrap", "--version"], text=True).split()[1]
-        return f"Debian {release.get('VERSION_ID', self.suite).strip(chr(34))}, bwrap {bwrap}"
+        version = release.get("VERSION_ID", self.suite).strip('"')
+        return f"{release['ID'].capitalize()} {version}, bwrap {bwrap}"
 
 
 class Job(NamedTuple):
@@ -119,22 +124,11 @@ def missing(tools: tuple[str, ...] = TOOLS) -> str:
 
 
 def make_rootfs(suite: str, place: Path) -> Rootfs:
-    """Bootstrap a Debian with this checkout in it, set up there as a user would."""
+    """Bootstrap a Debian or Ubuntu with this checkout in it, set up there as a user would."""
     rootfs = Rootfs(suite, place / suite)
     if not (rootfs.path / "ready").exists():
-        call(
-            "unshare",
-            "--mount",
-            "debootstrap",
-            "--variant=minbase",
-            f"--include={','.join(PACKAGES)}",
-            suite,
-            str(rootfs.path),
-            *filter(None, [debian_mirror()]),
-        )
-        # The host's authorities: it may reach the index through a proxy of its own.
-        authorities = os.environ.get("SSL_CERT_FILE") or "/etc/ssl/certs/ca-certificates.crt"
-        shutil.copy(authorities, rootfs.path / "etc/ssl/certs/ca-certificates.crt")
+        call("unshare", "--mount", *bootstrap_arguments(suite, rootfs.path, debian_mirror()))
+        bring_authorities(rootfs.path)
         call("chroot", str(rootfs.path), "useradd", "--create-home", "--uid", str(UIDS["user"]), "probe")
     copy_checkout(rootfs.path / CHECKOUT.lstrip("/"))
     set_up = "tools/setup.sh probes && tools/setup.sh runtime && tools/setup.sh service"
@@ -142,6 +136,24 @@ def make_rootfs(suite: str, place: Path) -> Rootfs:
     assert done.returncode == 0, done.stderr[-3000:]
     (rootfs.path / "ready").touch()
     return rootfs
+
+
+def bring_authorities(path: Path) -> None:
+    """The host's, for it may reach the index through a proxy of its own."""
+    (path / "etc/ssl/certs").mkdir(parents=True, exist_ok=True)
+    authorities = os.environ.get("SSL_CERT_FILE") or "/etc/ssl/certs/ca-certificates.crt"
+    shutil.copy(authorities, path / "etc/ssl/certs/ca-certificates.crt")
+
+
+def bootstrap_arguments(suite: str, path: Path, mirror: str, packages: tuple[str, ...] | None = None) -> list[str]:
+    """Debootstrap's command line. All Ubuntus share one script, named for those that it does not know. Pure."""
+    python = PYTHONS.get(suite, "python3")
+    included = (python, f"{python}-venv", *PACKAGES) if packages is None else packages
+    command = ["debootstrap", "--variant=minbase", f"--include={','.join(included)}"]
+    if suite in UBUNTU.values():
+        command += ["--components=main,universe", f"--extra-suites={suite}-updates"]
+        return [*command, suite, str(path), UBUNTUS, "gutsy"]
+    return [*command, suite, str(path), *filter(None, [mirror])]
 
 
 def debian_mirror() -> str:
@@ -174,25 +186,11 @@ def copy_checkout(target: Path) -> None:
             shutil.copy2(ROOT / name, target / name, follow_symlinks=False)
 
 
-def add_old_bwrap(rootfs: Rootfs, package: bytes) -> None:
-    """Unpack a Debian package of bubblewrap below /srv/old."""
-    file = rootfs.path / "srv/old.deb"
+def add_bwrap(rootfs: Rootfs, package: bytes, name: str) -> None:
+    """Unpack a package of bubblewrap below /srv/NAME."""
+    file = rootfs.path / f"srv/{name}.deb"
     file.write_bytes(package)
-    call("dpkg-deb", "--extract", str(file), str(rootfs.path / "srv/old"))
-
-
-def add_bwrap_0_6(rootfs: Rootfs) -> None:
-    """Below /srv/0.6 the bwrap of this Debian without the options that 0.6.1 does not know, and with its version: they
-    are overwritten in the program, which then refuses them as unknown, in the words of 0.6.1."""
-    program = (rootfs.path / "usr/bin/bwrap").read_bytes()
-    for option in (b"--size", b"--disable-userns", b"--assert-userns-disabled"):
-        named = b"\0" + option + b"\0"
-        assert program.count(named) == 1, option
-        program = program.replace(named, named.replace(option[2:], b"\x7f" * len(option[2:])))
-    program = program.replace(b"bubblewrap 0.8.0\0", b"bubblewrap 0.6.1\0")
-    (rootfs.path / "srv/0.6").mkdir(exist_ok=True)
-    (rootfs.path / "srv/0.6/bwrap").write_bytes(program)
-    (rootfs.path / "srv/0.6/bwrap").chmod(0o755)
+    call("dpkg-deb", "--extract", str(file), str(rootfs.path / "srv" / name))
 
 
 def path_with_sbin() -> str:

@@ -1,7 +1,5 @@
-"""Every supported Python, as the host's and as the bundle's: those of uv and pyenv on this host, and Debian's own.
-
-The container of Debian's testing has the newest Python and the newest bubblewrap. A version that is nowhere here is
-skipped by name.
+"""Every supported Python, as the host's and as the bundle's: those of uv and pyenv on this host, and those that Debian
+and Ubuntu bring, which are all four. A version that is not on this host is skipped by name.
 """
 
 import json
@@ -16,7 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from hosts.containers import NEW, NEWEST, OLD, ORDINARY, PRIVILEGED, Job, Rootfs, copy_checkout
+from hosts.containers import NEW, NEWEST, OLD, ORDINARY, PRIVILEGED, UBUNTU, Job, Rootfs, copy_checkout
 
 Done = Callable[[Job], "subprocess.CompletedProcess[str]"]
 RootfsOf = Callable[[str], Rootfs]
@@ -106,18 +104,20 @@ def test_a_bundle_of_one_python_on_a_host_with_another(
     verdict(f"a bundle of Python {bundles} on a host with {hosts}", "default: numpy and polars run")
 
 
-def debian(suite: str, container: str = "") -> Job:
-    smoke = f"PROFILE={container or 'default'} tools/test_ultra_cold.sh"
-    return Job(suite, ORDINARY if container else PRIVILEGED, "root", f".venv/bin/python --version; {smoke}")
+OWN = [(suite, profile) for suite in (OLD, NEW, NEWEST, *UBUNTU.values()) for profile in ("default", "container")]
+OWN[OWN.index((UBUNTU["22.04"], "default"))] = (UBUNTU["22.04"], "bwrap-0.6")
 
 
-@pytest.mark.skipif("not os.environ.get('THOROUGH')", reason="THOROUGH=1 makes two more Debians")
-@pytest.mark.parametrize(
-    "job",
-    [debian(suite, profile) for suite in (OLD, NEW, NEWEST) for profile in ("", "container")],
-    ids=[f"{suite}-{kind}" for suite in ("old", "new", "newest") for kind in ("privileged", "ordinary")],
-)
-def test_the_smoke_tests_pass_with_debians_own(job: Job, done: Done, rootfs_of: RootfsOf, verdict: Verdict) -> None:
+def its_own(suite: str, profile: str) -> Job:
+    container = ORDINARY if profile == "container" else PRIVILEGED
+    return Job(suite, container, "root", f".venv/bin/python --version; PROFILE={profile} tools/test_ultra_cold.sh")
+
+
+@pytest.mark.skipif("not os.environ.get('THOROUGH')", reason="THOROUGH=1 makes two more Debians and three Ubuntus")
+@pytest.mark.parametrize("job", [its_own(*row) for row in OWN], ids=["-".join(row) for row in OWN])
+def test_the_smoke_tests_pass_with_the_distributions_own(
+    job: Job, done: Done, rootfs_of: RootfsOf, verdict: Verdict
+) -> None:
     ended = done(job)
     found, python = SMOKE.search(ended.stdout), ended.stdout.splitlines()[0]
     assert ended.returncode == 0 and found and int(found[1]) > 30, (ended.stdout + ended.stderr)[-3000:]
