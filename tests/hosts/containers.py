@@ -8,7 +8,7 @@ state beside it: nothing of a test is anywhere else on the host.
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -127,7 +127,8 @@ def make_rootfs(suite: str, place: Path) -> Rootfs:
     """Bootstrap a Debian or Ubuntu with this checkout in it, set up there as a user would."""
     rootfs = Rootfs(suite, place / suite)
     if not (rootfs.path / "ready").exists():
-        call("unshare", "--mount", *bootstrap_arguments(suite, rootfs.path, debian_mirror()))
+        python = PYTHONS.get(suite, "python3")
+        bootstrap(suite, rootfs.path, (python, f"{python}-venv", *PACKAGES))
         bring_authorities(rootfs.path)
         call("chroot", str(rootfs.path), "useradd", "--create-home", "--uid", str(UIDS["user"]), "probe")
     copy_checkout(rootfs.path / CHECKOUT.lstrip("/"))
@@ -145,15 +146,19 @@ def bring_authorities(path: Path) -> None:
     shutil.copy(authorities, path / "etc/ssl/certs/ca-certificates.crt")
 
 
-def bootstrap_arguments(suite: str, path: Path, mirror: str, packages: tuple[str, ...] | None = None) -> list[str]:
-    """Debootstrap's command line. All Ubuntus share one script, named for those that it does not know. Pure."""
-    python = PYTHONS.get(suite, "python3")
-    included = (python, f"{python}-venv", *PACKAGES) if packages is None else packages
-    command = ["debootstrap", "--variant=minbase", f"--include={','.join(included)}"]
-    if suite in UBUNTU.values():
-        command += ["--components=main,universe", f"--extra-suites={suite}-updates"]
-        return [*command, suite, str(path), UBUNTUS, "gutsy"]
-    return [*command, suite, str(path), *filter(None, [mirror])]
+def bootstrap(suite: str, path: Path, packages: Sequence[str]) -> None:
+    """A new Debian or Ubuntu with these packages. An Ubuntu gets them with its updates, as only those have some."""
+    command = ["unshare", "--mount", "debootstrap", "--variant=minbase"]
+    if suite not in UBUNTU.values():
+        call(*command, f"--include={','.join(packages)}", suite, str(path), *filter(None, [debian_mirror()]))
+        return
+    call(*command, suite, str(path), UBUNTUS, "gutsy")  # the script of all, for those that are newer than debootstrap
+    lines = [f"deb {UBUNTUS} {name} main universe\n" for name in (suite, f"{suite}-updates")]
+    (path / "etc/apt/sources.list").write_text("".join(lines))
+    (path / CHECKOUT.lstrip("/")).mkdir(parents=True, exist_ok=True)
+    install = f"apt-get update -qq && apt-get install -y -qq --no-install-recommends {' '.join(packages)}"
+    done = run(Job(suite, PRIVILEGED, "root", install), Rootfs(suite, path), overlay=False)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def debian_mirror() -> str:

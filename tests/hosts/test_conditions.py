@@ -37,7 +37,10 @@ WORKS = ""
 
 
 class Condition(NamedTuple):
-    """`prepare` is shell; `kind` is the type of the error, or WORKS; `remedy` must be in what the error says."""
+    """`prepare` is shell; `kind` is the type of the error, or WORKS; `remedy` must be in what the error says.
+
+    `gap` is what --doctor calls it, where that is not the error's type.
+    """
 
     name: str
     kind: str
@@ -47,6 +50,7 @@ class Condition(NamedTuple):
     container: Container = PRIVILEGED
     who: str = "root"
     bundle: str = "tests/bundles/hello"
+    gap: str | None = None
 
 
 def with_options(*options: str) -> Container:
@@ -77,6 +81,8 @@ echo 'int x;' > /tmp/c/counter.c; echo 'def wire(*a): return {}' > /tmp/c/counte
 BWRAP_0_6 = "cp /srv/0.6/usr/bin/bwrap /usr/bin/; bwrap --version | grep -q 0.6.1"
 SMALL = with_options("--tmpfs", "/small:size=1m,mode=755")
 READ_ONLY = with_options("--read-only", "--read-only-tmpfs=false", "--tmpfs", "/store:mode=755")
+AMBIENT = Container("", ("--cap-add", "NET_ADMIN"))
+CHROOT = "mkdir /old && mount --rbind / /old && exec chroot /old"
 NOEXEC = with_options("--tmpfs", "/tmp:noexec,mode=1777")
 NO_CGROUP = with_options("--volume", "/sys/fs/cgroup:/sys/fs/cgroup:ro")
 
@@ -92,11 +98,21 @@ CONDITIONS = [
     Condition(
         "psutil missing", "psutil_missing", "pip install psutil", "rm -r .venv/lib/python3*/site-packages/psutil"
     ),
-    Condition("uv missing", "no_resolver", "pip install uv", "rm .venv/bin/uv"),
-    Condition("no compiler, a bundle with C", "build_failed", "gcc", EXTENSION, bundle="/tmp/c"),
+    Condition("uv missing", "no_resolver", "pip install uv", "rm .venv/bin/uv", gap="no_uv"),
+    Condition("no compiler, a bundle with C", "build_failed", "gcc", EXTENSION, bundle="/tmp/c", gap=WORKS),
     Condition(
         "max_user_namespaces=0", "userns_denied", "sysctl -w user.max_user_namespaces=15000", NO_NAMESPACES, who="user"
     ),
+    Condition(
+        "a sysctl that can't be written",
+        "userns_sysctl_denied",
+        "--profile container",
+        "",
+        "--profile /srv/unmounted.toml",
+        ORDINARY,
+    ),
+    Condition("ambient capabilities", "capabilities", "drop them", "", "", AMBIENT, "user"),
+    Condition("a chroot", "userns_denied", "chroot", CHROOT, who="root"),
     Condition("masked /proc", "proc_masked", "unmask=ALL", "", "--profile /srv/unnamed.toml", ORDINARY),
     Condition(
         "unmasked /proc, no name",
@@ -110,7 +126,7 @@ CONDITIONS = [
     Condition("/tmp and the root file system read-only", WORKS, "", "", "--store-dir /store/s", READ_ONLY),
     Condition("the store read-only", "store_unavailable", "--store-dir", "", "", READ_ONLY),
     Condition("TMPDIR tiny", WORKS, "", "export TMPDIR=/small; head -c 1M /dev/zero > /small/full", "", SMALL),
-    Condition("the store tiny", "host_exhausted", "make room", "", "--store-dir /small/s", SMALL),
+    Condition("the store tiny", "host_exhausted", "make room", "", "--store-dir /small/s", SMALL, gap=WORKS),
     Condition("/tmp noexec", WORKS, "", "", "", NOEXEC),
     Condition("the store noexec, no C in the bundle", WORKS, "", "", "--store-dir /tmp/s", NOEXEC),
     Condition(
@@ -121,36 +137,65 @@ CONDITIONS = [
         "--store-dir /tmp/s",
         NOEXEC,
         bundle="tests/bundles/sir",
+        gap=WORKS,
     ),
 ]
+# What --doctor says of a host on which sandboxes start all the same.
+MINOR = {"no_cgroup"}
+UNMOUNTED = 'description = "no /proc"\nextends = "container"\n[sandbox]\nnested_userns = "bwrap"\n'
 UNNAMED = 'description = "no name for the sandbox"\nextends = "default"\n[sandbox]\nhostname = ""\n'
 
 
 def job(condition: Condition) -> Job:
-    runner = f".venv/bin/python tools/ultra_cold_runner.py {condition.arguments} --bundle-path {condition.bundle}"
+    return started(condition, f"--bundle-path {condition.bundle} < {TASK}")
+
+
+def started(condition: Condition, arguments: str) -> Job:
+    """The runner with these arguments, there."""
+    runner = f".venv/bin/python tools/ultra_cold_runner.py {condition.arguments} {arguments}"
     joined = " " if condition.prepare.endswith("--") else "\n"
-    return Job(OLD, condition.container, condition.who, f"{condition.prepare}{joined}{runner} < {TASK}")
+    return Job(OLD, condition.container, condition.who, f"{condition.prepare}{joined}{runner}")
 
 
 @pytest.fixture(scope="module")
 def debian(rootfs_of: RootfsOf) -> Rootfs:
     rootfs = rootfs_of(OLD)
     (rootfs.path / "srv/unnamed.toml").write_text(UNNAMED)
+    (rootfs.path / "srv/unmounted.toml").write_text(UNMOUNTED)
     return rootfs
 
 
 @pytest.mark.parametrize("condition", CONDITIONS, ids=[condition.name for condition in CONDITIONS])
 def test_a_host_that_lacks(condition: Condition, debian: Rootfs, verdict: Verdict) -> None:
-    if "/srv/old" in condition.prepare:
-        add_bwrap(debian, download(OLD_BWRAP), "old")
-    if condition.prepare == BWRAP_0_6:
-        add_bwrap(debian, download(UBUNTU_BWRAP, UBUNTUS), "0.6")
+    add_what_it_takes(condition, debian)
     ended = run(job(condition), debian)
     assert ended.stdout.count("\n") == 1, (ended.stdout, ended.stderr)
     error = json.loads(ended.stdout).get("_fatal_error", {})
     assert error.get("type", WORKS) == condition.kind, (error, ended.stderr)
     assert condition.remedy in error.get("error", "") + error.get("stderr", ""), error
     verdict(condition.name, f"refused: `{condition.kind}`" if condition.kind else "works")
+
+
+@pytest.mark.parametrize("condition", CONDITIONS, ids=[condition.name for condition in CONDITIONS])
+def test_the_doctor_tells_of_a_host_that_lacks(condition: Condition, debian: Rootfs) -> None:
+    """With the same remedy, found by starting a sandbox there; what concerns one bundle alone it does not know."""
+    add_what_it_takes(condition, debian)
+    ended = run(started(condition, "--doctor"), debian)
+    report = json.loads(ended.stdout)
+    gaps = report["doctor"]["gaps"] if "doctor" in report else [report["_fatal_error"]]
+    expected = condition.kind if condition.gap is None else condition.gap
+    found = {gap["type"]: gap.get("remedy", gap.get("error")) for gap in gaps if gap["type"] not in MINOR}
+    assert list(found) == ([expected] if expected else []), report
+    assert all(condition.remedy in text for text in found.values()), found
+    sound = condition.gap is not None or condition.kind == WORKS
+    assert (ended.returncode == 0) is sound, report
+
+
+def add_what_it_takes(condition: Condition, debian: Rootfs) -> None:
+    if "/srv/old" in condition.prepare:
+        add_bwrap(debian, download(OLD_BWRAP), "old")
+    if condition.prepare == BWRAP_0_6:
+        add_bwrap(debian, download(UBUNTU_BWRAP, UBUNTUS), "0.6")
 
 
 def download(path: str, mirror: str = "") -> bytes:

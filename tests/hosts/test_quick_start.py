@@ -17,11 +17,9 @@ from hosts.containers import (
     UBUNTU,
     Job,
     Rootfs,
-    bootstrap_arguments,
+    bootstrap,
     bring_authorities,
-    call,
     copy_checkout,
-    debian_mirror,
     run,
 )
 
@@ -38,7 +36,7 @@ def empty(request: pytest.FixtureRequest, builder: Builder) -> Iterator[Rootfs]:
     """A new machine with Python, what apt asks of it, and this checkout, which nobody has set up."""
     rootfs = Rootfs(request.param, builder.place / f"empty-{request.param}")
     shutil.rmtree(rootfs.path, ignore_errors=True)
-    call("unshare", "--mount", *bootstrap_arguments(rootfs.suite, rootfs.path, debian_mirror(), ("python3",)))
+    bootstrap(rootfs.suite, rootfs.path, ["python3"])
     bring_authorities(rootfs.path)
     copy_checkout(rootfs.path / CHECKOUT.lstrip("/"))
     yield rootfs
