@@ -6007,7 +6007,7 @@ def memory_file(cleanup: ExitStack, name: str, content: bytes) -> int:
 
 # A container's profile of system calls in which bwrap starts: Docker's own and six rules.
 WITH_SECCOMP = "--security-opt seccomp=seccomp.json (copy the file from the folder deploy beside this runner; "
-WITH_SECCOMP += " in kubernetes seccompProfile.localhostProfile with the one of deploy/kubernetes)"
+WITH_SECCOMP += "in kubernetes seccompProfile.localhostProfile with the one of deploy/kubernetes)"
 # What bwrap says when it can't start, what it means, and what to do (bubblewrap issues and measurements).
 START_FAILURES = [
     (
@@ -6032,7 +6032,7 @@ START_FAILURES = [
         r"unshare user ns: Operation not",
         "userns_denied",
         f"this host forbids user namespaces: {{sysctl}}start a container with {WITH_SECCOMP}, "
-        "and do not drop CAP_SETUID",
+        "and do not drop CAP_SETUID; in a chroot the kernel makes none",
     ),
     (
         r"cannot open /proc/sys|assert-userns|user namespaces are disabled|disable-userns",
