@@ -115,8 +115,9 @@ def hello(suite: str, container: Container, who: str, profiles: tuple[str, ...])
 def limits(who: str) -> Job:
     """The tests of limits; of the bombs those that are no matter of time, which passes slower there."""
     timed = " and not ".join(("CPU", "sleep", "waits", "gone", "threads"))
-    chosen = f"test_limits or test_accounts or ({who}-small and test_bomb and not {timed})"
+    chosen = f"test_limits or test_accounts or test_container_memory or ({who}-small and test_bomb and not {timed})"
     files = "tests/integration/test_limits.py tests/integration/test_accounts.py tests/security/test_resources.py"
+    files += " tests/integration/test_container_memory.py"
     doctor = ".venv/bin/python tools/ultra_cold_runner.py --doctor"
     pytest_ = ".venv/bin/python -m pytest --full -q --color=no -p no:cacheprovider"
     return Job(OLD, MACHINE, who, f"{doctor}\nSLOW_MACHINE={SLOWER} {pytest_} -k '{chosen}' {files}")
