@@ -1,4 +1,4 @@
-"""A machine of its own: Debian with its own kernel, systemd, AppArmor and control groups of version 2, in QEMU.
+"""A machine of its own: Debian or Ubuntu with its kernel, systemd, AppArmor and control groups of version 2, in QEMU.
 
 The processor is emulated, which needs nothing of the host, and is slower.
 """
@@ -10,12 +10,13 @@ import tempfile
 from pathlib import Path
 from threading import Lock
 
-from hosts.containers import CHECKOUT, PRIVILEGED, Container, Job, Rootfs, call, captured, run
+from hosts.containers import CHECKOUT, OLD, PRIVILEGED, UBUNTU, Container, Job, Rootfs, call, captured, run
 
 EMULATOR = "qemu-system-x86_64"
 MACHINE = Container("virtual machine, control groups of version 2", (), "machine")
 SLOWER = 30  # times, at the most
-PACKAGES = "systemd-sysv dbus dbus-user-session libpam-systemd udev apparmor linux-image-cloud-amd64"
+PACKAGES = "systemd-sysv dbus dbus-user-session libpam-systemd udev apparmor procps"
+KERNELS = {OLD: "linux-image-cloud-amd64", UBUNTU["24.04"]: "linux-image-virtual initramfs-tools apparmor-profiles"}
 # A job comes in on the second disk; what it prints goes out on the second serial line, its exit status last.
 UNIT = f"""
 [Unit]
@@ -47,42 +48,43 @@ def missing() -> str:
 
 
 class Machine:
-    """A disk image, made with the first job, and a boot for each job, which changes nothing on it."""
+    """A disk image for each suite, made with its first job, and a boot for each job, which changes nothing on it."""
 
     def __init__(self, place: Path) -> None:
         self.place, self.lock = place / "machine", Lock()
-        self.top, self.image = self.place / "root", self.place / "image"
 
     def run(self, job: Job, rootfs: Rootfs) -> "subprocess.CompletedProcess[str]":
         """Boot, run the job's script, power off."""
+        top, image = self.place / rootfs.suite, self.place / f"{rootfs.suite}.image"
         with self.lock:
-            if not self.image.exists():
-                self.make(rootfs)
+            if not image.exists():
+                self.make(rootfs, top, image)
         script = job.script if job.who == "root" else f"{DELEGATED} bash <<'END'\n{job.script}\nEND"
-        (kernel,), (initrd,) = self.top.glob("boot/vmlinuz-*"), self.top.glob("boot/initrd.img-*")
+        (kernel,), (initrd,) = top.glob("boot/vmlinuz-*"), top.glob("boot/initrd.img-*")
         with tempfile.TemporaryDirectory(dir=self.place) as folder:
             disk, console, out = (Path(folder) / name for name in ("disk", "console", "out"))
             disk.write_bytes(script.encode().ljust(64 << 10, b"\0"))
-            booted = captured(boot_arguments(kernel, initrd, self.image, disk, console, out))
+            booted = captured(boot_arguments(kernel, initrd, image, disk, console, out))
             text, _, status = out.read_text(errors="replace").rpartition("exit ")
             assert status.strip().isdigit(), booted.stderr + console.read_text(errors="replace")[-3000:]
         return subprocess.CompletedProcess(booted.args, int(status), text, "")
 
-    def make(self, rootfs: Rootfs) -> None:
+    def make(self, rootfs: Rootfs, top: Path, image: Path) -> None:
         """The root file system with a kernel and systemd, as an image."""
-        shutil.rmtree(self.place, ignore_errors=True)
-        self.place.mkdir()
-        call("cp", "-a", str(rootfs.path), str(self.top))
-        install = f"apt-get update -qq && apt-get install -y -qq --no-install-recommends {PACKAGES} && apt-get clean"
-        done = run(Job(rootfs.suite, PRIVILEGED, "root", install), rootfs._replace(path=self.top), overlay=False)
+        shutil.rmtree(top, ignore_errors=True)
+        self.place.mkdir(exist_ok=True)
+        call("cp", "-a", str(rootfs.path), str(top))
+        wanted = f"{PACKAGES} {KERNELS[rootfs.suite]}"
+        install = f"apt-get update -qq && apt-get install -y -qq --no-install-recommends {wanted} && apt-get clean"
+        done = run(Job(rootfs.suite, PRIVILEGED, "root", install), rootfs._replace(path=top), overlay=False)
         assert done.returncode == 0, done.stderr[-3000:]
-        (self.top / "etc/systemd/system/job.service").write_text(UNIT)
-        (self.top / "etc/systemd/network/all.network").write_text(NETWORK)
-        shutil.copy("/etc/resolv.conf", self.top / "etc/resolv.conf")
-        (self.top / "var/lib/systemd/linger").mkdir(parents=True, exist_ok=True)
-        (self.top / "var/lib/systemd/linger/probe").touch()
-        call("chroot", str(self.top), "systemctl", "enable", "--quiet", "job.service", "systemd-networkd.service")
-        call("mke2fs", "-q", "-t", "ext4", "-d", str(self.top), str(self.image), "4G")
+        (top / "etc/systemd/system/job.service").write_text(UNIT)
+        (top / "etc/systemd/network/all.network").write_text(NETWORK)
+        shutil.copy("/etc/resolv.conf", top / "etc/resolv.conf")
+        (top / "var/lib/systemd/linger").mkdir(parents=True, exist_ok=True)
+        (top / "var/lib/systemd/linger/probe").touch()
+        call("chroot", str(top), "systemctl", "enable", "--quiet", "job.service", "systemd-networkd.service")
+        call("mke2fs", "-q", "-t", "ext4", "-d", str(top), str(image), "4G")
 
     def end(self) -> None:
         shutil.rmtree(self.place, ignore_errors=True)
