@@ -126,7 +126,9 @@ make_locks() {
     "$uv" pip install --quiet --dry-run --target "$made/target" --python-version "$version" --only-binary :all: \
       --no-deps --require-hashes -r "$made/dev" || fail "Python $version would have no wheel of this"
   done
+  # The same markers by python_version: for an old pip Ubuntu 22.04's 3.11.0rc1, a full version, is not below 3.12.
   for group in "${locked_groups[@]}"; do
+    sed -i "s/python_full_version \(<\|>=\) \('3\.[0-9]*'\)/python_version \1 \2/g" "$made/$group"
     { asked_of "$group"; cat "$made/$group"; } >"$(lock_of "$group")"
   done
   say "made $(dirname "$(lock_of dev)")/*.txt"
