@@ -676,6 +676,382 @@ def wire(entrypoint, params, seed):
         "frame",
         ("pandas",),
     ),
+    # What modules keep where only their functions reach it, and what the standard library's own modules hold.
+    "csv's limit of a field": Leaky(
+        """
+import csv
+def wire(entrypoint, params, seed):
+    return {"out": str(csv.field_size_limit(seed + 100))}
+""",
+        "csv limit",
+        "csv.field_size_limit()",
+        "field_size_limit(",
+    ),
+    "a dialect of csv": Leaky(
+        """
+import csv
+def wire(entrypoint, params, seed):
+    out = str("mine" in csv.list_dialects())
+    csv.register_dialect("mine", delimiter=";")
+    return {"out": out}
+""",
+        "module attribute",
+        "_csv._dialects",
+        "register_dialect(",
+    ),
+    "a standard output that is replaced": Leaky(
+        """
+import io, sys
+def wire(entrypoint, params, seed):
+    out = type(sys.stdout).__name__
+    sys.stdout = io.StringIO()
+    return {"out": out}
+""",
+        "module attribute",
+        "sys.stdout",
+        "sys.stdout =",
+    ),
+    "the recursion limit": Leaky(
+        """
+import sys
+def deep(n):
+    return n and deep(n - 1)
+def wire(entrypoint, params, seed):
+    try:
+        out = str(deep(3000))
+    except RecursionError:
+        out = "too deep"
+    sys.setrecursionlimit(5000)
+    return {"out": out}
+""",
+        "recursion limit",
+        "sys.getrecursionlimit()",
+        "setrecursionlimit(",
+    ),
+    "the collector's thresholds": Leaky(
+        """
+import gc
+def wire(entrypoint, params, seed):
+    out = str(gc.get_threshold()[0])
+    gc.set_threshold(123)
+    return {"out": out}
+""",
+        "thresholds",
+        "gc.get_threshold()",
+        "gc.set_threshold(",
+    ),
+    "the time-out of sockets": Leaky(
+        """
+import socket
+def wire(entrypoint, params, seed):
+    out = str(socket.socket().gettimeout())
+    socket.setdefaulttimeout(seed)
+    return {"out": out}
+""",
+        "socket time-out",
+        "socket.getdefaulttimeout()",
+        "setdefaulttimeout(",
+    ),
+    "the stack size of threads": Leaky(
+        """
+import threading
+def wire(entrypoint, params, seed):
+    return {"out": str(threading.stack_size(1 << 20))}
+""",
+        "stack size of threads",
+        "threading.stack_size()",
+        "stack_size(",
+    ),
+    "how many digits a number may have": Leaky(
+        """
+import sys
+def wire(entrypoint, params, seed):
+    try:
+        out = str(len(str(10**5000)))
+    except ValueError:
+        out = "too long"
+    sys.set_int_max_str_digits(0)
+    return {"out": out}
+""",
+        "limit of digits",
+        "sys.get_int_max_str_digits()",
+        "set_int_max_str_digits(",
+    ),
+    "a trace function": Leaky(
+        """
+import sys
+def wire(entrypoint, params, seed):
+    out = str(sys.getprofile() is not None)
+    sys.setprofile(lambda *event: None)
+    return {"out": out}
+""",
+        "profile function",
+        "sys.getprofile()",
+        "sys.setprofile(",
+    ),
+    "an exception hook": Leaky(
+        """
+import sys
+def wire(entrypoint, params, seed):
+    out = str(sys.excepthook is sys.__excepthook__)
+    sys.excepthook = lambda *error: None
+    return {"out": out}
+""",
+        "module attribute",
+        "sys.excepthook",
+        "sys.excepthook =",
+    ),
+    "the fault handler": Leaky(
+        """
+import faulthandler
+def wire(entrypoint, params, seed):
+    out = str(faulthandler.is_enabled())
+    faulthandler.disable() if faulthandler.is_enabled() else faulthandler.enable()
+    return {"out": out if seed > 1 else "first"}
+""",
+        "fault handler",
+        "faulthandler.is_enabled()",
+        "faulthandler.disable()",
+    ),
+    "a built-in function that is replaced": Leaky(
+        """
+import builtins
+def wire(entrypoint, params, seed):
+    out = str(sum([seed, 1]) - seed)
+    builtins.sum = lambda values: 0
+    return {"out": out if seed == 1 else out[:1]}
+""",
+        "module attribute",
+        "builtins.sum",
+        "builtins.sum =",
+    ),
+    "a codec that is registered": Leaky(
+        """
+import codecs
+def find(name):
+    return codecs.lookup("utf-8") if name == "mine" else None
+def wire(entrypoint, params, seed):
+    try:
+        out = codecs.lookup("mine").name
+    except LookupError:
+        out = "unknown"
+    codecs.register(find)
+    return {"out": out}
+""",
+        "codecs",
+        "codecs.register()",
+        "codecs.register(find)",
+    ),
+    "a handler of codecs' errors": Leaky(
+        """
+import codecs
+def wire(entrypoint, params, seed):
+    try:
+        out = "\xe9".encode("ascii", "mine").decode()
+    except LookupError:
+        out = "unknown"
+    codecs.register_error("mine", lambda error: ("?", error.end))
+    return {"out": out}
+""",
+        "codec errors",
+        "codecs.register_error()",
+        "codecs.register_error(",
+    ),
+    "a function at exit": Leaky(
+        """
+import atexit
+def wire(entrypoint, params, seed):
+    out = str(atexit._ncallbacks())
+    atexit.register(print)
+    return {"out": out}
+""",
+        "functions at exit",
+        "atexit._ncallbacks()",
+        "atexit.register(",
+        proven=False,
+    ),
+    "an import hook": Leaky(
+        """
+import sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        return None
+def wire(entrypoint, params, seed):
+    out = str(len([one for one in sys.meta_path if isinstance(one, Finder)]))
+    sys.meta_path.insert(0, Finder())
+    return {"out": out}
+""",
+        "module attribute",
+        "sys.meta_path",
+        "sys.meta_path.insert(",
+    ),
+    "a module that another stands in for": Leaky(
+        """
+import sys, types
+def wire(entrypoint, params, seed):
+    import colorsys
+    out = str(hasattr(colorsys, "hls_to_rgb"))
+    sys.modules["colorsys"] = types.ModuleType("colorsys")
+    return {"out": out}
+""",
+        "loaded module",
+        "colorsys",
+        'sys.modules["colorsys"] =',
+    ),
+    "a table of the standard library": Leaky(
+        """
+import xml.etree.ElementTree as tree
+def wire(entrypoint, params, seed):
+    out = tree.tostring(tree.Element("{urn:model}run")).decode()
+    tree.register_namespace("model", "urn:model")
+    return {"out": out}
+""",
+        "module attribute",
+        "xml.etree.ElementTree._namespace_map",
+        "register_namespace(",
+    ),
+    "an object of the standard library": Leaky(
+        """
+import calendar
+def wire(entrypoint, params, seed):
+    out = calendar.month(2020, 1).split()[2]
+    calendar.setfirstweekday(3)
+    return {"out": out}
+""",
+        "module attribute",
+        "calendar.c",
+        "setfirstweekday(",
+    ),
+    "a function by type": Leaky(
+        """
+import functools
+@functools.singledispatch
+def show(value):
+    return "plain"
+def wire(entrypoint, params, seed):
+    out = show(seed)
+    show.register(int)(lambda value: "whole")
+    return {"out": out}
+""",
+        "function state",
+        "probe.show<dispatch>",
+        "show",
+    ),
+    "a mutable default argument of a decorated function": Leaky(
+        """
+import functools
+def logged(function):
+    @functools.wraps(function)
+    def call(*args):
+        return function(*args)
+    return call
+@logged
+def simulate(seed, history=[]):
+    history.append(seed)
+    return sum(history)
+def wire(entrypoint, params, seed):
+    return {"out": str(simulate(seed))}
+""",
+        "function state",
+        "probe.simulate<function>",
+        "history.append(seed)",
+    ),
+    "blocked signals": Leaky(
+        """
+import signal
+def wire(entrypoint, params, seed):
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+    return {"out": str(len(before))}
+""",
+        "blocked signals",
+        "the blocked signals",
+        "pthread_sigmask(",
+    ),
+    "a time zone of which no variable tells": Leaky(
+        """
+import os, time
+def wire(entrypoint, params, seed):
+    out = time.strftime("%H", time.localtime(0))
+    os.environ["TZ"] = "XYZ-5"
+    time.tzset()
+    del os.environ["TZ"]
+    return {"out": out}
+""",
+        "time zone",
+        "the time zone",
+        "time.tzset()",
+    ),
+    "an empty folder": Leaky(
+        """
+import os
+def wire(entrypoint, params, seed):
+    try:
+        os.mkdir("results")
+        out = "made"
+    except FileExistsError:
+        out = "there"
+    return {"out": out}
+""",
+        "folder",
+        "/tmp/bundle/results",
+        'os.mkdir("results")',
+    ),
+    "a file of the bundle that is replaced": Leaky(
+        """
+import os
+def wire(entrypoint, params, seed):
+    out = open("pyproject.toml").read()[:8]
+    with open("new.toml", "w") as file:
+        file.write("something else")
+    os.replace("new.toml", "pyproject.toml")
+    return {"out": out}
+""",
+        "file",
+        "/tmp/bundle/pyproject.toml",
+        "os.replace(",
+    ),
+    "shared memory": Leaky(
+        """
+import os
+def wire(entrypoint, params, seed):
+    out = str(os.path.exists("/dev/shm/grid"))
+    open("/dev/shm/grid", "w").close()
+    return {"out": out}
+""",
+        "file",
+        "/dev/shm/grid",
+        "/dev/shm/grid",
+    ),
+    "how numpy counts errors": Leaky(
+        """
+import numpy
+def wire(entrypoint, params, seed):
+    try:
+        out = str(numpy.float64(1) / numpy.float64(0))
+    except FloatingPointError:
+        out = "raised"
+    numpy.seterr(all="raise")
+    return {"out": out}
+""",
+        "numpy error state",
+        "numpy.geterr()",
+        "numpy.seterr(",
+        ("numpy",),
+    ),
+    "how polars writes numbers": Leaky(
+        """
+import polars
+def wire(entrypoint, params, seed):
+    out = str(polars.DataFrame({"a": [1e9 / 3]}))
+    polars.Config.set_thousands_separator(",")
+    return {"out": out}
+""",
+        "native data",
+        "",
+        "set_thousands_separator",
+        ("polars",),
+        file="polars/config.py",
+    ),
 }
 
 C_SOURCE = """

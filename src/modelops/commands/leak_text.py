@@ -1,5 +1,7 @@
 """The leak report on a terminal."""
 
+from collections.abc import Mapping
+
 from rich.console import Console
 from rich.text import Text
 
@@ -22,8 +24,9 @@ def show_leaks(console: Console, report: Report) -> None:
     console.print(Text(words.VERDICTS[report["verdict"]], _STYLES.get(report["verdict"], "bold yellow")))
     for problem in report["problems"]:
         console.print(plain(problem, "yellow"))
+    inputs = {entry["number"]: words.task(entry["task"]) for entry in report["tasks"]}
     for leak in report["leaks"]:
-        _show_leak(console, leak)
+        _show_leak(console, leak, inputs)
     for entry in report["fork"]:
         for gap in entry["differences"]:
             text = f"task {entry['task']} is not as cold in a fork of the warm server: {words.difference(gap)}"
@@ -37,10 +40,12 @@ def show_leaks(console: Console, report: Report) -> None:
     console.print(plain(f"{told}; names, values and lines are what the process told of itself", "dim"))
 
 
-def _show_leak(console: Console, leak: Report) -> None:
+def _show_leak(console: Console, leak: Report, inputs: Mapping[int, str]) -> None:
     verb = "changes" if len(leak["polluters"]) == 1 else "together change"
     console.print()
     console.print(plain(f"{words.numbers(leak['polluters'])} {verb} {words.numbers(leak['victims'])}", "bold"))
+    for number in [*leak["polluters"][:_SHOWN], leak["examined"]]:
+        _line(console, f"task {number}: {inputs[number]}", style="dim")
     for gap in leak["differences"]:
         _line(console, f"task {leak['examined']}, {words.difference(gap)}")
     if leak["causes"]:

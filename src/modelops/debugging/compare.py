@@ -54,13 +54,12 @@ def _difference(name: str, cold: Outcome, other: Outcome) -> Difference:
         sizes = [f"{o.outputs[name].size} bytes" if name in o.outputs else "no such output" for o in (cold, other)]
         return {"output": name, "kind": "presence", "values": sizes}
     one, two = cold.outputs[name], other.outputs[name]
-    kind = kind_of(one)
+    kinds = {kind_of(one), kind_of(two)}
     found: Difference | None = None
-    if kind_of(two) == kind:
-        if kind in TABLES:
-            found = _tables(one, two, kind)
-        elif kind in (JSON, TEXT) and max(one.size, two.size) <= MAX_READ:
-            found = (_json(one.read(), two.read()) if kind == JSON else None) or _text(one.read(), two.read())
+    if len(kinds) == 1 and kinds <= {*TABLES}:
+        found = _tables(one, two, *kinds)
+    elif kinds <= {JSON, TEXT} and max(one.size, two.size) <= MAX_READ:  # a text such as "1" is JSON as well
+        found = (_json(one.read(), two.read()) if kinds == {JSON} else None) or _text(one.read(), two.read())
     return {"output": name, **(found or _bytes(one, two))}
 
 

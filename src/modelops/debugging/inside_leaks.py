@@ -4,7 +4,8 @@ The last task is the victim; what is looked at, put back or watched is what the 
 
     tasks      the tasks, in their order
     preload    modules to import before the first look, so that importing them is no change
-    look       compare the state of the process before the first task and before the victim
+    look       compare the state of the process before the first task and before the victim: true, or the keys of the
+               places that are compared
     restore    keys of places whose old value is put back before the victim
     each       put it back before every task but the first
     watch      keys of places for which the line is sought that changes them
@@ -14,32 +15,48 @@ It sends a frame `task.N` for each task (a length, JSON, outputs), `changes`, `r
 `library.N` for the native libraries that changed. The bundle shares this process: it can forge all of it.
 """
 
+import codecs
 import contextvars
 import copy
+import decimal
+import encodings
 import functools
 import gc
 import hashlib
 import importlib
+import locale
 import os
+import resource
+import shutil
+import signal
 import struct
 import sys
 import threading
 import time
 import types
+import warnings
 from collections import deque
 from contextlib import suppress
 from json import dumps
 from typing import Any
 
 LEAVES, NODES, DEPTH = 200, 20_000, 8  # of one place: leaves told apart, nodes looked at, levels
-LOOK_SECONDS, WATCH_SECONDS, WATCH_EVENTS = 20.0, 20.0, 2_000_000
-TEXT, CHANGES, FILE_BYTES, LIBRARY_BYTES = 120, 400, 1 << 20, 64 << 20
+LOOK_SECONDS, WATCH_SECONDS, WATCH_EVENTS = 20.0, 20.0, 2_000_000  # of processor time: a busy machine hides nothing
+TEXT, CHANGES, FILE_BYTES, LIBRARY_BYTES = 120, 1000, 1 << 20, 64 << 20
 PAGE, WORD, RANGES = 4096, 8, 256
 SCALARS = (type(None), bool, int, float, complex, str, bytes)
 CODE = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, type, types.ModuleType)
+FUNCTIONS = (types.FunctionType, functools._lru_cache_wrapper, staticmethod, classmethod)
 HIDDEN = {"__dict__", "__weakref__", "__doc__", "__module__", "__builtins__", "__loader__", "__spec__", "__cached__",
           "_abc_impl", "__abstractmethods__", "__annotations__", "__file__", "__path__", "__name__", "__package__",
-          "__warningregistry__", "__static_attributes__", "__firstlineno__", "__slotnames__"}  # fmt: skip
+          "__static_attributes__", "__firstlineno__", "__slotnames__"}  # fmt: skip
+# What the standard library keeps for itself, and each import, traceback or thread changes.
+BOOKKEEPING = {"sys.modules", "sys.path", "sys.path_importer_cache", "sys.argv", "os.environ", "os.environb",
+               "warnings.filters", "_warnings.filters", "random._inst", "linecache.cache", "re._cache", "re._cache2",
+               "threading._active", "threading._limbo", "threading._dangling", "threading._shutdown_locks",
+               "logging._handlers", "logging._handlerList", "logging.root", "encodings._cache",
+               "inspect.modulesbyfile", "inspect._filesbymodname", "weakref._weakref", "gc.garbage",
+               "typing._cleanups", "decimal.DefaultContext"}  # fmt: skip
 MISSING: Any = type("Missing", (), {"__repr__": lambda self: "nothing"})()
 
 
@@ -53,7 +70,11 @@ def main(request: dict[str, Any], pipe: Any, child: Any) -> None:
     for name in wanted.get("preload", ()):
         with suppress(BaseException):
             importlib.import_module(name)
-    before = process.look() if wanted.get("look") else None
+    if load_libraries(process):  # one of them may draw from the C library's generator
+        with suppress(Exception):
+            importlib.import_module("ctypes")
+    keys = wanted.get("look")
+    before = process.look(keys) if keys else None
     saved = save(wanted.get("restore", ()), process)
     watcher = Watcher(process, wanted["watch"]) if wanted.get("watch") else None
     known = set(sys.modules)
@@ -62,7 +83,7 @@ def main(request: dict[str, Any], pipe: Any, child: Any) -> None:
             if watcher:
                 send_json(pipe, child, "lines", watcher.stop())
             if before is not None:
-                report_changes(before, process, pipe, child)
+                report_changes(before, process.look(keys), pipe, child)
             if wanted.get("restore"):
                 send_json(pipe, child, "restored", put_back(saved, process))
             seed_generators(wanted.get("seed", ()))
@@ -126,11 +147,18 @@ def seed_generators(names: "list[str]") -> None:
 
 
 class Leaves:
-    """The parts of one value: a digest of all, and the first of them by path."""
+    """The parts of one value: a digest of all, and the first of them by path.
 
-    def __init__(self, value: Any, deadline: float) -> None:
+    In a look, what is the value of another place (`roots`, by id) or was taken apart before (`walked`: by id, how
+    deep it lay, 0 where all of it was seen) is named, and not taken apart again: what all share would be seen
+    thousands of times.
+    """
+
+    def __init__(self, value: Any, deadline: float, key: str = "", look: "Look | None" = None) -> None:
         self.found: dict[str, str] = {}
         self.nodes, self.deadline = 0, deadline
+        self.key, self.look = key, look
+        self.cuts, self.is_full = 0, False
         self.seen: dict[int, int] = {}
         self.hash = hashlib.blake2b(digest_size=16)
         self.kept: list[Any] = []  # what was made on the way stays, lest its id is used again
@@ -152,15 +180,29 @@ class Leaves:
             return self.leaf(path, scalar(value))
         if isinstance(value, (*CODE, functools._lru_cache_wrapper)):  # what these carry along are places of their own
             return self.leaf(path, identity(value))
-        if depth > DEPTH or self.nodes > NODES or time.monotonic() > self.deadline:
-            return
         if id(value) in self.seen:
             return self.leaf(path, f"again {self.seen[id(value)]}")
+        if self.look is not None and self.look.knows(value, self.key, depth):
+            return self.leaf(path, identity(value))
+        if depth > DEPTH:
+            self.cuts += 1
+            return
+        if self.nodes > NODES or time.process_time() > self.deadline:
+            self.is_full = True
+            return
         self.seen[id(value)] = len(self.seen)
         self.kept.append(value)
+        cuts = self.cuts
+        self.take_apart(value, kind, path, depth + 1)
+        if self.look is not None and not self.is_full:
+            self.look.walked[id(value)] = 0 if self.cuts == cuts else depth
+
+    def take_apart(self, value: Any, kind: type, path: str, depth: int) -> None:
+        """By the first way that fits. What answers with errors of its own is still the same thing or another."""
         for take in (self.container, self.opaque, self.buffer, self.frame, self.state):
-            if take(value, kind, path, depth + 1):
-                return
+            with suppress(Exception):
+                if take(value, kind, path, depth):
+                    return
         self.leaf(path, identity(value))
 
     def container(self, value: Any, kind: type, path: str, depth: int) -> bool:
@@ -319,6 +361,12 @@ def attribute_of(value: Any, name: str) -> Any:
         return None
 
 
+def names_in(module: Any) -> dict[str, Any]:
+    """What a module holds, without loading one that waits to be loaded."""
+    found: dict[str, Any] = object.__getattribute__(module, "__dict__")
+    return found
+
+
 def label(key: Any) -> str:
     """A key of a container."""
     if type(key) in SCALARS:
@@ -330,8 +378,11 @@ def label(key: Any) -> str:
 
 def identity(value: Any) -> str:
     """What a thing is called, and which one it is."""
-    name = attribute_of(value, "__qualname__") or attribute_of(value, "__name__")
-    kind = type(value).__name__
+    kind, name = type(value).__name__, None
+    if isinstance(value, types.ModuleType):  # one that is imported when it is first used is not used here
+        name = names_in(value).get("__name__")
+    elif isinstance(value, (*CODE, functools._lru_cache_wrapper)):
+        name = attribute_of(value, "__qualname__") or attribute_of(value, "__name__")
     return f"{kind} {name} @{id(value):x}" if isinstance(name, str) else f"{kind} @{id(value):x}"
 
 
@@ -346,7 +397,7 @@ def shown(value: Any) -> str:
         return scalar(value)[:TEXT]
     if isinstance(value, CODE):
         return f"{type(value).__name__} {getattr(value, '__module__', '')}.{getattr(value, '__qualname__', '?')}"[:TEXT]
-    return next(iter(Leaves(value, time.monotonic() + 1).found.values()), type(value).__name__)
+    return next(iter(Leaves(value, time.process_time() + 1).found.values()), type(value).__name__)
 
 
 def numbers(value: Any) -> str:
@@ -382,36 +433,62 @@ class Place:
         """The value's parts."""
         return Leaves(self.get(), deadline)
 
-    def save(self) -> Any:
-        """What `put_back` needs."""
+    def save(self, others: "dict[int, Any]") -> Any:
+        """What `put_back` needs. `others`, by id, are the values of other places, which are not this one's content."""
         value = self.get()
-        return value, MISSING if value is MISSING else content_of(value)
+        return value, MISSING if value is MISSING else content_of(value, others)
 
     def put_back(self, saved: Any) -> None:
         """Bind the old value again, with its old content."""
-        value, content = saved
-        if content is not MISSING and not same_content(value, content) and not fill(value, content):
-            value = content
+        value = as_before(*saved)
         if self.get() is not value:
             self.put(value)
 
 
-def content_of(value: Any) -> Any:
+def as_before(value: Any, content: Any) -> Any:
+    """A value with its old content: itself where it can be filled, so that all who hold it see it."""
+    if content is MISSING or same_content(value, content) or fill(value, content):
+        return value
+    return content
+
+
+def content_of(value: Any, others: "dict[int, Any]") -> Any:
     """A copy, or what `fill` takes in place of one; MISSING where there is neither."""
     try:
         if type(value) is contextvars.ContextVar:
-            return [now if (now := in_context(value)) is MISSING else copy.deepcopy(now)]
+            return [now if (now := in_context(value)) is MISSING else copied(now, others)]
         if attribute_of(value, "iterdump") and attribute_of(value, "serialize"):  # a database of sqlite3
             return value.serialize()
         if isinstance(value, threading.local):
-            return types.SimpleNamespace(**copy.deepcopy(vars(value)))
-        return copy.deepcopy(value)
+            return types.SimpleNamespace(**copied(vars(value), others))
+        return copied(value, others)
     except Exception:
         pass
-    try:  # a dict whose class can't be copied
-        return copy.deepcopy(dict(dict.items(value))) if isinstance(value, dict) else MISSING
+    try:  # what can't be copied as a whole, part by part
+        if isinstance(value, dict):
+            return {key: copied_or_same(item, others) for key, item in dict.items(value)}
+        if isinstance(value, (list, set, deque)):
+            return [copied_or_same(item, others) for item in value]
+        if isinstance(own := attribute_of(value, "__dict__"), dict) and not pickles_itself(type(value)):
+            return types.SimpleNamespace(**{key: copied_or_same(item, others) for key, item in own.items()})
     except Exception:
-        return MISSING
+        pass
+    return MISSING
+
+
+def copied(value: Any, others: "dict[int, Any]") -> Any:
+    """A deep copy in which other places' values are themselves."""
+    memo = dict(others)
+    memo.pop(id(value), None)
+    return copy.deepcopy(value, memo)
+
+
+def copied_or_same(value: Any, others: "dict[int, Any]") -> Any:
+    """A copy of a part, itself where there is none."""
+    try:
+        return copied(value, others)
+    except Exception:
+        return value
 
 
 def same_content(value: Any, content: Any) -> bool:
@@ -483,9 +560,13 @@ class FunctionState(Place):
         super().__init__(key, name)
         self.function = function
 
+    def cells(self) -> "list[tuple[str, Any]]":
+        """The cells of its closure by name."""
+        return list(zip(self.function.__code__.co_freevars, self.function.__closure__ or (), strict=False))
+
     def get(self) -> Any:
         function = self.function
-        cells = [cell_content(cell) for cell in function.__closure__ or ()]
+        cells = {name: cell_content(cell) for name, cell in self.cells()}
         found = {"default": function.__defaults__, "keyword": function.__kwdefaults__, "closure": cells}
         return {**found, "attributes": {k: v for k, v in vars(function).items() if k != "__wrapped__"}}
 
@@ -493,11 +574,12 @@ class FunctionState(Place):
         content = saved[1]
         if content is MISSING:
             return
-        function = self.function
+        function, value = self.function, saved[0]
         function.__defaults__, function.__kwdefaults__ = content["default"], content["keyword"]
-        for cell, value in zip(function.__closure__ or (), content["closure"], strict=False):
-            if value is not MISSING and not isinstance(value, CODE):
-                cell.cell_contents = value
+        for name, cell in self.cells():
+            old = value["closure"][name]
+            if old is not MISSING and not isinstance(old, CODE):
+                cell.cell_contents = as_before(old, content["closure"][name])
         wrapped = {k: v for k, v in vars(function).items() if k == "__wrapped__"}
         vars(function).clear()
         vars(function).update({**content["attributes"], **wrapped})
@@ -531,7 +613,7 @@ class Cache(Place):
     def get(self) -> Any:
         return cached_values(self.function)
 
-    def save(self) -> Any:
+    def save(self, others: "dict[int, Any]") -> Any:
         return None
 
     def put_back(self, saved: Any) -> None:
@@ -548,7 +630,7 @@ class Setting(Place):
     def get(self) -> Any:
         return self.read()
 
-    def save(self) -> Any:
+    def save(self, others: "dict[int, Any]") -> Any:
         return copy.copy(self.read())
 
     def put_back(self, saved: Any) -> None:
@@ -570,7 +652,7 @@ class Logger(Place):
     def get(self) -> Any:
         return {part: vars(self.logger())[part] for part in self.parts}
 
-    def save(self) -> Any:
+    def save(self, others: "dict[int, Any]") -> Any:
         return {part: copy.copy(value) for part, value in self.get().items()}
 
     def put_back(self, saved: Any) -> None:
@@ -597,6 +679,36 @@ class Variable(Place):
             time.tzset()
 
 
+class Module(Place):
+    """Which module a name stands for."""
+
+    kind = "loaded module"
+
+    def get(self) -> Any:
+        return sys.modules.get(self.name, MISSING)
+
+    def put(self, value: Any) -> None:
+        if value is MISSING:
+            del sys.modules[self.name]
+        else:
+            sys.modules[self.name] = value
+
+
+class Folder(Place):
+    """A folder below /tmp."""
+
+    kind = "folder"
+
+    def get(self) -> Any:
+        return "a folder" if os.path.isdir(self.name) else MISSING
+
+    def put(self, value: Any) -> None:
+        if value is MISSING:
+            os.rmdir(self.name) if not os.listdir(self.name) else shutil.rmtree(self.name)
+        else:
+            os.makedirs(self.name)
+
+
 class File(Place):
     """A file below /tmp."""
 
@@ -605,7 +717,9 @@ class File(Place):
     def get(self) -> Any:
         try:
             info = os.lstat(self.name)
-            if not os.path.isfile(self.name) or os.path.islink(self.name):
+            if os.path.islink(self.name):
+                return ("link", os.readlink(self.name))
+            if not os.path.isfile(self.name):
                 return ("special", info.st_mode)
             if info.st_size > FILE_BYTES:
                 return ("large", info.st_size, info.st_mtime_ns)
@@ -617,8 +731,12 @@ class File(Place):
     def put(self, value: Any) -> None:
         if value is MISSING:
             os.unlink(self.name)
-        elif isinstance(value, bytes):
+        elif isinstance(value, bytes) or value[0] == "link":
             os.makedirs(os.path.dirname(self.name), exist_ok=True)
+            with suppress(FileNotFoundError):
+                os.unlink(self.name)
+            if isinstance(value, tuple):
+                return os.symlink(value[1], self.name)
             with open(self.name, "wb") as file:
                 file.write(value)
         else:
@@ -666,10 +784,10 @@ class Process:
 
     def is_own(self, module: Any) -> bool:
         """Whether a module is the bundle's: it lies there, or a folder or file of its name does."""
-        file = attribute_of(module, "__file__") or ""
+        file = str(names_in(module).get("__file__") or "")
         if file.startswith("/bundle/"):
             return True
-        top = str(getattr(module, "__name__", "")).partition(".")[0]
+        top = str(names_in(module).get("__name__", "")).partition(".")[0]
         if top not in self.tops:
             bases = [base + top for base in ("/bundle/", "/bundle/src/", "/bundle/lib/", "/bundle/python/")]
             self.tops[top] = bool(top) and any(os.path.isdir(b) or os.path.isfile(b + ".py") for b in bases)
@@ -693,7 +811,7 @@ class Process:
         found = []
         for name, module in list(sys.modules.items()):
             if isinstance(module, types.ModuleType) and module not in self.ours and not name.startswith("instrument"):
-                file = attribute_of(module, "__file__") or ""
+                file = str(names_in(module).get("__file__") or "")
                 theirs = self.is_theirs(file) or file.startswith("/tmp/")
                 found.append((name, module, theirs))
         return sorted(found, key=lambda entry: (not self.is_own(entry[1]), not entry[2]))
@@ -704,7 +822,8 @@ class Process:
         for name, module, theirs in self.modules():
             own = self.is_own(module)
             fresh: list[Place] = []
-            for attribute, value in list(vars(module).items()):
+            found.append(Module(f"module:{name}", name))
+            for attribute, value in list(names_in(module).items()):
                 if attribute not in HIDDEN:
                     fresh += self.places_of(name, module, attribute, value, theirs)
             for place in fresh:
@@ -715,9 +834,9 @@ class Process:
     def places_of(self, name: str, module: Any, attribute: str, value: Any, theirs: bool) -> "list[Place]":
         """An attribute of a module, and what lies behind it where it is a class or a function of that module."""
         found: list[Place] = []
-        if theirs or name == "builtins" or isinstance(value, (*CODE, *SCALARS)):
+        if f"{name}.{attribute}" not in BOOKKEEPING:
             found.append(Attribute(f"attribute:{name}:{attribute}", module, attribute, f"{name}.{attribute}"))
-        if attribute_of(value, "__module__") != name:
+        if not isinstance(value, (type, *FUNCTIONS)) or attribute_of(value, "__module__") != name:
             return found
         if isinstance(value, type):
             return found + self.places_of_class(name, attribute, value, theirs)
@@ -740,17 +859,15 @@ class Process:
     def place(self, key: str) -> Place | None:
         """The place of a key, also where nothing is there yet."""
         kind, _, rest = key.partition(":")
-        if kind == "environ":
-            return Variable(key, rest)
-        if kind == "file":
-            return File(key, rest)
+        by_name = {"environ": Variable, "file": File, "module": Module, "folder": Folder}
+        if kind in by_name:
+            return by_name[kind](key, rest)
         if kind == "native":
             return self.native_place(key, rest)
         if kind == "logger":
             return Logger(key, rest or "the root logger")
-        for place in settings():
-            if place.key == key:
-                return place
+        if kind not in ("attribute", "class", "function", "cache"):
+            return next((place for place in settings() if place.key == key), None)
         module = sys.modules.get(rest.partition(":")[0])
         if module is None:
             return None
@@ -768,9 +885,10 @@ class Process:
         if kind == "class":
             owner, _, attribute = path.partition(":")
             return ClassAttribute(key, reached(module, owner), attribute, f"{module.__name__}.{owner}.{attribute}")
-        owner_name, _, inner = path.rpartition(".")
+        owner_name, _, inner = path.partition("<")[0].rpartition(".")
         value = vars(reached(module, owner_name) if owner_name else module).get(inner)
-        return next((p for p in function_places(rest, rest, value) if p.key == key), None)
+        outer = rest.partition("<")[0]
+        return next((p for p in function_places(outer, outer.replace(":", "."), value) if p.key == key), None)
 
     def native_place(self, key: str, rest: str) -> Place | None:
         """The place of `path:offset:size` in a loaded library."""
@@ -779,9 +897,11 @@ class Process:
         library = self.libraries.get(path)
         return None if library is None else Native(key, library, int(offset, 16), int(size))
 
-    def look(self) -> "Look":
-        """The state of the process now."""
-        return Look(self)
+    def look(self, keys: Any) -> "Look":
+        """The state of the process now: of the places of these keys, of all where `keys` is true."""
+        return Look(
+            self, self.places() if keys is True else [p for key in keys if (p := self.place(key))], keys is True
+        )
 
 
 def reached(module: Any, path: str) -> Any:
@@ -789,24 +909,23 @@ def reached(module: Any, path: str) -> Any:
     return functools.reduce(getattr, path.split("."), module)
 
 
-def function_places(key: str, name: str, value: Any) -> "list[Place]":
-    """What a function carries along, or the cache around it."""
+def function_places(key: str, name: str, value: Any, depth: int = 0) -> "list[Place]":
+    """What a function carries along, or the cache around it; and likewise the functions inside, as a decorator has."""
     value = value.__func__ if isinstance(value, (staticmethod, classmethod)) else value
     if isinstance(value, functools._lru_cache_wrapper):
         return [Cache(f"cache:{key}", value, name)]
     if not isinstance(value, types.FunctionType):
         return []
     carries = value.__defaults__ or value.__kwdefaults__ or value.__closure__ or vars(value)
-    return [FunctionState(f"function:{key}", value, name)] if carries else []
+    found: list[Place] = [FunctionState(f"function:{key}", value, name)] if carries else []
+    for inner, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=False):
+        if depth < 2 and (function := cell_content(cell)) is not value:
+            found += function_places(f"{key}<{inner}>", f"{name}<{inner}>", function, depth + 1)
+    return found
 
 
 def settings() -> "list[Place]":
     """What a process has once."""
-    import decimal
-    import locale
-    import signal
-    import socket
-    import warnings
 
     def umask() -> int:
         value = os.umask(0o022)
@@ -815,7 +934,7 @@ def settings() -> "list[Place]":
 
     def context() -> list[Any]:
         now = decimal.getcontext()
-        traps = sorted((signal for signal, on in now.traps.items() if on), key=str)
+        traps = sorted((trap for trap, on in now.traps.items() if on), key=str)
         return [now.prec, now.rounding, now.Emin, now.Emax, now.capitals, now.clamp, [], traps]
 
     found: list[Place] = [
@@ -828,29 +947,137 @@ def settings() -> "list[Place]":
                 lambda old: locale.setlocale(locale.LC_ALL, old)),
         Setting("decimal", "decimal context", "the decimal context", context,
                 lambda old: decimal.setcontext(decimal.Context(*old))),
-        Setting("recursion", "recursion limit", "sys.getrecursionlimit()", sys.getrecursionlimit,
-                sys.setrecursionlimit),
         Setting("gc", "garbage collector", "gc.isenabled()", gc.isenabled,
                 lambda old: gc.enable() if old else gc.disable()),
-        Setting("socket", "socket time-out", "socket.getdefaulttimeout()", socket.getdefaulttimeout,
-                socket.setdefaulttimeout),
-        Setting("hooks", "hooks", "sys.excepthook and its like", lambda: [sys.excepthook, sys.displayhook,
-                sys.unraisablehook, threading.excepthook, sys.gettrace(), sys.getprofile()]),
+        Setting("timezone", "time zone", "the time zone", lambda: [*time.tzname, time.timezone, time.altzone],
+                lambda old: time.tzset()),
+        Setting("alarm", "alarm", "an alarm that waits", lambda: [signal.getitimer(n)[0] > 0 for n in range(3)],
+                lambda old: [signal.setitimer(n, 0) for n in range(3) if not old[n]]),
+        Setting("sigmask", "blocked signals", "the blocked signals",
+                lambda: sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
+                lambda old: signal.pthread_sigmask(signal.SIG_SETMASK, old)),
         Setting("niceness", "niceness", "the niceness", lambda: os.getpriority(os.PRIO_PROCESS, 0),
                 lambda old: os.setpriority(os.PRIO_PROCESS, 0, old)),
+        Setting("processors", "processors", "the processors that may be used", lambda: sorted(os.sched_getaffinity(0)),
+                lambda old: os.sched_setaffinity(0, old)),
+        Setting("codecs", "codecs", "codecs.register()", codec_functions, unregister_codecs),
+        CodecErrors("codec errors", "codecs.register_error()"),
         Setting("descriptors", "open descriptors", "open descriptors", descriptors),
     ]  # fmt: skip
     for number in signal.valid_signals():
         name = signal.Signals(number).name if number in set(signal.Signals) else str(int(number))
         read, write = (functools.partial(call, number) for call in (signal.getsignal, signal.signal))
         found.append(Setting(f"signal:{int(number)}", "signal handler", name, read, write))
-    return found + resource_limits() + loggers() + generators()
+    return [*found, *behind_functions(), *c_generator(), *resource_limits(), *loggers(), *generators()]
+
+
+def switch(on: Any, off: Any) -> Any:
+    """What sets a thing that is on or off."""
+    return lambda old: on() if old else off()
+
+
+def behind_functions() -> "list[Place]":
+    """State that modules keep where only their functions reach it, as far as they are loaded."""
+    table = (  # the module, what it is, what reads it, what sets it
+        ("csv", "csv limit", "field_size_limit", "field_size_limit"),
+        ("sys", "recursion limit", "getrecursionlimit", "setrecursionlimit"),
+        ("sys", "switch interval", "getswitchinterval", "setswitchinterval"),
+        ("sys", "limit of digits", "get_int_max_str_digits", "set_int_max_str_digits"),
+        ("sys", "trace function", "gettrace", "settrace"),
+        ("sys", "profile function", "getprofile", "setprofile"),
+        ("gc", "thresholds", "get_threshold", lambda old: gc.set_threshold(*old)),
+        ("gc", "flags", "get_debug", "set_debug"),
+        ("socket", "socket time-out", "getdefaulttimeout", "setdefaulttimeout"),
+        ("threading", "stack size of threads", "stack_size", "stack_size"),
+        ("atexit", "functions at exit", "_ncallbacks", None),
+        ("faulthandler", "fault handler", "is_enabled", ("enable", "disable")),
+        ("tracemalloc", "tracing of memory", "is_tracing", ("start", "stop")),
+        ("numpy", "numpy error state", "geterr", lambda old: sys.modules["numpy"].seterr(**old)),
+        ("numpy", "numpy error function", "geterrcall", "seterrcall"),
+        ("numpy", "numpy buffer size", "getbufsize", "setbufsize"),
+        ("polars", "string cache", "using_string_cache", ("enable_string_cache", "disable_string_cache")),
+    )
+    found: list[Place] = []
+    for name, kind, read, write in table:
+        module = sys.modules.get(name)
+        reader = attribute_of(module, read)
+        if reader is None:
+            continue
+        if isinstance(write, tuple):
+            write = switch(*(getattr(module, part) for part in write))
+        elif isinstance(write, str):
+            write = getattr(module, write)
+        found.append(Setting(f"setting:{name}.{read}", kind, f"{name}.{read}()", reader, write))
+    return found
+
+
+class CodecErrors(Place):
+    """The handlers of codecs' errors, a table that the interpreter hides."""
+
+    kind = "codec errors"
+
+    @staticmethod
+    def table() -> dict[str, Any]:
+        """The table: a dict that holds the one of that name. What else holds it so would be taken for the table."""
+        strict = codecs.lookup_error("strict")
+        tables = [one for one in gc.get_referrers(strict) if type(one) is dict and one.get("strict") is strict]
+        return tables[0] if tables else {}
+
+    def get(self) -> Any:
+        return {name: identity(handler) for name, handler in self.table().items()}
+
+    def save(self, others: "dict[int, Any]") -> Any:
+        return tuple(self.table().items())
+
+    def put_back(self, saved: Any) -> None:
+        fill(self.table(), dict(saved))
+
+
+def codec_functions() -> "tuple[Any, ...]":
+    """The functions that look codecs up, of a list that the interpreter hides; as a tuple, which is not that list."""
+    first = encodings.search_function
+    lists: list[Any] = [one for one in gc.get_referrers(first) if type(one) is list and one[:1] == [first]]
+    return tuple(lists[0]) if lists else ()
+
+
+def unregister_codecs(old: Any) -> None:
+    """Take away the functions that came after these."""
+    for function in codec_functions()[len(old) :]:
+        codecs.unregister(function)
+
+
+def c_generator() -> "list[Place]":
+    """The state of the C library's rand(), which extensions draw from; it lies in a library that is left out."""
+    ctypes: Any = sys.modules.get("ctypes")
+    if ctypes is None:
+        return []
+    libc, size = ctypes.CDLL(None), 128
+    if not hasattr(libc, "initstate"):
+        return []
+    libc.initstate.restype = libc.setstate.restype = ctypes.c_void_p
+    libc.initstate.argtypes = (ctypes.c_uint, ctypes.c_char_p, ctypes.c_size_t)
+    libc.setstate.argtypes = (ctypes.c_void_p,)
+
+    def swapped(take: Any) -> Any:
+        """With another state in its place, the C library has written all of the real one to memory."""
+        other = ctypes.create_string_buffer(size)
+        real = libc.initstate(1, other, size)
+        try:
+            return take(real)
+        finally:
+            libc.setstate(real)
+
+    def read() -> Any:
+        return swapped(lambda at: ctypes.string_at(at, size))
+
+    def write(old: Any) -> None:
+        swapped(lambda at: ctypes.memmove(at, old, size))
+
+    return [Setting("rand", "random state", "the C library's rand()", read, write)]
 
 
 def resource_limits() -> "list[Place]":
     """The soft limits of the process; with the hard one lowered, only as far as that."""
-    import resource
-
     found: list[Place] = []
     for name in (name for name in dir(resource) if name.startswith("RLIMIT_")):
         number = getattr(resource, name)
@@ -880,8 +1107,6 @@ def generators() -> "list[Place]":
     if numpy is not None and "numpy.random" in sys.modules:
         found.append(Setting("numpy.random", "random state", "numpy.random's global generator",
                              numpy.random.get_state, numpy.random.set_state))  # fmt: skip
-        found.append(Setting("numpy.errstate", "numpy error state", "numpy.geterr()", numpy.geterr,
-                             lambda old: numpy.seterr(**old)))  # fmt: skip
     compiled: Any = sys.modules.get("numba._helperlib")
     for name in ("py", "np") if compiled is not None else ():  # compiled code has generators of its own
         state = getattr(compiled, f"rnd_get_{name}_state_ptr")()
@@ -893,8 +1118,6 @@ def generators() -> "list[Place]":
 
 def restore_filters(old: Any) -> None:
     """Put the warning filters back, and let Python notice."""
-    import warnings
-
     filters: Any = warnings.filters
     filters[:] = old
     getattr(warnings, "_filters_mutated", getattr(warnings, "_filters_mutated_lock_held", lambda: None))()
@@ -915,13 +1138,14 @@ def threads() -> dict[int, Any]:
 
 
 def files() -> "list[Place]":
-    """Every file below /tmp, the home among them, but links to the bundle's own; the count is bounded."""
+    """Every folder and file below /tmp, the home among them, and in shared memory; the count is bounded."""
     found: list[Place] = []
-    for folder, _, names in os.walk("/tmp"):
-        paths = [os.path.join(folder, name) for name in sorted(names)]
-        found += [File(f"file:{path}", path) for path in paths if not os.path.islink(path)]
-        if len(found) > 5000:
-            break
+    for top in ("/tmp", "/dev/shm"):
+        for folder, _, names in os.walk(top):
+            paths = [os.path.join(folder, name) for name in sorted(names)]
+            found += [Folder(f"folder:{folder}", folder), *(File(f"file:{path}", path) for path in paths)]
+            if len(found) > 5000:
+                break
     return found
 
 
@@ -993,7 +1217,7 @@ def load_libraries(process: Process) -> "list[Library]":
     except OSError:
         return []
     left_out = ("libpython", "libjemalloc", "libmimalloc", "libtcmalloc")
-    own = {attribute_of(module, "__file__") for _, module, _ in process.modules() if process.is_own(module)}
+    own = {names_in(module).get("__file__") for _, module, _ in process.modules() if process.is_own(module)}
     found = []
     for path, start in starts.items():
         if ".so" in os.path.basename(path) and not os.path.basename(path).startswith(left_out):
@@ -1028,31 +1252,36 @@ def changed_ranges(old: bytes, new: bytes) -> "list[tuple[int, int]]":
 class Look:
     """The state of the process at one moment. It holds what it saw, so that no identity is used twice."""
 
-    def __init__(self, process: Process) -> None:
-        deadline = time.monotonic() + LOOK_SECONDS
-        self.complete = True
+    def __init__(self, process: Process, places: "list[Place]", with_native: bool) -> None:
+        deadline = time.process_time() + LOOK_SECONDS
         self.places: dict[str, Place] = {}
         self.values: dict[str, Any] = {}
         self.leaves: dict[str, Leaves] = {}
-        for place in process.places():
-            if place.key in self.places:
-                continue
-            try:
-                value = place.get()
-                leaves = place.leaves(deadline)
-            except Exception:
-                continue
-            if not place.own and len(leaves.found) > 50:
+        self.roots: dict[int, str] = {}
+        self.walked: dict[int, int] = {}
+        for place in places:
+            with suppress(Exception):
+                if place.key not in self.places:
+                    self.values[place.key] = value = place.get()
+                    self.places[place.key] = place
+                    if isinstance(place, Attribute):
+                        self.roots.setdefault(id(value), place.key)
+        for key, value in self.values.items():
+            self.leaves[key] = leaves = Leaves(value, deadline, key, self)
+            if not self.places[key].own and len(leaves.found) > 50:
                 leaves.found = {}
-            self.places[place.key], self.values[place.key], self.leaves[place.key] = place, value, leaves
-        self.complete = time.monotonic() < deadline
+        self.complete = time.process_time() < deadline
         self.threads = threads()
-        self.images = {library.path: (library, library.image()) for library in load_libraries(process)}
+        libraries = load_libraries(process) if with_native else []
+        self.images = {library.path: (library, library.image()) for library in libraries}
+
+    def knows(self, value: Any, key: str, depth: int) -> bool:
+        """Whether a value is told of elsewhere, as far as it would be seen from here."""
+        return self.roots.get(id(value), key) != key or self.walked.get(id(value), depth + 1) <= depth
 
 
-def report_changes(before: Look, process: Process, pipe: Any, child: Any) -> None:
-    """Send what differs from `before`, the bundle's own first, and the libraries whose data changed."""
-    after = process.look()
+def report_changes(before: Look, after: Look, pipe: Any, child: Any) -> None:
+    """Send what differs, the bundle's own first, and the libraries whose data changed."""
     python = python_changes(before, after)
     native = native_changes(before, after)
     started = [thread_change(ident, thread) for ident, thread in after.threads.items() if ident not in before.threads]
@@ -1063,11 +1292,17 @@ def report_changes(before: Look, process: Process, pipe: Any, child: Any) -> Non
             for change in native:
                 if change["library"] == path:
                     change["file"] = number
-    changes = sorted([*started, *python, *native], key=lambda change: not change["own"])
+    changes = sorted([*started, *python, *native], key=likelihood)
     report = {"changes": changes[:CHANGES], "left_out": max(0, len(changes) - CHANGES)}
     report["complete"] = before.complete and after.complete
     report["native"] = "looked at" if os.access("/proc/self/maps", os.R_OK) else "no /proc in this sandbox"
     send_json(pipe, child, "changes", report)
+
+
+def likelihood(change: "dict[str, Any]") -> "tuple[bool, int]":
+    """What comes first: the bundle's own, then what a process has once, and caches before native data."""
+    ranks = {"attribute": 2, "class": 2, "function": 3, "cache": 4, "native": 5}
+    return not change["own"], ranks.get(change["key"].partition(":")[0], 1)
 
 
 def python_changes(before: Look, after: Look) -> "list[dict[str, Any]]":
@@ -1083,6 +1318,8 @@ def python_changes(before: Look, after: Look) -> "list[dict[str, Any]]":
         owner = key.split(":")[1] if key.startswith(("attribute:", "class:")) else ""
         if owner and key not in before.places and not any(k.startswith(f"attribute:{owner}:") for k in before.places):
             continue  # a module that was imported meanwhile
+        if key.startswith("module:") and old is MISSING and attribute_of(new, "__spec__") is not None:
+            continue  # likewise, and not put there by hand
         if id(new) in told and old is new:
             continue
         told.add(id(new))
@@ -1123,7 +1360,10 @@ def native_changes(before: Look, after: Look) -> "list[dict[str, Any]]":
 
 
 def hexed(data: bytes) -> str:
-    """Bytes, and the number that they are where they are one."""
+    """Bytes, as the numbers that they are where they are some."""
+    if len(data) > WORD and len(data) % WORD == 0:
+        words = [hexed(data[at : at + WORD]) for at in range(0, min(len(data), 3 * WORD), WORD)]
+        return ", ".join(words) + (f" .. ({len(data) // WORD} words)" if len(data) > 3 * WORD else "")
     if len(data) == WORD:
         whole, real = int.from_bytes(data, "little"), struct.unpack("<d", data)[0]
         if whole < 1 << 40:
@@ -1147,7 +1387,15 @@ def thread_change(ident: int, thread: Any) -> "dict[str, Any]":
 
 def save(keys: Any, process: Process) -> dict[str, Any]:
     """What `put_back` needs of each place that there is."""
-    return {key: place.save() for key in keys if (place := process.place(key))}
+    if not keys:
+        return {}
+    others: dict[int, Any] = {id(module): module for module in list(sys.modules.values())}
+    for other in process.places():
+        if isinstance(other, Attribute):
+            with suppress(Exception):
+                value = other.get()
+                others[id(value)] = value
+    return {key: place.save(others) for key in keys if (place := process.place(key))}
 
 
 def put_back(saved: dict[str, Any], process: Process) -> dict[str, str]:
@@ -1175,7 +1423,7 @@ class Watcher:
         self.state = {key: self.glance(place) for key, place in self.places.items()}
         self.lines: dict[str, dict[str, Any]] = {}
         self.last: tuple[Any, int] | None = None
-        self.events, self.deadline = 0, time.monotonic() + WATCH_SECONDS
+        self.events, self.deadline = 0, time.process_time() + WATCH_SECONDS
         kinds = (Attribute, FunctionState, Cache)
         theirs = any(isinstance(place, kinds) and not place.own for place in self.places.values())
         self.is_watched = process.is_theirs if theirs else process.is_own_file
@@ -1185,7 +1433,7 @@ class Watcher:
     def glance(place: Place) -> Any:
         """Enough of a value to see that it changes."""
         try:
-            return place.leaves(time.monotonic() + 1).digest
+            return place.leaves(time.process_time() + 1).digest
         except Exception:
             return None
 
@@ -1194,7 +1442,7 @@ class Watcher:
         if not self.is_watched(frame.f_code.co_filename):
             return None
         self.events += 1
-        if self.events > WATCH_EVENTS or time.monotonic() > self.deadline or len(self.lines) == len(self.places):
+        if self.events > WATCH_EVENTS or time.process_time() > self.deadline or len(self.lines) == len(self.places):
             sys.settrace(None)
             return None
         self.check()

@@ -32,7 +32,7 @@ from .tasks import Task, is_aggregation
 from .workbench import Outcome, Output, Workbench
 
 STABLE, HASH_SEED, NONDETERMINISTIC, UNKNOWN = "stable", "hash seed", "nondeterministic", "unknown"
-LEAST_SECONDS = 120.0  # that the search may take, however short the cold runs were
+LEAST_SECONDS, LEAST_RUNS = 120.0, 60  # that the search may take, however short or few the cold runs were
 GENERATORS = ("random", "numpy.random")
 Progress = Callable[[str, int, int], None]
 _Pair = tuple[Future[tuple[Outcome, float]], Future[tuple[Outcome, float]]]
@@ -137,7 +137,8 @@ class LeakSearch:
         try:
             self._run_cold()
             spent = sum(cold.seconds for cold in self.found.cold)
-            self._deadline = self._begun + max(LEAST_SECONDS, 3 * spent)
+            enough = LEAST_RUNS * spent / len(self._tasks)
+            self._deadline = self._begun + max(LEAST_SECONDS, enough, 3 * spent)
             cases = self._run_orders()
             self._explain_nondeterminism()
             groups = self._find_polluters(cases)
@@ -276,10 +277,14 @@ class LeakSearch:
 
     def _is_polluted(self, victim: int, earlier: Sequence[int], **asked: Any) -> bool:
         shared = self._together([*earlier, victim], **asked)
-        is_polluted = len(shared.outcomes) == len(earlier) + 1 and self._differs(victim, shared.outcomes[-1])
+        is_polluted = len(shared.outcomes) == len(earlier) + 1 and self._ends_unlike(shared, victim)
         if is_polluted and not asked:
             self._witnesses[victim, tuple(earlier)] = shared
         return is_polluted
+
+    def _ends_unlike(self, shared: Shared, victim: int) -> bool:
+        """Whether the last outcome is not what the victim gives cold."""
+        return bool(shared.outcomes) and self._differs(victim, shared.outcomes[-1])
 
     # --- through what
 
@@ -313,16 +318,32 @@ class LeakSearch:
         if modules and self._is_polluted(case.victim, (), preload=modules):
             leak.imports = smallest_set(modules, lambda m: self._is_polluted(case.victim, (), preload=m)) or []
             return leak, modules
+        known = [c.change.key for other in self.found.leaks for c in other.causes if not c.change.is_native]
+        if known:  # most often there is one cause, and to see that takes a moment
+            look = self._together([*polluters, case.victim], preload=modules, look=sorted({*known}))
+            if self._ends_unlike(look, case.victim) and self._find_causes(leak, look, modules):
+                return leak, modules
         look = self._together([*polluters, case.victim], preload=modules, look=True)
+        if modules and not self._ends_unlike(look, case.victim):  # it is the importing meanwhile that does it
+            modules = []
+            look = self._together([*polluters, case.victim], look=True)
+        if not self._ends_unlike(look, case.victim):  # else whatever is put back would seem to be the cause
+            leak.note = "it does not happen while the process is looked at"
+            return leak, modules
         if look.native and not look.native.startswith("looked"):
             leak.note = f"native data was not looked at: {look.native}"
-        self._test(leak, look, modules)
+        if not self._find_causes(leak, look, modules):
+            leak.suspects = [change for change in look.changes if change.is_near] or look.changes
+            if self._is_late():
+                leak.note = "there was no time to tell the cause from the rest; run it on fewer tasks"
+            if not leak.suspects:
+                leak.note = leak.note or "nothing that was looked at had changed"
         return leak, modules
 
-    def _test(self, leak: Leak, look: Shared, modules: list[str]) -> None:
+    def _find_causes(self, leak: Leak, look: Shared, modules: list[str]) -> bool:
         """Put changes back, the likeliest first, until the difference goes; then find the fewest that do it."""
-        own, all_there = [c for c in look.changes if c.own], look.changes
-        for part in _portions(own, all_there):
+        near, all_there = [c for c in look.changes if c.is_near], look.changes
+        for part in _portions(near, all_there):
             keys = [change.key for change in part]
             if self._is_late() or not self._is_cured(leak.victim, leak.polluters, keys, modules):
                 continue
@@ -331,12 +352,8 @@ class LeakSearch:
             if enough:
                 lines = self._together([*leak.polluters, leak.victim], preload=modules, watch=enough).lines
                 leak.causes = [Cause(by_key[key], lines.get(key)) for key in enough]
-                return
-        leak.suspects = own or all_there
-        if self._is_late():
-            leak.note = "there was no time to tell the cause from the rest; run it on fewer tasks"
-        if not leak.suspects:
-            leak.note = leak.note or "nothing that was looked at had changed"
+                return True
+        return False
 
     def _fewest(self, leak: Leak, keys: list[str], modules: list[str]) -> list[str] | None:
         """The fewest of the changes that are enough together."""
@@ -397,13 +414,13 @@ def jobs_for(bench: Workbench, processors: int, available: int) -> int:
     return max(1, min(processors, available // max(1, int(limit)), 8))
 
 
-def _portions(own: Sequence[Change], everything: Sequence[Change]) -> list[list[Change]]:
+def _portions(near: Sequence[Change], everything: Sequence[Change]) -> list[list[Change]]:
     """What is put back at once, in this order: what can do harm comes last. Equal portions are one."""
-    python_own = [c for c in own if not c.is_native]
+    python_near = [c for c in near if not c.is_native]
     python_all = [c for c in everything if not c.is_native]
-    native_own = [c for c in own if c.is_native]
+    native_own = [c for c in near if c.is_native]
     portions: list[list[Change]] = []
-    for portion in (python_own, native_own, python_all, [*python_all, *native_own], list(everything)):
+    for portion in (python_near, native_own, python_all, [*python_all, *native_own], list(everything)):
         portion = [change for change in portion if change.can_be_put_back]
         if portion and portion not in portions:
             portions.append(portion)

@@ -17,7 +17,7 @@ from .workbench import Outcome, Output, Workbench
 
 PROGRAM = Path(__file__).with_name("inside_leaks.py")
 PER_TASK = ("wall_seconds", "cpu_seconds", "output_bytes", "stderr_bytes")  # limits that are of each task
-MAX_TEXT, MAX_CHANGES, MAX_HEAD = 2000, 1000, 4 << 20
+MAX_TEXT, MAX_CHANGES, MAX_HEAD = 2000, 2000, 4 << 20
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,12 @@ class Change:
     @property
     def can_be_put_back(self) -> bool:
         """Whether the process knows how to undo it."""
-        return self.kind not in ("thread", "open descriptors", "hooks")
+        return self.kind not in ("thread", "open descriptors", "functions at exit")
+
+    @property
+    def is_near(self) -> bool:
+        """Whether it is the bundle's own, or one of the things that a process has once: not a dependency's."""
+        return self.own or not self.key.startswith(("attribute:", "class:", "function:", "cache:", "native:"))
 
     @property
     def is_native(self) -> bool:
