@@ -36,11 +36,11 @@ def leaks(tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> Calla
     monkeypatch.setenv("MODELOPS_RUNNER_STORE_DIR", str(store))
     monkeypatch.setenv("VENVS_DIR", str(tmp_path / "venvs"))
 
-    def call(bundle: Path, seeds: str, *options: str) -> Search:
+    def call(bundle: Path, seeds: str, *options: str, entrypoint: str = "main") -> Search:
         file = tmp_path / "leaks.json"
         arguments = ["leaks", str(bundle), "--json", str(file), *options]
         if not {"--tasks", "--study"} & set(options):
-            arguments += ["--entrypoint", "main", "--seeds", seeds]
+            arguments += ["--entrypoint", entrypoint, "--seeds", seeds]
         done = CliRunner().invoke(app, arguments, catch_exceptions=False)
         return Search(done.exit_code, done.stdout, json.loads(file.read_text()) if file.exists() else {})
 
@@ -94,6 +94,29 @@ def test_static_data_of_an_extension_is_named(
         assert re.fullmatch(r"native\.cpython-\S+\.so \.bss\+0x[0-9a-f]+", cause["section"]), cause
         assert "native.add(seed)" in cause["line"]["text"]
     assert (symbols or ".bss+0x") in found.text
+
+
+@NEEDS_A_COMPILER
+@pytest.mark.full("the same as an extension in C")
+def test_the_session_in_the_readme_is_what_is_printed(
+    leaks: Callable[..., Search], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = (Path(__file__).parents[2] / "README.md").read_text().partition("$ modelops leaks ./bundle")[2]
+    command, _, session = said.partition("```")[0].partition("\n")
+    bundle = native_bundle(tmp_path / "bundle", "C")
+    (bundle / "probe.py").unlink()
+    (bundle / "model.py").write_text(
+        "import native\ndef wire(entrypoint, params, seed):\n"
+        '    total = native.add(seed)\n    return {"out": {"total": total}}\n'
+    )
+    project = bundle / "pyproject.toml"
+    project.write_text(project.read_text().replace("probe:wire", "model:wire").replace('["probe"]', '["model"]'))
+    monkeypatch.setenv("COLUMNS", "120")
+    assert command.split() == ["--entrypoint", "model/base", "--seeds", "1-4"]
+    found = leaks(bundle, "1-4", entrypoint="model/base")
+    of_this_machine = r"cpython-\S+\.so \.bss\+0x[0-9a-f]+|runs, [^;]+;"
+    told, wanted = (re.sub(of_this_machine, "..", text).strip() for text in (found.text, session))
+    assert told == wanted
 
 
 def test_a_thread_that_goes_on_is_a_suspect(leaks: Callable[..., Search], tmp_path: Path) -> None:
