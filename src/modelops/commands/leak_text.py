@@ -49,16 +49,16 @@ def _show_leak(console: Console, leak: Report, inputs: Mapping[int, str]) -> Non
     for gap in leak["differences"]:
         _line(console, f"task {leak['examined']}, {words.difference(gap)}")
     if leak["causes"]:
-        console.print(Text("  cause: ", "bold red") + Text(words.known(leak), "dim"))
+        console.print(Text("  cause: ", "bold red") + Text(words.KNOWN["causes"], "dim"))
         for cause in leak["causes"]:
             _line(console, words.change(cause), indent=4)
             if words.line(cause):
                 _line(console, words.line(cause), indent=6, style="cyan")
     if leak["imports"]:
-        console.print(Text("  cause: ", "bold red") + Text(words.known(leak), "dim"))
+        console.print(Text("  cause: ", "bold red") + Text(words.KNOWN["imports"], "dim"))
         _line(console, f"importing {', '.join(leak['imports'])}", indent=4)
     if leak["suspects"]:
-        console.print(Text("  suspects: ", "bold yellow") + Text(words.known(leak), "dim"))
+        console.print(Text("  suspects: ", "bold yellow") + Text(words.KNOWN["suspects"], "dim"))
         for suspect in leak["suspects"][:_SHOWN]:
             _line(console, words.change(suspect), indent=4)
         more = len(leak["suspects"]) + leak["suspects_left_out"] - _SHOWN

@@ -89,7 +89,11 @@ def _show_content(console: Console, name: str, output: Output) -> None:
         text = output.read()[: 4 * _SHOWN_TEXT].decode("utf-8", "replace")[:_SHOWN_TEXT].rstrip()
         more = ".." if output.size > len(text.encode()) + 1 else ""
         console.print()
-        console.print(plain(f"{name}: ", "bold") + plain(text + more))
+        if "\n" in text:
+            console.print(plain(f"{name}:", "bold"))
+            console.print(Padding(plain(text + more), (0, 0, 0, 2)))
+        else:
+            console.print(plain(f"{name}: ", "bold") + plain(text + more))
 
 
 def read_table(output: Output, kind: Kind) -> dict[str, Any]:

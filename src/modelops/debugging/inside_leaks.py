@@ -1351,12 +1351,20 @@ def native_changes(before: Look, after: Look) -> "list[dict[str, Any]]":
             if address in old:
                 for offset, size in changed_ranges(old[address], data):
                     at = address + offset
-                    values = [hexed(part[offset : offset + size]) for part in (old[address], data)]
+                    both = [part[offset : offset + size] for part in (old[address], data)]
+                    values = [hexed(part) for part in both]
                     found.append({"key": f"native:{path}:{at:x}:{size}", "kind": "native data", "how": "content",
                                   "name": f"{os.path.basename(path)} +{at:#x}", "own": library.own,
                                   "old": values[0], "new": values[1], "parts": [], "library": path,
-                                  "offset": at, "size": size})  # fmt: skip
+                                  "offset": at, "size": size,
+                                  "points": any(map(points, both))})  # fmt: skip
     return found
+
+
+def points(data: bytes) -> bool:
+    """Whether one of the words looks like an address: what an allocator keeps, and harm to put back."""
+    words = (int.from_bytes(data[at : at + WORD], "little") for at in range(0, len(data), WORD))
+    return any(0x5000_0000_0000 <= word < 0x8000_0000_0000 for word in words)
 
 
 def hexed(data: bytes) -> str:

@@ -17,7 +17,8 @@
 
 A difference has output, kind ("table", "json", "text", "bytes", "presence", "failure") and values, cold's first; and
 where it is, by its kind. It is measured: the runner makes the checksums. A change has key, kind, name, how ("added",
-"gone", "rebound", "content"), own, old, new, parts; of native data library, section and symbol; and line (file,
+"gone", "rebound", "content"), own, old, new, parts; of native data library, section, symbol and
+points (it looks like an address); and line (file,
 line, function, text) or null. These the process told of itself. That a change is a cause is measured: with the old
 value put back, the outputs are cold's.
 """

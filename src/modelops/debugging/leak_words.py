@@ -10,6 +10,11 @@ VERDICTS = {
     "could not tell": "It could not be told whether tasks change one another's results.",
 }
 ORDERS = {"given": "shared, in order", "reverse": "reverse", "shuffled": "shuffled", "fork": "fork"}
+KNOWN = {
+    "causes": "with the old value put back, the result is the cold one",
+    "imports": "importing it before the task is enough",
+    "suspects": "not tested, or putting them back changes nothing",
+}
 SHOWN_TASK = 300  # characters
 GENERATORS = {"random": "Python's random module", "numpy.random": "numpy.random's global generator"}
 
@@ -75,6 +80,8 @@ def change(what: Mapping[str, Any]) -> str:
         return f"{place}: {what['new']}, where there was nothing"
     if what["how"] == "gone":
         return f"{place} is gone; it was {what['old']}"
+    if what["kind"] == "random state":  # its numbers say nothing
+        return f"{place} was drawn from, or seeded"
     part = next((part for part in what["parts"] if part[0]), None) or next(iter(what["parts"]), None)
     if part is not None and part[0]:
         return f"{place}{part[0]}: {part[1]} became {part[2]}"
@@ -94,12 +101,3 @@ def line(what: Mapping[str, Any]) -> str:
     """Where the change is made, or nothing."""
     told = what["line"]
     return f"{told['file']}:{told['line']} in {told['function']}: {told['text']}" if told and told["line"] else ""
-
-
-def known(leak: Mapping[str, Any]) -> str:
-    """How the cause is known."""
-    if leak["causes"]:
-        return "with the old value put back, the result is the cold one"
-    if leak["imports"]:
-        return "importing it before the task is enough"
-    return "not tested, or putting them back changes nothing"

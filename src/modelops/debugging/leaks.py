@@ -284,7 +284,14 @@ class LeakSearch:
 
     def _ends_unlike(self, shared: Shared, victim: int) -> bool:
         """Whether the last outcome is not what the victim gives cold."""
-        return bool(shared.outcomes) and self._differs(victim, shared.outcomes[-1])
+        return bool(self._unlike(victim, shared))
+
+    def _unlike(self, victim: int, shared: Shared) -> set[str]:
+        """The outputs of the last outcome that are not what the victim gives cold."""
+        cold = self.found.cold[victim]
+        if not shared.outcomes or cold.verdict == UNKNOWN or "failure" in cold.unstable:
+            return set()
+        return set(differing(cold.outcome, shared.outcomes[-1], cold.unstable))
 
     # --- through what
 
@@ -297,7 +304,7 @@ class LeakSearch:
                 case, *left = left
                 leak, modules = self._examine_one(case, polluters)
                 self.found.leaks.append(leak)
-                if not leak.causes:
+                if not leak.causes or leak.suspects:
                     leak.others = dict.fromkeys((other.victim for other in left), None)
                     break
                 explained = self._explained(leak, [other.victim for other in left], modules)
@@ -321,7 +328,7 @@ class LeakSearch:
         known = [c.change.key for other in self.found.leaks for c in other.causes if not c.change.is_native]
         if known:  # most often there is one cause, and to see that takes a moment
             look = self._together([*polluters, case.victim], preload=modules, look=sorted({*known}))
-            if self._ends_unlike(look, case.victim) and self._find_causes(leak, look, modules):
+            if self._ends_unlike(look, case.victim) and not self._find_causes(leak, look, modules):
                 return leak, modules
         look = self._together([*polluters, case.victim], preload=modules, look=True)
         if modules and not self._ends_unlike(look, case.victim):  # it is the importing meanwhile that does it
@@ -332,7 +339,9 @@ class LeakSearch:
             return leak, modules
         if look.native and not look.native.startswith("looked"):
             leak.note = f"native data was not looked at: {look.native}"
-        if not self._find_causes(leak, look, modules):
+        if left := self._find_causes(leak, look, modules):
+            if leak.causes:
+                leak.note = f"no cause was found for {', '.join(sorted(left))}"
             leak.suspects = [change for change in look.changes if change.is_near] or look.changes
             if self._is_late():
                 leak.note = "there was no time to tell the cause from the rest; run it on fewer tasks"
@@ -340,29 +349,43 @@ class LeakSearch:
                 leak.note = leak.note or "nothing that was looked at had changed"
         return leak, modules
 
-    def _find_causes(self, leak: Leak, look: Shared, modules: list[str]) -> bool:
-        """Put changes back, the likeliest first, until the difference goes; then find the fewest that do it."""
-        near, all_there = [c for c in look.changes if c.is_near], look.changes
-        for part in _portions(near, all_there):
+    def _find_causes(self, leak: Leak, look: Shared, modules: list[str]) -> set[str]:
+        """Put changes back, the likeliest first, until the differences go; then find the fewest that do it.
+
+        The outputs for which there is no cause yet: two of one task may differ for different reasons.
+        """
+        left = self._unlike(leak.victim, look)
+        leak.causes = []
+        for part in _portions(look.changes):
             keys = [change.key for change in part]
-            if self._is_late() or not self._is_cured(leak.victim, leak.polluters, keys, modules):
-                continue
-            by_key = {change.key: change for change in part}
-            enough = self._fewest(leak, keys, modules)
+            if self._is_late() or not left:
+                break
+            healed = self._healed(leak, keys, modules, left)
+            enough = self._fewest(leak, keys, modules, healed) if healed else None
             if enough:
                 lines = self._together([*leak.polluters, leak.victim], preload=modules, watch=enough).lines
-                leak.causes = [Cause(by_key[key], lines.get(key)) for key in enough]
-                return True
-        return False
+                by_key = {change.key: change for change in part}
+                had = {cause.change.key for cause in leak.causes}
+                leak.causes += [Cause(by_key[key], lines.get(key)) for key in enough if key not in had]
+                left -= healed
+        return left
 
-    def _fewest(self, leak: Leak, keys: list[str], modules: list[str]) -> list[str] | None:
-        """The fewest of the changes that are enough together."""
+    def _fewest(self, leak: Leak, keys: list[str], modules: list[str], outputs: set[str]) -> list[str] | None:
+        """The fewest of the changes that are enough together for these outputs."""
 
         def is_enough(part: list[str]) -> bool:
-            return part == keys or bool(self._is_cured(leak.victim, leak.polluters, part, modules))
+            return part == keys or outputs <= self._healed(leak, part, modules, outputs)
 
         found = smallest_set(keys, is_enough)
         return None if self._is_late() else found  # else what was not tested for want of time would be a cause
+
+    def _healed(self, leak: Leak, keys: list[str], modules: list[str], outputs: set[str]) -> set[str]:
+        """Those of the outputs that are as cold once these old values are back; none where it does other harm."""
+        if self._is_late():
+            return set()
+        shared = self._together([*leak.polluters, leak.victim], preload=modules, restore=keys)
+        still = self._unlike(leak.victim, shared) if len(shared.outcomes) == len(leak.polluters) + 1 else {"failure"}
+        return outputs - still if "failure" not in still else set()
 
     def _is_cured(self, victim: int, polluters: Sequence[int], keys: list[str], modules: list[str]) -> bool | None:
         """Whether the victim is as cold once these old values are back; None where there is no time."""
@@ -414,13 +437,14 @@ def jobs_for(bench: Workbench, processors: int, available: int) -> int:
     return max(1, min(processors, available // max(1, int(limit)), 8))
 
 
-def _portions(near: Sequence[Change], everything: Sequence[Change]) -> list[list[Change]]:
+def _portions(changes: Sequence[Change]) -> list[list[Change]]:
     """What is put back at once, in this order: what can do harm comes last. Equal portions are one."""
-    python_near = [c for c in near if not c.is_native]
-    python_all = [c for c in everything if not c.is_native]
-    native_own = [c for c in near if c.is_native]
+    python = [c for c in changes if not c.is_native]
+    python_near = [c for c in python if c.is_near]
+    native_own = [c for c in changes if c.is_native and c.own]
+    native_plain = [c for c in changes if c.is_native and not c.points]
     portions: list[list[Change]] = []
-    for portion in (python_near, native_own, python_all, [*python_all, *native_own], list(everything)):
+    for portion in (python_near, native_own, python, native_plain, [*python, *native_own], list(changes)):
         portion = [change for change in portion if change.can_be_put_back]
         if portion and portion not in portions:
             portions.append(portion)

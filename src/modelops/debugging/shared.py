@@ -39,6 +39,7 @@ class Change:
     library: str = ""
     symbol: str = ""
     section: str = ""
+    points: bool = False  # whether native data looks like an address
 
     @property
     def can_be_put_back(self) -> bool:
@@ -177,7 +178,8 @@ def _changes(told: Mapping[str, Any], outputs: Mapping[str, Output]) -> list[Cha
         texts = {n: str(entry.get(n, ""))[:MAX_TEXT] for n in ("key", "kind", "name", "how", "old", "new", "library")}
         parts = entry.get("parts") if isinstance(entry.get("parts"), list) else []
         triples = tuple(tuple(str(t)[:MAX_TEXT] for t in p) for p in parts or () if isinstance(p, list) and len(p) == 3)
-        found.append(Change(**texts, own=entry.get("own") is True, parts=triples, **names.get(number, {})))  # type: ignore[arg-type]
+        told_of = {name: entry.get(name) is True for name in ("own", "points")}
+        found.append(Change(**texts, **told_of, parts=triples, **names.get(number, {})))  # type: ignore[arg-type]
     return found
 
 
