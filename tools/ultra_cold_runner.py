@@ -1664,6 +1664,7 @@ import selectors
 import stat
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from io import FileIO
@@ -4449,12 +4450,11 @@ def link_tree(tree: Tree, venv: str, mounted: Iterable[str] = ()) -> None:
     for folder in mounted:
         os.makedirs(os.path.join(venv, folder), mode=0o755)
     for name, size, mtime, mode in tree.files:
-        source = os.path.join(tree.path, name)
+        source, target = f"{tree.path}/{name}", f"{venv}/{name}"
         if stamp(source) != (size, mtime, mode):
             raise KeptDamage(tree.path, name)
         if name.startswith(apart):
             continue
-        target = os.path.join(venv, name)
         folder = os.path.dirname(target)
         try:
             if folder not in made:
@@ -4471,16 +4471,15 @@ MANY_FILES = 50  # of a folder: a mount takes bwrap as long as some twenty links
 
 def folders_to_mount(trees: Iterable[Tree], site: str, but: Container[str]) -> dict[str, list[str]]:
     """Folders of site-packages that one tree alone has, and many files in it; by the path of the tree."""
-    counts: dict[str, dict[str, int]] = {}
+    counts: dict[str, list[tuple[str, int]]] = {}
     for tree in trees:
-        for name, *_ in tree.files:
-            top = name[len(site) :].partition("/")[0] if name.startswith(site) else ""
-            owners = counts.setdefault(top, {})
-            owners[tree.path] = owners.get(tree.path, 0) + 1
+        tops = Counter(name[len(site) :].partition("/")[0] for name, *_ in tree.files if name.startswith(site))
+        for top, count in tops.items():
+            counts.setdefault(top, []).append((tree.path, count))
     found: dict[str, list[str]] = {}
     for top, owners in counts.items():
-        ((path, count), *others) = owners.items()
-        if top and top not in but and not others and count >= MANY_FILES:
+        (path, count), *others = owners
+        if top not in but and not others and count >= MANY_FILES:
             found.setdefault(path, []).append(site + top)
     return found
 
