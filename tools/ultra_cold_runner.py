@@ -2009,6 +2009,8 @@ def read_table(cls: Any, table: Any, path: str, where: str) -> Any:
 
 
 def read_value(hint: Any, value: Any, path: str, where: str) -> Any:
+    if hint is type(value) is str:  # most of a profile: the names of calls
+        return value
     if hasattr(hint, "_fields"):
         return read_table(hint, value, path, where + ".")
     origin, arguments = get_origin(hint) or hint, get_args(hint)
@@ -3860,8 +3862,8 @@ def without_shims(path: str) -> str:
 
 def child_program() -> str:
     """The part of this file that runs in a sandbox."""
-    with open(os.path.realpath(__file__), encoding="utf-8") as file:
-        return file.read().partition("\nEND_OF_CHILD")[0] + "\n"
+    with open(os.path.realpath(__file__), "rb") as file:
+        return file.read().partition(b"\nEND_OF_CHILD")[0].decode() + "\n"
 
 
 def find_tool(name: str) -> str | None:
@@ -4425,12 +4427,17 @@ def write_scripts(scripts: Mapping[str, str], folder: str) -> None:
 
 def list_files(top: str) -> list[list[Any]]:
     """Path, size, mtime in ns and mode of every file below, in order; links count by their own inode."""
-    found = []
-    for folder, subfolders, names in os.walk(top):
-        subfolders.sort()
-        for name in sorted([*names, *(s for s in subfolders if os.path.islink(os.path.join(folder, s)))]):
-            path = os.path.join(folder, name)
-            found.append([os.path.relpath(path, top), *stamp(path)])
+    found: list[list[Any]] = []
+    waiting = [""]
+    while waiting:
+        inner = waiting.pop()
+        names: list[str] = []
+        folders: list[str] = []
+        with suppress(OSError), os.scandir(os.path.join(top, inner)) as entries:
+            for entry in entries:
+                (folders if entry.is_dir(follow_symlinks=False) else names).append(inner + entry.name)
+        found += [[name, *stamp(f"{top}/{name}")] for name in sorted(names)]
+        waiting += [f"{folder}/" for folder in sorted(folders, reverse=True)]
     return found
 
 
