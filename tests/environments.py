@@ -1,11 +1,12 @@
 """Execution environments for tests: on the real runner or a fake one, and never left behind."""
 
+import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
 from conftest import write_bundle
 from modelops_contracts import SimTask, UniqueParameterSet
 
@@ -53,13 +54,14 @@ def sim_task(ref: str, params: Mapping[str, Any] | None = None, seed: int = 1, *
 
 def runners(tmp_path: Path) -> list[int]:
     """The pids of a test's runners, also of those whose parents are gone."""
-    mine = str(tmp_path / "storage")
-    return [
-        process.pid
-        for process in psutil.process_iter(["cmdline", "environ"])
-        if any(part.endswith("runner.py") for part in process.info["cmdline"] or ())
-        and (process.info["environ"] or {}).get("MODELOPS_STORAGE_DIR") == mine
-    ]
+    mine, found = os.fsencode(f"MODELOPS_STORAGE_DIR={tmp_path / 'storage'}"), []
+    for pid in filter(str.isdecimal, os.listdir("/proc")):  # psutil takes ten times as long, after each test
+        with suppress(OSError):
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            runs = any(word.endswith(b"runner.py") for word in words)
+            if runs and mine in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                found.append(int(pid))
+    return found
 
 
 def wait_until(condition: Callable[[], bool], problem: str, seconds: float = 300) -> None:

@@ -22,6 +22,24 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", line)
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest makes a test of each row
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Leave out the rows that are marked full, where not all of a test's are: each worker would make thousands of tests
+    and drop them."""
+    if metafunc.config.getoption("--full"):
+        return
+    for mark in metafunc.definition.iter_markers("parametrize"):
+        rows = mark.args[1] if len(mark.args) > 1 else mark.kwargs["argvalues"]
+        if isinstance(rows, list) and not isinstance(mark.kwargs.get("ids"), list):
+            rows[:] = [row for row in rows if not left_to_full(row)] or rows
+
+
+def left_to_full(row: object) -> bool:
+    """Whether a row of a table is a `pytest.param` with a marker that says why the full suite alone runs it."""
+    marks = getattr(row, "marks", ())
+    return any(mark.name == "full" and len(mark.args) == 1 and isinstance(mark.args[0], str) for mark in marks)
+
+
 @pytest.hookimpl(tryfirst=True)  # before xdist writes the groups into the tests' names
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:

@@ -8,5 +8,6 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 tools/setup.sh dev
 export PATH="$PWD/.venv/bin:$PATH" # uv, for the tests that call it themselves
+unset PYTHONDONTWRITEBYTECODE      # else each worker, and each process of a test, compiles all that it imports
 # One more than processors: many tests wait.
 exec .venv/bin/python -m pytest -ra -n "$(($(nproc) + 1))" --dist loadgroup "$@"

@@ -47,6 +47,7 @@ def one_processor() -> Iterator[None]:
     os.sched_setaffinity(0, before)
 
 
+@pytest.mark.xdist_group("real packages")
 def test_the_limits_are_what_there_is(
     run: Runner, bundle: Bundle, profile_with: Callable[[str], tuple[str, ...]], one_processor: None
 ) -> None:

@@ -44,6 +44,7 @@ def wire(entrypoint, params, seed):
 """
 
 
+@pytest.mark.xdist_group("real packages")
 def test_frames_and_arrays(run: Runner, bundle: Bundle) -> None:
     pytest.importorskip("polars")
     import polars
@@ -65,6 +66,7 @@ def test_frames_and_arrays(run: Runner, bundle: Bundle) -> None:
     assert json.loads(outputs["mixed"]) == {"n": 3, "list": [0.5, True], "a": [0, 1], **dates}
 
 
+@pytest.mark.xdist_group("real packages")
 def test_pandas_alone_says_what_to_write(run: Runner, bundle: Bundle) -> None:
     code = "import pandas\ndef wire(e, p, s): return {'df': pandas.DataFrame({'a': [1]})}"
     error = run(bundle(code, pyproject=project(["pandas"]))).error
@@ -72,6 +74,7 @@ def test_pandas_alone_says_what_to_write(run: Runner, bundle: Bundle) -> None:
     assert "frame.to_csv()" in error["error"] and "pyarrow or polars" in error["error"]
 
 
+@pytest.mark.xdist_group("real packages")
 def test_pandas_by_polars(run: Runner, bundle: Bundle) -> None:
     polars = pytest.importorskip("polars")
     code = "import pandas\ndef wire(e, p, s): return {'df': pandas.DataFrame({'a': [1, 2], 'b': ['x', 'y']})}"

@@ -105,10 +105,13 @@ def inline(result: SimReturn, name: str) -> bytes:
     return content
 
 
-# For what is a matter of many tasks at once, or takes long.
-WARM = pytest.mark.parametrize(
-    "kind", ["warm", pytest.param("cold", marks=pytest.mark.full("the other environment, which has no state"))]
-)
+def warm_first(why: str) -> pytest.MarkDecorator:
+    """The warm environment alone in the default suite, and why the other is left to the full one."""
+    return pytest.mark.parametrize("kind", ["warm", pytest.param("cold", marks=pytest.mark.full(why))])
+
+
+WARM = warm_first("the other environment, which has no state")  # many tasks at once, or what takes long
+AS_WARM = warm_first("test_warm_and_cold_are_equal compares the environments")
 
 
 def test_it_is_an_execution_environment(environments: Environments, kind: str) -> None:
@@ -136,38 +139,40 @@ def test_a_result(environments: Environments, kind: str, many: str) -> None:
     assert all(type(value) is float for value in result.metrics.values())
 
 
-@pytest.mark.parametrize("do", ["", "raise", "exit", "crash", "nothing", "large", "big"])
-def test_warm_and_cold_are_equal(both: tuple[SandboxedExecEnv, SandboxedExecEnv], many: str, do: str) -> None:
+def test_warm_and_cold_are_equal(both: tuple[SandboxedExecEnv, SandboxedExecEnv], many: str) -> None:
+    """Whatever a task does, and after whatever other tasks of the same server."""
     cold, warm = both
-    for seed in (1, 2):
-        task = sim_task(many, {"do": do, "size": INLINE_CAP + 1}, seed)
-        assert comparable(cold.run(task)) == comparable(warm.run(task)) == comparable(warm.run(task))
+    for do in ("", "raise", "mask", "exit", "crash", "nothing", "large", "big"):
+        task = sim_task(many, {"do": do, "size": INLINE_CAP + 1}, 2)
+        assert comparable(cold.run(task)) == comparable(warm.run(task)) == comparable(warm.run(task)), do
 
 
-@pytest.mark.parametrize(
-    ("do", "error_type"),
-    [
-        ("raise", "task_exception"),
-        ("mask", "task_exception"),
-        ("exit", "no_result"),
-        ("crash", "crashed"),
-        ("nothing", "no_outputs"),
-    ],
-)
-def test_a_failed_task_is_a_value(environments: Environments, kind: str, many: str, do: str, error_type: str) -> None:
+FAILING = {
+    "raise": "task_exception",
+    "mask": "task_exception",
+    "exit": "no_result",
+    "crash": "crashed",
+    "nothing": "no_outputs",
+}
+
+
+@AS_WARM
+def test_a_failed_task_is_a_value(environments: Environments, kind: str, many: str) -> None:
     exec_env = environments(kind)
-    result = exec_env.run(sim_task(many, {"do": do}))
-    assert result.error is not None and result.error.error_type == error_type
-    assert result.error_details is not None and result.error_details.inline is not None
-    found = json.loads(result.error_details.inline)
-    assert found["type"] == error_type and found["phase"] in ("execute", "result")
-    if do == "raise":
-        assert "no such scenario" in result.error.message and "wire" in found["traceback"]
-    if do == "mask":
-        assert found["exception"] == {"type": "KeyError", "message": "'beta'"} and not result.outputs
-    assert exec_env.run(sim_task(many)).error is None
+    for do, error_type in FAILING.items():
+        result = exec_env.run(sim_task(many, {"do": do}))
+        assert result.error is not None and result.error.error_type == error_type, do
+        assert result.error_details is not None and result.error_details.inline is not None
+        found = json.loads(result.error_details.inline)
+        assert found["type"] == error_type and found["phase"] in ("execute", "result")
+        if do == "raise":
+            assert "no such scenario" in result.error.message and "wire" in found["traceback"]
+        if do == "mask":
+            assert found["exception"] == {"type": "KeyError", "message": "'beta'"} and not result.outputs
+        assert exec_env.run(sim_task(many)).error is None
 
 
+@AS_WARM
 def test_the_task_id_of_an_error(environments: Environments, kind: str, many: str) -> None:
     import hashlib
 
@@ -193,6 +198,7 @@ def test_large_outputs_are_in_the_store(
     assert files == []
 
 
+@AS_WARM
 def test_the_cap_itself_is_inline(environments: Environments, kind: str, many: str) -> None:
     result = environments(kind).run(sim_task(many, {"do": "big", "size": INLINE_CAP}))
     assert len(inline(result, "big")) == INLINE_CAP
@@ -211,18 +217,18 @@ def test_the_outputs_that_a_task_names(environments: Environments, kind: str, ma
     assert "'absent'" in missing.error.message and "'params'" in missing.error.message
 
 
-@pytest.mark.parametrize("fields", [{"config": {"a": 1}}, {"env": {"A": "1"}}, {"outputs": ()}])
-def test_fields_without_a_place_are_refused(
-    environments: Environments, kind: str, many: str, fields: dict[str, Any]
-) -> None:
-    result = environments(kind).run(sim_task(many, **fields))
-    assert result.error is not None and result.error.error_type == "unsupported_field"
-    assert next(iter(fields)) in result.error.message
+def test_fields_without_a_place_are_refused(environments: Environments, kind: str, many: str) -> None:
+    exec_env, refused = environments(kind), ({"config": {"a": 1}}, {"env": {"A": "1"}}, {"outputs": ()})
+    for fields in refused:
+        result = exec_env.run(sim_task(many, **fields))
+        assert result.error is not None and result.error.error_type == "unsupported_field", fields
+        assert next(iter(fields)) in result.error.message
 
 
-@pytest.mark.parametrize("fields", [{"config": {}}, {"env": {}}, {"config": None}])
-def test_empty_fields_are_not(environments: Environments, many: str, fields: dict[str, Any]) -> None:
-    assert environments("warm").run(sim_task(many, **fields)).error is None
+def test_empty_fields_are_not(environments: Environments, many: str) -> None:
+    exec_env, empty = environments("warm"), ({"config": {}}, {"env": {}}, {"config": None})
+    for fields in empty:
+        assert exec_env.run(sim_task(many, **fields)).error is None, fields
 
 
 def test_the_bundle_concerns_the_task(environments: Environments, kind: str, many: str) -> None:
@@ -277,6 +283,7 @@ def test_an_aggregation_reads_references(environments: Environments, kind: str, 
     assert found.diagnostics == {"big": 700_000, "same": 700_000, "small": 1}
 
 
+@AS_WARM
 def test_an_aggregation_with_an_artifact(environments: Environments, kind: str, many: str) -> None:
     exec_env = environments(kind)
     sim = exec_env.run(sim_task(many))
@@ -284,24 +291,22 @@ def test_an_aggregation_with_an_artifact(environments: Environments, kind: str, 
     assert found.outputs["table"].inline == b"table"
 
 
-@pytest.mark.parametrize(
-    ("target", "error_type"),
-    [
-        ("fit.targets:nan", "bad_result"),
-        ("fit.targets:nonsense", "bad_result"),
-        ("fit.targets:absent", "entrypoint_not_found"),
-        ("absent.module:target", "entrypoint_not_found"),
-        ("probe.model/scenario", "entrypoint_not_found"),
-    ],
-)
-def test_a_failed_aggregation_raises(
-    environments: Environments, kind: str, many: str, target: str, error_type: str
-) -> None:
+BAD_TARGETS = {
+    "fit.targets:nan": "bad_result",
+    "fit.targets:nonsense": "bad_result",
+    "fit.targets:absent": "entrypoint_not_found",
+    "absent.module:target": "entrypoint_not_found",
+    "probe.model/scenario": "entrypoint_not_found",
+}
+
+
+def test_a_failed_aggregation_raises(environments: Environments, kind: str, many: str) -> None:
     exec_env = environments(kind)
     sim = exec_env.run(sim_task(many))
-    with pytest.raises(RunnerError) as error:
-        exec_env.run_aggregation(AggregationTask(many, target, [sim]))
-    assert error.value.type == error_type == error.value.fatal_error["type"]
+    for target, error_type in BAD_TARGETS.items():
+        with pytest.raises(RunnerError) as error:
+            exec_env.run_aggregation(AggregationTask(many, target, [sim]))
+        assert error.value.type == error_type == error.value.fatal_error["type"], target
     assert exec_env.run(sim_task(many)).error is None
 
 
@@ -451,6 +456,7 @@ execute = "probe:wire"
     assert [inline(result, "version") for result in results] == [b"1.0", b"2.0"] * 6
 
 
+@pytest.mark.xdist_group("real packages")
 def test_a_real_bundle(both: tuple[SandboxedExecEnv, SandboxedExecEnv], environments: Environments) -> None:
     """numpy and polars from the package index, and both kinds of target."""
     ref = environments.repository.add(BUNDLES / "sir")
@@ -465,6 +471,7 @@ def test_a_real_bundle(both: tuple[SandboxedExecEnv, SandboxedExecEnv], environm
         assert cold.run_aggregation(aggregation) == warm.run_aggregation(aggregation)
 
 
+@AS_WARM
 def test_echo_is_what_the_other_tests_think(environments: Environments, kind: str) -> None:
     result = environments(kind).run(sim_task(environments.add(ECHO), {"b": 1, "a": 2}, 5))
     assert json.loads(inline(result, "out")) == ["probe.model/baseline", {"a": 2, "b": 1}, 5]

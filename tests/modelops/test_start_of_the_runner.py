@@ -21,7 +21,12 @@ def settings(store: Path, runner: Path = RUNNER) -> RunnerSettings:
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+ANOTHER = pytest.mark.full("another signal, at the same moments")
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=ANOTHER), pytest.param(signal.SIGHUP, marks=ANOTHER)]
+)
 def test_a_signal_at_any_moment_of_the_start_is_answered(tmp_path: Path, number: signal.Signals) -> None:
     """With one line, and the store is as if the run had never been."""
     ends = set()

@@ -1,6 +1,6 @@
 """Studies of many tasks on the embedded cluster: nothing grows, is lost, is done twice, or is printed at the end.
 
-A few tasks here, hundreds of `sir` in the full suite, and with THOROUGH=1 the 12,000 of tests/bench/bench_service.py.
+Hundreds of tasks in the full suite, and with THOROUGH=1 the 12,000 of tests/bench/bench_service.py.
 """
 
 import gc
@@ -102,6 +102,7 @@ def bytes_a_task(held: Held, count: int) -> float:
     return (held.by(count) - held.by(few)) / (count - few)
 
 
+@pytest.mark.full("hundreds of tasks, twice")
 def test_memory_does_not_grow(held: Held, bundle: tuple[str, str, int]) -> None:
     """Beyond what is known of each task, whether it succeeded: about a hundred bytes."""
     assert bytes_a_task(held, bundle[2]) < LEAK / 2
@@ -123,6 +124,7 @@ def test_a_leak_would_be_seen(held: Held, bundle: tuple[str, str, int], monkeypa
 # --- workers that die
 
 
+@pytest.mark.full("hundreds of tasks; the default suite kills one worker, of a service")
 def test_workers_that_die_lose_no_task_and_repeat_none(
     settings: WorkerSettings, bundle: tuple[str, str, int], tmp_path: Path
 ) -> None:

@@ -18,7 +18,7 @@ import psutil
 import pytest
 from conftest import write_bundle
 from environments import Environments, runners, wait_until
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from modelops.adapters.bundle.registry import REGISTRY
 from modelops.cli import app
@@ -85,6 +85,10 @@ class Command:
         assert process.returncode == status and "Traceback" not in stderr, stderr
         return json.loads(stdout) if stdout else {}, stderr
 
+    def here(self, out: Path, *arguments: str) -> Result:
+        """In this process, for what is refused: to start another takes longer."""
+        return CliRunner().invoke(app, [*self.words(out), *arguments], catch_exceptions=False)
+
     def interrupt(self, process: "subprocess.Popen[str]", number: signal.Signals) -> str:
         """Signal the whole group, as a terminal does; its standard error, once no process of it is left."""
         family: list[psutil.Process] = []
@@ -149,10 +153,9 @@ def test_a_published_study(command: Command, tmp_path: Path) -> None:
         assert row["loss"] == sum(peaks) / 2 and row["n_replicates"] == 2
     again, stderr = command.run(tmp_path / "out", "--target", "peak")
     assert again["tasks"] == 0 and again["executors"] == {} and again["results_digest"] == summary["results_digest"]
-    _, stderr = command.run(tmp_path / "out", status=2)
-    assert "another targets" in stderr
-    _, stderr = command.run(tmp_path / "out", "--target", "peak", "--profile", "strict", status=2)
-    assert "another profile" in stderr
+    for arguments, words in ([], "another targets"), (["--target", "peak", "--profile", "strict"], "another profile"):
+        refused = command.here(tmp_path / "out", *arguments)
+        assert refused.exit_code == 2 and words in refused.stderr
 
 
 def test_a_study_that_is_interrupted_goes_on(
@@ -262,8 +265,7 @@ def test_progress_on_a_terminal(command: Command, tmp_path: Path) -> None:
 def test_a_published_study_that_cannot_begin(
     command: Command, tmp_path: Path, arguments: list[str], words: str
 ) -> None:
-    """In this process: to start another takes longer than to be refused."""
-    done = CliRunner().invoke(app, [*command.words(tmp_path / "out"), *arguments], catch_exceptions=False)
+    done = command.here(tmp_path / "out", *arguments)
     assert done.exit_code == 2 and words in done.stderr and not (tmp_path / "out").exists()
 
 

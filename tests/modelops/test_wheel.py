@@ -16,7 +16,7 @@ from conftest import write_bundle
 from environments import ECHO
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-pytestmark = pytest.mark.xdist_group("wheel")  # one environment, from the package index, for all
+pytestmark = pytest.mark.xdist_group("real packages")  # one environment, from the package index, for all
 
 PROGRAM = """
 import json, sys
@@ -93,6 +93,7 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
 
 
+@pytest.mark.full("by the default suite beside the published contracts alone, in the next test")
 def test_it_runs_tasks_warm_and_cold(installed: Path, tmp_path: Path, store: Path) -> None:
     (tmp_path / "repository").mkdir()
     bundle = write_bundle(tmp_path / "source", ECHO)
@@ -136,6 +137,7 @@ def test_the_contracts_of_this_tree_say_that_they_stand_in(wheels: list[Path]) -
         assert "Summary: A stand-in for the published modelops-contracts" in wheel.read(name).decode()
 
 
+@pytest.mark.full("another study by the script that runs the example's")
 def test_the_console_script_runs_a_study(installed: Path, tmp_path: Path, store: Path) -> None:
     bundle = write_bundle(tmp_path / "source", ECHO)
     command = [str(installed / "bin" / "modelops"), "study", "--bundle", str(bundle), "--seeds", "1-3"]

@@ -92,16 +92,25 @@ class HostileRunner(Runner):
         self, bundle: Path, task: Any, *arguments: str, env: Mapping[str, str] | None = None, name: str = ""
     ) -> Result:
         """The answer to one task of a server."""
+        return self.answers(bundle, {name: task}, *arguments, env=env)[name]
+
+    def answers(
+        self, bundle: Path, tasks: Mapping[str, Any], *arguments: str, env: Mapping[str, str] | None = None
+    ) -> dict[str, Result]:
+        """The answers of one server to all tasks, each an entry of the report; with the status of the server."""
         command = self.command("--bundle-path", str(bundle), "--serve", *arguments)
-        line = json.dumps(task).encode() + b"\n"
+        lines = b"".join(json.dumps(task).encode() + b"\n" for task in tasks.values())
         done = subprocess.run(
-            command, input=line, capture_output=True, env=self.environment(env), timeout=PATIENCE, **self.privileges()
+            command, input=lines, capture_output=True, env=self.environment(env), timeout=PATIENCE, **self.privileges()
         )
-        greeting, answer = done.stdout.splitlines(keepends=True)
+        greeting, *answers = done.stdout.splitlines(keepends=True)
         assert "serving" in parse_line(greeting), greeting
-        said = answer.decode("utf-8", "replace")[:400]
-        TRIED.append({"name": name, "as": self.account.name, "profile": self.profile, "line": said})
-        return Result(done.returncode, parse_line(answer), done.stderr.decode("utf-8", "replace"))
+        found = {}
+        for name, answer in zip(tasks, answers, strict=True):
+            said = answer.decode("utf-8", "replace")[:400]
+            TRIED.append({"name": name, "as": self.account.name, "profile": self.profile, "line": said})
+            found[name] = Result(done.returncode, parse_line(answer), done.stderr.decode("utf-8", "replace"))
+        return found
 
     def instrumented(
         self, bundle: Path, task: Any, *arguments: str, env: Mapping[str, str] | None = None, name: str = ""

@@ -259,13 +259,31 @@ def bundles() -> dict[int, Any]:
 
 def run_code(hostile: HostileRunner, bundles: dict[int, Any], name: str, code: str, target: bool = False) -> Any:
     """Run the code in a task, and hold the answer to what is true of every answer."""
+    options = ["--aggregation"] if target else []
+    return hold(hostile(bundle_of(hostile, bundles), task_of(code, target), *options, name=name))
+
+
+def run_codes(hostile: HostileRunner, bundles: dict[int, Any], codes: dict[str, str], target: bool = False) -> Any:
+    """The same in tasks of one server: what the host does with the answers is the same, and the start is paid once."""
+    tasks = {name: task_of(code, target) for name, code in codes.items()}
+    answers = hostile.answers(bundle_of(hostile, bundles), tasks)
+    return {name: hold(result._replace(code=int("_fatal_error" in result.body))) for name, result in answers.items()}
+
+
+def bundle_of(hostile: HostileRunner, bundles: dict[int, Any]) -> Any:
     if id(hostile) not in bundles:
         bundles[id(hostile)] = hostile.bundle(WIRE)
-    task: dict[str, Any] = {"entrypoint": "main", "params": {"code": code}, "seed": 1}
+    return bundles[id(hostile)]
+
+
+def task_of(code: str, target: bool) -> dict[str, Any]:
     if target:
-        task = {"target_entrypoint": "probe:target", "sim_returns": [], "target_data": {"code": code}}
-    options = ["--aggregation"] if target else []
-    result = hostile(bundles[id(hostile)], task, *options, name=name)
+        return {"target_entrypoint": "probe:target", "sim_returns": [], "target_data": {"code": code}}
+    return {"entrypoint": "main", "params": {"code": code}, "seed": 1}
+
+
+def hold(result: Any) -> Any:
+    """What is true of every answer."""
     assert "\x1b" not in result.stderr and "\r" not in result.stderr, "an escape reached the terminal"
     assert len(result.stderr) < 600_000
     body = result.body.get("_fatal_error", result.body)
@@ -302,18 +320,37 @@ def test_task_under_small_limits(case: Case, hostile: HostileRunner, bundles: di
     assert ends(result) in case.ends, str(result.body)[:1000]
 
 
+ALONE = pytest.mark.full("each in a run of its own; the default suite has them in tasks of one server")
+
+
+@runs(("root", "default"))
+def test_output_names_and_losses(hostile: HostileRunner, bundles: dict[int, Any]) -> None:
+    names = {f"an output named {name!r}": f"result = {{{name!r}: b''}}" for name in NAMES}
+    for name, result in run_codes(hostile, bundles, names).items():
+        assert result.error["type"] == "bad_output_name", name
+    losses = {f"the loss {loss}": f"result = {{'loss': {loss}}}" for loss in LOSSES.values()}
+    for name, result in run_codes(hostile, bundles, losses, target=True).items():
+        assert ends(result) in (*BAD, *RAISED, *GONE), name
+    codes = {f"aggregation: {name}": code for name, code in AGGREGATIONS.items()}
+    for name, result in run_codes(hostile, bundles, codes, target=True).items():
+        assert ends(result) in BAD, (name, str(result.body)[:1000])
+
+
+@ALONE
 @turns("name", NAMES, ("root", "default"), ("user", "default"))
 def test_output_name(name: str, hostile: HostileRunner, bundles: dict[int, Any]) -> None:
     result = run_code(hostile, bundles, f"an output named {name!r}", f"result = {{{name!r}: b''}}")
     assert result.error["type"] == "bad_output_name"
 
 
+@ALONE
 @turns("loss", LOSSES.values(), ("root", "default"), ("user", "default"))
 def test_loss(loss: str, hostile: HostileRunner, bundles: dict[int, Any]) -> None:
     result = run_code(hostile, bundles, f"the loss {loss}", f"result = {{'loss': {loss}}}", target=True)
     assert ends(result) in (*BAD, *RAISED, *GONE)
 
 
+@ALONE
 @turns("name", AGGREGATIONS, ("root", "default"), ("user", "strict"))
 def test_aggregation(name: str, hostile: HostileRunner, bundles: dict[int, Any]) -> None:
     result = run_code(hostile, bundles, f"aggregation: {name}", AGGREGATIONS[name], target=True)
