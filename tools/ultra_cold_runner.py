@@ -1584,9 +1584,15 @@ def clone(source: "dict[str, Any]", number: int) -> str:
     git = ["git", "-c", "core.hooksPath=/dev/null", "-c", "http.followRedirects=false", "-C", folder]
     os.mkdir(folder)
     run_tool([*git, "init", "--quiet", "--bare", "--template="], environment)
-    depth = ["fetch", "--quiet", "--depth", "1", "--no-tags", "--no-recurse-submodules"]
-    run_tool([*git, *depth, "--", source["url"], source["ref"] or "HEAD"], environment)
-    commit = run_tool([*git, "rev-parse", "FETCH_HEAD^{commit}"], environment).strip()
+    ref, fetch = source["ref"] or "HEAD", [*git, "fetch", "--quiet", "--no-tags", "--no-recurse-submodules"]
+    try:
+        run_tool([*fetch, "--depth", "1", "--", source["url"], ref], environment)
+        ref = "FETCH_HEAD"
+    except ChildError:  # the beginning of a commit's name, or one that a server gives with its branches alone
+        if set(ref) - set("0123456789abcdef") or not 7 <= len(ref) <= 40:
+            raise
+        run_tool([*fetch, "--", source["url"], "+refs/*:refs/*"], environment)
+    commit = run_tool([*git, "rev-parse", ref + "^{commit}"], environment).strip()
     run_tool([*git, "archive", "--format=tar", "-o", archive, commit], environment)
     return archive
 
@@ -1968,14 +1974,14 @@ class Toml:
 
     @classmethod
     def loads(cls, text: str) -> dict[str, Any]:
-        """ValueError or RecursionError where it is none. Dates come as text."""
+        """ValueError or RecursionError where it is none. A date is a table, which no reader takes for text."""
 
         def parse() -> bytes:
             import tomllib
 
-            return json.dumps(tomllib.loads(text), default=str).encode()
+            return json.dumps(tomllib.loads(text), default=lambda date: {"date": str(date)}).encode()
 
-        return dict(json.loads(cls.keep("toml", parse, text) if cls.keep else parse()))
+        return dict(json.loads(cls.keep("dated-toml", parse, text) if cls.keep else parse()))
 
 
 def merge_tables(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -2272,11 +2278,11 @@ URL = (
 
 
 def invalid(problem: str) -> Failure:
-    return Failure("bundle", "pyproject_invalid", problem)
+    return Failure("bundle", "pyproject_invalid", problem[:2000])
 
 
 def refused(where: str, text: str) -> Failure:
-    return Failure("bundle", "dependency_refused", f"{where}: {text}")
+    return Failure("bundle", "dependency_refused", f"{where}: {text}"[:2000])
 
 
 def parse_requirement(text: str, policy: DependencyPolicy, source: str, base: str | None = None) -> Requirement:
@@ -2740,6 +2746,7 @@ class Rules(NamedTuple):
     constraints: tuple[Requirement, ...] = ()
     build_constraints: tuple[Requirement, ...] = ()
     overrides: tuple[Requirement, ...] = ()
+    placed: frozenset[str] = frozenset()  # names whose override is a place, whatever version is asked for
     excluded: frozenset[str] = frozenset()
     no_binary: frozenset[str] = frozenset()  # names to build from source
     only_binary: frozenset[str] = frozenset()  # names never to build from source; `:all:`
@@ -3302,7 +3309,10 @@ class Draft:
             return Origin("links:", marker)
         if kinds[0] == "index":
             return self.index_origin(text, marker, where)
-        ref = next((strings[key] for key in ("rev", "tag", "branch") if key in strings), "")
+        refs = [strings[key] for key in ("rev", "tag", "branch") if key in strings]
+        if len(refs) > 1:
+            raise refused(where, "it must have one of rev, tag and branch")
+        ref = "".join(refs)
         part = f"#subdirectory={strings['subdirectory']}" if "subdirectory" in strings else ""
         target = f"git+{text}{'@' if ref else ''}{ref}{part}" if kinds[0] == "git" else text + part
         check_dependency_url(target, self.policy, f"{where}: {text[:200]!r} is refused")
@@ -3688,6 +3698,8 @@ def read_plan(tree: str, policy: DependencyPolicy, callers: "IndexSettings") -> 
         placed = [item for item in (*versions, *draft.rules.get(name, ())) if item.url]
         for item in placed:
             draft.add_origin(item.name, Origin(item.url), name)
+        if name == "overrides":
+            draft.rules["placed"] = frozenset(item.key for item in placed)
         draft.rules[name] = tuple(item for item in (*versions, *draft.rules.get(name, ())) if not item.url)
     if project.asks_scm:
         draft.note(f"{project.asks_scm} finds no version-control system here: the version names the bundle's digest")
@@ -6972,7 +6984,8 @@ class Resolver:
         return Place(tree, target[len("file:") :]) if target.startswith("file:") else Place("", target)
 
     def for_building(self, name: str) -> "Resolver":
-        """The same for what a build needs: its own constraints, no overrides."""
+        """The same for what a build needs, as uv has it: its own constraints, no overrides, the newest releases.
+        The bundle's places and folders, `--no-index` and the day rule here too."""
         if name in self.building or len(self.building) >= self.DEPTH:
             chain = " needs ".join([*self.building, name])
             problem = "they need one another to be built" if name in self.building else "that is too deep"
@@ -6981,8 +6994,9 @@ class Resolver:
 
         inner = copy.copy(self)
         inner.building = (*self.building, name)
-        rules = self.plan.rules._replace(constraints=self.plan.rules.build_constraints, overrides=())
-        inner.plan = self.plan._replace(lock="", rules=rules._replace(excluded=frozenset(), require_hashes=False))
+        rules = self.plan.rules._replace(constraints=self.plan.rules.build_constraints, overrides=(), resolution="")
+        rules = rules._replace(excluded=frozenset(), placed=frozenset(), require_hashes=False, prerelease="")
+        inner.plan = self.plan._replace(lock="", rules=rules)
         return inner
 
     def wheels(self, requirements: list[Requirement]) -> list[WheelFile]:
@@ -7057,7 +7071,8 @@ class Resolver:
                 raise Failure("fetch", "dependency_conflict", f"{wheel.name} is wanted from two places: {places}")
             new = item.extra_names - known.extras
             first = wheel.name not in pins
-            pin = known._replace(extras=known.extras | new, forced=known.forced or bool(inner and item.url))
+            forced = known.forced or bool(inner and item.url) or wheel.name in self.plan.rules.placed
+            pin = known._replace(extras=known.extras | new, forced=forced)
             pins[wheel.name] = pin
             if len(pins) > self.MAX_SOURCES:
                 problem = f"more than {self.MAX_SOURCES} dependencies with places of their own"
@@ -7180,9 +7195,13 @@ class Resolver:
         tree = self.host.store.scratch(f"source-{os.urandom(4).hex()}")
         with deadline(self.policy.unpack_seconds, "fetch", "dependencies.unpack_seconds"):
             unpack_source(archive, tree, self.host.profile.bundle)
-            top = os.listdir(tree)
-            if subdirectory == "." and len(top) == 1 and os.path.isdir(os.path.join(tree, top[0])):
-                tree = os.path.join(tree, top[0])  # an sdist has one folder (PEP 625)
+            top, wanted = os.listdir(tree), os.path.join(tree, subdirectory)
+            if (
+                (subdirectory == "." or not os.path.lexists(wanted))
+                and len(top) == 1
+                and os.path.isdir(f"{tree}/{top[0]}")
+            ):
+                tree = os.path.join(tree, top[0])  # an sdist has one folder (PEP 625), as archives of a forge do
             require_place(tree, subdirectory, name)
             project = read_project(tree, subdirectory, self.policy, True)
             draft = Draft(tree, self.policy, self.index)
@@ -7213,6 +7232,7 @@ class Resolver:
             receiver = self.run(request, [Mount(links, "/links")], self.index_variables())
         except Failure as failure:
             failure.error += self.nearest_names(failure.error)
+            failure.error += f" (to build {self.building[-1]})" if self.building else ""
             raise
         known = {f"/links/{os.path.basename(pin.wheel.path)}": pin.wheel for pin in gathered.pins.values()}
         wheels, sdists, chosen = [], [], []

@@ -12,14 +12,16 @@ from pathlib import Path
 
 import atheris
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
-with atheris.instrument_imports(include=["ultra_cold_runner", "targets", "zipfile", "tarfile", "configparser"]):
+TESTS = Path(__file__).resolve().parents[1]
+sys.path[0:1] = [str(TESTS.parent / "tools"), str(TESTS)]
+with atheris.instrument_imports(include=["ultra_cold_runner", "fuzz.targets", "zipfile", "tarfile", "configparser"]):
     import configparser  # noqa: F401  (the runner imports these where it needs them, and then it is too late)
     import tarfile  # noqa: F401
     import zipfile  # noqa: F401
 
     import ultra_cold_runner
-    from targets import TARGETS, seeds
+
+    from fuzz.targets import TARGETS, seeds
 
 
 def main() -> None:

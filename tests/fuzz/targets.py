@@ -10,11 +10,13 @@ import os
 import stat
 import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from fuzz.plan_words import LINES, LOCK, PROJECT, SETTINGS, VALUES, WORDS
 
 LIMIT = 1 << 16
 PROFILES = Path(__file__).resolve().parents[2] / "sandbox-profiles"
@@ -185,6 +187,89 @@ def source(module: ModuleType, folder: Path, data: bytes) -> None:
     check_tree(folder, {path, target})
 
 
+def plan_of_a_bundle(module: ModuleType, folder: Path, data: bytes) -> None:
+    """Every file that a plan is made of: there is a plan, or one sentence that says why there is none."""
+    draw, tree = Bytes(data), folder / "tree"
+    for path in ("libs/foo", "libs/six", "wheels"):
+        (tree / path).mkdir(parents=True)
+    (tree / "link").symlink_to("libs/foo")
+    (tree / "wheels/six-1.0-py3-none-any.whl").touch()
+    own = [f"tool.uv.{line}" for line in SETTINGS]
+    toml_file(draw, tree / "pyproject.toml", ['project.name = "mywire"', *PROJECT, *own])
+    toml_file(draw, tree / "libs/foo/pyproject.toml", ['project.name = "foo"', *PROJECT, *own])
+    (tree / "libs/six/setup.py").touch()
+    for name in ("requirements.txt", "setup.cfg", "x.txt"):
+        text_file(draw, tree / name)
+    for name, lines in (("uv.toml", SETTINGS), ("pylock.toml", LOCK), ("uv.lock", LOCK)):
+        toml_file(draw, tree / name, lines)
+    try:
+        check_plan(module, read_all_of_it(module, str(tree), draw))
+    except module.Failure as failure:
+        assert failure.phase == "bundle" and failure.type in REFUSALS, failure.type
+        assert 0 < len(str(failure)) < 3000
+
+
+REFUSALS = ("pyproject_invalid", "dependency_refused", "dependency_conflict", "unsafe_file")
+
+
+def read_all_of_it(module: ModuleType, tree: str, draw: Bytes) -> Any:
+    policy, settings = (
+        profile(module, ("default", "strict")[draw.number(8) == 7]).dependencies,
+        module.index_settings({}),
+    )
+    plan = module.read_plan(tree, policy, settings)
+    if plan.lock == "pylock.toml":
+        table = module.read_bundle_toml(tree, plan.lock)
+        module.read_pylock(table, plan.lock, module.Draft(tree, policy, settings), {"python_version": "3.11"})
+    return plan
+
+
+def check_plan(module: ModuleType, plan: Any) -> None:
+    """What a resolver would be told is what it can't take for anything else."""
+    json.dumps([plan.as_json(), plan.lines()], allow_nan=False)
+    for item in (*plan.requirements, *plan.project.requires, *plan.project.build_requires, *plan.rules.overrides):
+        line = item.line()
+        assert not line.startswith("-") and not any(word in line for word in ("\n", "\0", "${", "../")), line
+    for origin in (origin for found in plan.origins.values() for origin in found):
+        assert origin.target.startswith(("file:", "https://", "git+https://", "index:", "links:")), origin
+        assert not (origin.path or "").startswith(("/", "..")), origin
+
+
+def toml_file(draw: Bytes, path: Path, lines: Sequence[str]) -> None:
+    """Lines of TOML, each key once, with any values in them; now and then none, or anything."""
+    found: dict[str, str] = {}
+    for _ in range(draw.number(10)):
+        line = filled(draw, lines[0 if draw.number(6) == 5 else draw.number(len(lines))], toml_value)
+        found.setdefault(line.partition(" = ")[0], line)
+    write_drawn(draw, path, "\n".join(found.values()))
+
+
+def text_file(draw: Bytes, path: Path) -> None:
+    lines = [
+        filled(draw, LINES[draw.number(len(LINES))], lambda draw: WORDS[draw.number(len(WORDS))])
+        for _ in range(draw.number(6))
+    ]
+    write_drawn(draw, path, "\n".join(lines))
+
+
+def write_drawn(draw: Bytes, path: Path, text: str) -> None:
+    choice = draw.number(12)
+    if choice and text:
+        path.write_bytes(draw.part() if choice == 1 else text.encode("utf-8", "replace"))
+
+
+def toml_value(draw: Bytes) -> str:
+    choice = draw.number(40)
+    if choice == 0:
+        return VALUES[draw.number(len(VALUES))]
+    text = draw.part().decode("utf-8", "replace")[:60] if choice == 1 else WORDS[draw.number(len(WORDS))]
+    return json.dumps(text)
+
+
+def filled(draw: Bytes, line: str, value: Callable[[Bytes], str]) -> str:
+    return line.format(*(value(draw) for _ in range(line.replace("{{", "").count("{"))))
+
+
 def planted(module: ModuleType, folder: Path, data: bytes) -> None:
     """A fault behind three comparisons, to show that the fuzzer finds one."""
     if data[:1] == b"E" and data[1:2] == b"\x7f" and len(data) > 5:
@@ -285,6 +370,11 @@ def seeds(target: Callable[..., None]) -> list[bytes]:
         "aggregation": [b'{"loss": 1, "diagnostics": {"a": [1e308, null]}}', b'{"loss": NaN}', b'{"loss": 1e999}'],
         "lock_of_a_resolver": [json.dumps([locked]).encode(), json.dumps([{**locked, "url": "links/x"}]).encode()],
         "requirements_of_a_backend": [json.dumps(requirements).encode(), "\n".join(requirements).encode()],
+        "plan_of_a_bundle": [
+            bytes(range(256)) * 8,
+            b"\0\3\0\1" * 500,
+            b"".join(n.to_bytes(2, "big") for n in range(900)),
+        ],
         "wheel": [parts, b"\0\1\0\4\0\x0aprint('hi')", b"\0\1" + parts, NAMELESS_MEMBER],
         "source": [b"\0\1" + parts, b"\0\2" + parts, b"\0\0" + tar_of(Bytes(parts)), b"\0\0" + zip_of(Bytes(parts))],
     }.get(target.__name__, streams)
@@ -294,6 +384,6 @@ TARGETS = {
     target.__name__: target
     for target in (
         answer_of_a_task, aggregation, files_of_a_phase, notes_of_a_task, lock_of_a_resolver, requirements_of_a_backend,
-        wheel, source, planted,
+        wheel, source, plan_of_a_bundle, planted,
     )
 }  # fmt: skip
