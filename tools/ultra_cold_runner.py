@@ -3732,7 +3732,7 @@ def read_other_files(draft: Draft, project: Project, table: dict[str, Any]) -> N
     locked = sorted(there & {"pylock.toml", "uv.lock"})
     if "requirements.txt" in there and locked:
         draft.note(f"requirements.txt is not read: {locked[-1]} rules")
-    elif "requirements.txt" in there and not listed:
+    elif "requirements.txt" in there and (not listed or installs_itself(draft)):
         draft.read_requirements("requirements.txt", "requirements.txt")
     elif "requirements.txt" in there:
         draft.note("requirements.txt is not read: pyproject.toml lists the dependencies")
@@ -3745,6 +3745,14 @@ def read_other_files(draft: Draft, project: Project, table: dict[str, Any]) -> N
         raise refused(conda[0], f"{problem} {remedy}")
     if os.path.lexists(os.path.join(draft.tree, ".python-version")):
         draft.note(".python-version is not read; requires-python says which Python")
+
+
+def installs_itself(draft: Draft) -> bool:
+    """Whether requirements.txt has a line `.` or `-e .[extra]`: it says how to install the project."""
+    alone = Draft(draft.tree, draft.policy, draft.callers)
+    with suppress(Failure):
+        alone.read_requirements("requirements.txt", "requirements.txt")
+    return any(item.path == "." for item in alone.requirements)
 
 
 def choose_lock(draft: Draft, project: Project) -> str:

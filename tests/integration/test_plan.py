@@ -550,6 +550,38 @@ def test_the_bundle_itself_in_a_requirements_file(go: Go, line: str) -> None:
     assert go({**files, "requirements.txt": f"six<1.16\n{line}\n"}).outputs == {"out": b"1.15.0"}
 
 
+@pytest.mark.parametrize("dependencies", ['dependencies = ["bar"]', 'dynamic = ["dependencies"]'])
+def test_a_requirements_file_that_installs_the_project(go: Go, dependencies: str) -> None:
+    """Also where pyproject.toml lists the dependencies. Without such a line it is not read, and the log says so."""
+    more = f'{dependencies}\n[project.entry-points."{GROUP}"]\nx = "m:wire"\n'
+    files = tiny("m", SIX, more) | {"requirements.txt": "-r requirements/all.txt\n"}
+    files |= {"requirements/all.txt": "-c versions.txt\n-e .\nsix\n", "requirements/versions.txt": "six==1.15.0\n"}
+    assert go(files).outputs == {"out": b"1.15.0"}
+    result = go(files | {"requirements/all.txt": "six==1.15.0\n--no-such-option\n"})
+    assert "six" in result.error["error"] and "requirements.txt is not read" in result.stderr
+
+
+def test_what_is_left_out_of_a_workspace_need_not_be_a_project(go: Go) -> None:
+    more = '[tool.uv.workspace]\nmembers = ["libs/*"]\nexclude = ["libs/old"]\n'
+    more += "[tool.uv.sources]\nfoo = {workspace = true}\n"
+    files = {"libs/old/pyproject.toml": "not TOML at all ["}
+    assert go(virtual(FOO, more, ("foo",), **tiny("foo", MINE, folder="libs/foo"), **files)).outputs == {"out": b"mine"}
+
+
+def test_extras_of_the_project_that_name_one_another(go: Go) -> None:
+    extras = '[project.optional-dependencies]\na = ["six==1.15.0"]\nb = ["bar"]\nall = ["mywire[a,b]"]\n'
+    code = "import bar\n" + SIX
+    assert go(virtual(code, extras, ("mywire[all]",))).outputs == {"out": b"1.15.0"}
+
+
+def test_an_index_for_an_extra_that_is_not_installed(go: Go, server: LocalServer, second: LocalServer) -> None:
+    """As projects offer torch for a processor or a GPU: the index is named, and asked for nothing."""
+    more = f'[project.optional-dependencies]\ncpu = ["torch"]\n[[tool.uv.index]]\nname = "x"\nurl = "{second.url()}"\n'
+    more += 'explicit = true\n[tool.uv.sources]\ntorch = [{index = "x", extra = "cpu"}]\n'
+    assert go(virtual(more=more)).outputs == {"out": b"1.17.0"}
+    assert second.log == []
+
+
 def test_a_folder_of_wheels(go: Go, server: LocalServer) -> None:
     """A name that the folder has is the bundle's to give: the index is not asked for it, also where it has more."""
     server.log.clear()
