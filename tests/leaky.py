@@ -714,13 +714,8 @@ def wire(entrypoint, params, seed):
     "the recursion limit": Leaky(
         """
 import sys
-def deep(n):
-    return n and deep(n - 1)
 def wire(entrypoint, params, seed):
-    try:
-        out = str(deep(3000))
-    except RecursionError:
-        out = "too deep"
+    out = str(sys.getrecursionlimit())
     sys.setrecursionlimit(5000)
     return {"out": out}
 """,

@@ -172,6 +172,38 @@ def wire(entrypoint, params, seed):
     assert [cause["name"] for cause in leak["causes"]] == ["probe.SEEN"]
 
 
+@pytest.mark.full("sets of more than one take longer")
+def test_outputs_that_differ_for_different_reasons_have_causes_of_their_own(
+    leaks: Callable[..., Search], tmp_path: Path
+) -> None:
+    """One of them can't be put back: that takes nothing from what is known of the other."""
+    code = """
+import atexit
+SEEN = []
+def wire(entrypoint, params, seed):
+    outputs = {"seen": str(len(SEEN)), "exits": str(atexit._ncallbacks())}
+    SEEN.append(seed)
+    atexit.register(print)
+    return outputs
+"""
+    found = leaks(write_bundle(tmp_path / "bundle", code), "1-2")
+    leak = found.report["leaks"][0]
+    assert [cause["name"] for cause in leak["causes"]] == ["probe.SEEN"], found.text
+    assert [what["name"] for what in leak["suspects"]] == ["atexit._ncallbacks()"]
+    assert leak["note"] == "no cause was found for exits" and leak["note"] in found.text
+
+
+@NEEDS_A_COMPILER
+@pytest.mark.full("another kind of leak")
+def test_the_generator_of_the_c_library(leaks: Callable[..., Search], tmp_path: Path) -> None:
+    bundle = native_bundle(tmp_path / "bundle", "C")
+    source = bundle / "native.c"
+    source.write_text(source.read_text().replace("held_total += x;", "held_total = x + rand() % 1000;"))
+    found = leaks(bundle, "1-2")
+    assert found.status == 1 and {cause["name"] for cause in found.causes} == {"the C library's rand()"}, found.text
+    assert "random state the C library's rand() was drawn from" in found.text
+
+
 @pytest.mark.full("another kind of leak")
 def test_an_import_that_changes_something_is_named(leaks: Callable[..., Search], tmp_path: Path) -> None:
     code = """

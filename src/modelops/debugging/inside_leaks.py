@@ -40,7 +40,7 @@ from contextlib import suppress
 from json import dumps
 from typing import Any
 
-LEAVES, NODES, DEPTH = 200, 20_000, 8  # of one place: leaves told apart, nodes looked at, levels
+LEAVES, NODES, DEPTH = 500, 20_000, 8  # of one place: leaves told apart, nodes looked at, levels
 LOOK_SECONDS, WATCH_SECONDS, WATCH_EVENTS = 20.0, 20.0, 2_000_000  # of processor time: a busy machine hides nothing
 TEXT, CHANGES, FILE_BYTES, LIBRARY_BYTES = 120, 1000, 1 << 20, 64 << 20
 PAGE, WORD, RANGES = 4096, 8, 256
@@ -960,6 +960,7 @@ def settings() -> "list[Place]":
                 lambda old: os.setpriority(os.PRIO_PROCESS, 0, old)),
         Setting("processors", "processors", "the processors that may be used", lambda: sorted(os.sched_getaffinity(0)),
                 lambda old: os.sched_setaffinity(0, old)),
+        Setting("stack", "stack size of threads", "threading.stack_size()", stack_size, threading.stack_size),
         Setting("codecs", "codecs", "codecs.register()", codec_functions, unregister_codecs),
         CodecErrors("codec errors", "codecs.register_error()"),
         Setting("descriptors", "open descriptors", "open descriptors", descriptors),
@@ -969,6 +970,13 @@ def settings() -> "list[Place]":
         read, write = (functools.partial(call, number) for call in (signal.getsignal, signal.signal))
         found.append(Setting(f"signal:{int(number)}", "signal handler", name, read, write))
     return [*found, *behind_functions(), *c_generator(), *resource_limits(), *loggers(), *generators()]
+
+
+def stack_size() -> int:
+    """The stack size of new threads; to ask for it sets it."""
+    size = threading.stack_size()
+    threading.stack_size(size)
+    return size
 
 
 def switch(on: Any, off: Any) -> Any:
@@ -988,7 +996,6 @@ def behind_functions() -> "list[Place]":
         ("gc", "thresholds", "get_threshold", lambda old: gc.set_threshold(*old)),
         ("gc", "flags", "get_debug", "set_debug"),
         ("socket", "socket time-out", "getdefaulttimeout", "setdefaulttimeout"),
-        ("threading", "stack size of threads", "stack_size", "stack_size"),
         ("atexit", "functions at exit", "_ncallbacks", None),
         ("faulthandler", "fault handler", "is_enabled", ("enable", "disable")),
         ("tracemalloc", "tracing of memory", "is_tracing", ("start", "stop")),
@@ -1267,9 +1274,7 @@ class Look:
                     if isinstance(place, Attribute):
                         self.roots.setdefault(id(value), place.key)
         for key, value in self.values.items():
-            self.leaves[key] = leaves = Leaves(value, deadline, key, self)
-            if not self.places[key].own and len(leaves.found) > 50:
-                leaves.found = {}
+            self.leaves[key] = Leaves(value, deadline, key, self)
         self.complete = time.process_time() < deadline
         self.threads = threads()
         libraries = load_libraries(process) if with_native else []
@@ -1465,7 +1470,8 @@ class Watcher:
     def check(self) -> None:
         """Charge what changed since the last line to that line."""
         for key, place in self.places.items():
-            if key not in self.lines and (now := self.glance(place)) != self.state[key]:
+            now = None if key in self.lines else self.glance(place)
+            if now is not None and now != self.state[key]:  # it is None where there is no stack left to look
                 self.state[key] = now
                 if self.last:
                     code, line = self.last
@@ -1474,8 +1480,10 @@ class Watcher:
 
     def stop(self) -> dict[str, Any]:
         """The line of each key for which there is one."""
+        goes_on = sys.gettrace() == self.on_event  # Python ends it where there is no stack left for it
         sys.settrace(None)
-        self.check()
+        if goes_on:
+            self.check()
         return self.lines
 
 

@@ -86,7 +86,7 @@ def change(what: Mapping[str, Any]) -> str:
     if part is not None and part[0]:
         return f"{place}{part[0]}: {part[1]} became {part[2]}"
     old, new = (part[1], part[2]) if part is not None else (what["old"], what["new"])
-    return f"{place}: {old} became {new}"
+    return f"{place}: {old} became {new}" if old != new else f"{place} has another content"
 
 
 def _place_of(what: Mapping[str, Any]) -> str:

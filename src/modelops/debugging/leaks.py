@@ -33,6 +33,8 @@ from .workbench import Outcome, Output, Workbench
 
 STABLE, HASH_SEED, NONDETERMINISTIC, UNKNOWN = "stable", "hash seed", "nondeterministic", "unknown"
 LEAST_SECONDS, LEAST_RUNS = 120.0, 60  # that the search may take, however short or few the cold runs were
+MOST_PARTS = 16  # of changes that are put back in parts, because all at once do harm
+PLAIN_LIBRARIES = 6  # whose data without addresses is put back by itself
 GENERATORS = ("random", "numpy.random")
 Progress = Callable[[str, int, int], None]
 _Pair = tuple[Future[tuple[Outcome, float]], Future[tuple[Outcome, float]]]
@@ -342,7 +344,9 @@ class LeakSearch:
         if left := self._find_causes(leak, look, modules):
             if leak.causes:
                 leak.note = f"no cause was found for {', '.join(sorted(left))}"
-            leak.suspects = [change for change in look.changes if change.is_near] or look.changes
+            causes = [cause.change for cause in leak.causes]
+            rest = [change for change in look.changes if change not in causes]
+            leak.suspects = [change for change in rest if change.is_near] or rest
             if self._is_late():
                 leak.note = "there was no time to tell the cause from the rest; run it on fewer tasks"
             if not leak.suspects:
@@ -357,11 +361,10 @@ class LeakSearch:
         left = self._unlike(leak.victim, look)
         leak.causes = []
         for part in _portions(look.changes):
-            keys = [change.key for change in part]
             if self._is_late() or not left:
                 break
-            healed = self._healed(leak, keys, modules, left)
-            enough = self._fewest(leak, keys, modules, healed) if healed else None
+            keys, healed = self._healing(leak, [change.key for change in part], modules, left)
+            enough = self._fewest(leak, keys, modules, healed, left) if healed else None
             if enough:
                 lines = self._together([*leak.polluters, leak.victim], preload=modules, watch=enough).lines
                 by_key = {change.key: change for change in part}
@@ -370,22 +373,39 @@ class LeakSearch:
                 left -= healed
         return left
 
-    def _fewest(self, leak: Leak, keys: list[str], modules: list[str], outputs: set[str]) -> list[str] | None:
-        """The fewest of the changes that are enough together for these outputs."""
+    def _fewest(
+        self, leak: Leak, keys: list[str], modules: list[str], healed: set[str], left: set[str]
+    ) -> list[str] | None:
+        """The fewest of the changes that are enough together to heal these of the outputs that are left."""
 
         def is_enough(part: list[str]) -> bool:
-            return part == keys or outputs <= self._healed(leak, part, modules, outputs)
+            return part == keys or healed <= self._put_back(leak, part, modules, left)[0]
 
         found = smallest_set(keys, is_enough)
         return None if self._is_late() else found  # else what was not tested for want of time would be a cause
 
-    def _healed(self, leak: Leak, keys: list[str], modules: list[str], outputs: set[str]) -> set[str]:
-        """Those of the outputs that are as cold once these old values are back; none where it does other harm."""
+    def _healing(self, leak: Leak, keys: list[str], modules: list[str], left: set[str]) -> tuple[list[str], set[str]]:
+        """Changes that heal outputs, and which: all of these, else a half of what does other harm, and so on."""
+        waiting = [keys]
+        for _ in range(MOST_PARTS):
+            if not waiting or self._is_late():
+                break
+            part = waiting.pop(0)
+            healed, does_harm = self._put_back(leak, part, modules, left)
+            if healed:
+                return part, healed
+            if does_harm and len(part) > 1:
+                waiting += [part[: len(part) // 2], part[len(part) // 2 :]]
+        return [], set()
+
+    def _put_back(self, leak: Leak, keys: list[str], modules: list[str], outputs: set[str]) -> tuple[set[str], bool]:
+        """Those of the outputs that are as cold once these old values are back, and whether it does other harm."""
         if self._is_late():
-            return set()
+            return set(), False
         shared = self._together([*leak.polluters, leak.victim], preload=modules, restore=keys)
         still = self._unlike(leak.victim, shared) if len(shared.outcomes) == len(leak.polluters) + 1 else {"failure"}
-        return outputs - still if "failure" not in still else set()
+        does_harm = not still <= outputs
+        return set() if does_harm else outputs - still, does_harm
 
     def _is_cured(self, victim: int, polluters: Sequence[int], keys: list[str], modules: list[str]) -> bool | None:
         """Whether the victim is as cold once these old values are back; None where there is no time."""
@@ -442,9 +462,13 @@ def _portions(changes: Sequence[Change]) -> list[list[Change]]:
     python = [c for c in changes if not c.is_native]
     python_near = [c for c in python if c.is_near]
     native_own = [c for c in changes if c.is_native and c.own]
-    native_plain = [c for c in changes if c.is_native and not c.points]
+    plain: dict[str, list[Change]] = {}
+    for change in changes:
+        if change.is_native and not change.points:
+            plain.setdefault(change.library, []).append(change)
+    few = sorted(plain.values(), key=len)[:PLAIN_LIBRARIES]
     portions: list[list[Change]] = []
-    for portion in (python_near, native_own, python, native_plain, [*python, *native_own], list(changes)):
+    for portion in (python_near, native_own, python, *few, [*python, *native_own], list(changes)):
         portion = [change for change in portion if change.can_be_put_back]
         if portion and portion not in portions:
             portions.append(portion)
