@@ -8,13 +8,18 @@ from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
 
 MAX_SYMBOLS, MAX_NAMES = 2_000_000, 8
+SHF_TLS = 0x400
 
 
 def name_ranges(path: str, ranges: list[list[int]]) -> list[dict[str, Any]]:
     """For each address and size: the section with the offset in it, and the symbols there that the file still has."""
     with open(path, "rb") as file:
         elf = ELFFile(file)
-        sections = [(s["sh_addr"], s["sh_addr"] + s["sh_size"], s.name) for s in elf.iter_sections() if s["sh_addr"]]
+        sections = [
+            (s["sh_addr"], s["sh_addr"] + s["sh_size"], s.name)
+            for s in elf.iter_sections()
+            if s["sh_addr"] and not (s["sh_flags"] & SHF_TLS and s["sh_type"] == "SHT_NOBITS")  # .tbss takes no place
+        ]
         symbols = _symbols(elf)
     starts = [start for start, _, _ in symbols]
     found: list[dict[str, Any]] = []
