@@ -1033,20 +1033,6 @@ def wire(entrypoint, params, seed):
         "numpy.seterr(",
         ("numpy",),
     ),
-    "how polars writes numbers": Leaky(
-        """
-import polars
-def wire(entrypoint, params, seed):
-    out = str(polars.DataFrame({"a": [1e9 / 3]}))
-    polars.Config.set_thousands_separator(",")
-    return {"out": out}
-""",
-        "native data",
-        "",
-        "set_thousands_separator",
-        ("polars",),
-        file="polars/config.py",
-    ),
 }
 
 C_SOURCE = """

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from conftest import write_bundle
-from leaky import LEAKY, Leaky, native_bundle
+from leaky import LEAKY, PROJECT, Leaky, native_bundle
 from typer.testing import CliRunner
 
 from modelops.cli import app
@@ -191,6 +191,22 @@ def wire(entrypoint, params, seed):
     assert [cause["name"] for cause in leak["causes"]] == ["probe.SEEN"], found.text
     assert [what["name"] for what in leak["suspects"]] == ["atexit._ncallbacks()"]
     assert leak["note"] == "no cause was found for exits" and leak["note"] in found.text
+
+
+@pytest.mark.full("another kind of leak")
+def test_a_setting_in_a_dependencys_native_data(leaks: Callable[..., Search], tmp_path: Path) -> None:
+    code = """
+import polars
+def wire(entrypoint, params, seed):
+    out = str(polars.DataFrame({"a": [1e9 / 3]}))
+    polars.Config.set_thousands_separator(",")
+    return {"out": out}
+"""
+    project = PROJECT.format(needs=["polars"])
+    found = leaks(write_bundle(tmp_path / "bundle", code, pyproject=project), "1-2")
+    (cause,) = found.report["leaks"][0]["causes"]
+    assert cause["kind"] == "native data" and "polars" in cause["library"] and not cause["points"], found.text
+    assert "set_thousands_separator" in cause["line"]["text"]
 
 
 @NEEDS_A_COMPILER
