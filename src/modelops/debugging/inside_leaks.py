@@ -238,6 +238,8 @@ class Leaves:
         elif kind.__module__ == "sqlite3" and kind.__name__ == "Connection":
             for number, line in enumerate(value.iterdump()):
                 self.walk(line, f"{path}<{number}>", depth)
+                if self.nodes > NODES:
+                    break
         else:
             return False
         return True

@@ -1,0 +1,53 @@
+"""A look at the process: what many places share is taken apart once, changes once, and is no part of a copy."""
+
+import sys
+import types
+from collections.abc import Iterator
+
+import pytest
+
+from modelops.debugging import inside_leaks as inside
+
+COUNT, SIZE = 300, 500
+
+
+class Holder:
+    """What many of a package's objects are: each holds what all share."""
+
+    def __init__(self, graph: object) -> None:
+        self.graph = graph
+
+
+@pytest.fixture
+def package(monkeypatch: pytest.MonkeyPatch) -> Iterator[types.ModuleType]:
+    module = types.ModuleType("sharing")
+    graph = {number: [number] for number in range(SIZE)}
+    vars(module).update({f"holder{number}": Holder(graph) for number in range(COUNT)}, OPTIONS={"verbose": 0.1})
+    vars(module)["reader"] = Holder(vars(module)["OPTIONS"])
+    monkeypatch.setitem(sys.modules, "sharing", module)
+    yield module
+
+
+def look(process: inside.Process) -> inside.Look:
+    return inside.Look(process, [place for place in process.places() if ":sharing:" in place.key], with_native=False)
+
+
+def test_what_many_places_share_is_taken_apart_once(package: types.ModuleType) -> None:
+    process = inside.Process(types.ModuleType("child"))
+    before = look(process)
+    assert len(before.places) == COUNT + 2 and before.complete
+    assert sum(leaves.nodes for leaves in before.leaves.values()) < 3 * SIZE + 10 * COUNT
+    package.holder7.graph[3].append("more")
+    (change,) = inside.python_changes(before, look(process))
+    assert change["key"].startswith("attribute:sharing:holder") and "[3][1]" in str(change["parts"])
+
+
+def test_what_is_put_back_leaves_other_places_as_they_are(package: types.ModuleType) -> None:
+    process = inside.Process(types.ModuleType("child"))
+    options, holder, before = package.OPTIONS, package.reader, look(process)
+    saved = inside.save(["attribute:sharing:OPTIONS", "attribute:sharing:reader"], process)
+    options["verbose"] = 9
+    assert [change["name"] for change in inside.python_changes(before, look(process))] == ["sharing.OPTIONS"]
+    assert inside.put_back(saved, process) == {}
+    assert package.OPTIONS is options and options == {"verbose": 0.1}
+    assert package.reader is holder and holder.graph is options
