@@ -656,11 +656,25 @@ def test_an_upload_goes_to_the_registry_alone(server: LocalServer, tmp_path: Pat
 # --- by way of a proxy
 
 
-def test_the_proxy_of_the_environment(server: LocalServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("scheme", ["http://", ""])
+def test_the_proxy_of_the_environment(
+    server: LocalServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
     digest = Artifact().serve(server)
-    monkeypatch.setenv("http_proxy", server.url("/", credentials="proxy:user"))
+    monkeypatch.setenv("http_proxy", f"{scheme}proxy:user@{server.host}")
     monkeypatch.setenv("no_proxy", "localhost")
     found = OciBundleRepository("registry.invalid/org/x", tmp_path / "cache", insecure=True, environ={}, patience=QUICK)
     assert found.ensure_local(digest)[0] == digest
     assert {item.path.partition("/v2/")[0] for item in server.log} == {"http://registry.invalid"}
     assert {item.headers["Proxy-Authorization"] for item in server.log} == {basic("proxy", "user")}
+
+
+@pytest.mark.parametrize("proxy", ["http://u:s3cret@host:x", "socks5://s3cret@localhost:1", "http://", "http://h:0"])
+def test_a_proxy_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+    monkeypatch.setenv("http_proxy", proxy)
+    monkeypatch.setenv("no_proxy", "localhost")
+    found = OciBundleRepository("registry.invalid/org/x", tmp_path / "cache", insecure=True, environ={}, patience=QUICK)
+    with pytest.raises(BundleError, match="HTTP_PROXY") as error:
+        found.ensure_local("sha256:" + "0" * 64)
+    assert (error.value.type, error.value.retryable) == ("registry_unavailable", False)
+    assert "s3cret" not in str(error.value)

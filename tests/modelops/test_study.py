@@ -229,6 +229,15 @@ def test_the_digest_is_of_results_and_not_of_measurements(tmp_path: Path) -> Non
     assert digest("a", one) != digest("c", result_of("2"))
 
 
+def test_a_table_with_a_column_twice_is_refused(tmp_path: Path) -> None:
+    table = tmp_path / "table.csv"
+    table.write_text("a,b,a\n1,2,3\n")
+    with pytest.raises(ValueError, match="column twice"):
+        read_table(table)
+    table.write_text("a,b,c_duplicated_0\n1,2,3\n")
+    assert read_table(table) == [{"a": 1, "b": 2, "c_duplicated_0": 3}]
+
+
 VALUES = st.sampled_from(["a", "b", "large" * 1000, None])  # the large one's part is not small
 
 

@@ -260,6 +260,11 @@ def test_progress_on_a_terminal(command: Command, tmp_path: Path) -> None:
         (["--target", "absent"], "no target"),
         (["--max-failures", "many"], "neither a number"),
         (["--bundle", "absent"], "not a bundle reference"),
+        (["--bundle", "absent"], "no directory 'absent'"),
+        (["--profile", "absent"], "no profile 'absent'"),
+        (["--scheduler", "nowhere"], "no address of a Dask scheduler"),
+        (["--target-data", "{"], "--target-data is not JSON"),
+        (["--target-data", "@absent"], "'absent': No such file"),
     ],
 )
 def test_a_published_study_that_cannot_begin(

@@ -36,7 +36,8 @@ def test_targets(text: str, registry: str | None, expected: str) -> None:
         *("", "@", ":", "sir", "org/sir:v1", f"sha256:{HEX}", f"sha256:{HEX}\n", "ghcr.io/Org/sir", "ghcr.io/org/sir:"),
         *("ghcr.io/org//sir", "ghcr.io/../sir", "ghcr.io/org/sir@sha256:12", "ghcr.io/org/sir@md5:12", "-.io/x"),
         *("ghcr.io/org/sir:a b", "ghcr.io/org/sir:v1\n", "http://ghcr.io/org/sir", "user:pw@ghcr.io/org/sir"),
-        *("ghcr.io/" + "a" * 300, "ghcr.io:x/y"),
+        *("ghcr.io/" + "a" * 300, "ghcr.io:x/y", "ghcr.io:99999/y", "ghcr.io:0/y", "a..b/y"),
+        *("[::::]:80/y", "a" * 64 + ".io/y"),
     ],
 )
 def test_what_is_none(text: str) -> None:

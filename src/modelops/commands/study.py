@@ -7,6 +7,7 @@ any task failed, 2 if the study could not begin, and 128 and the signal's number
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -29,7 +30,7 @@ from modelops.adapters.exec_env.runner_settings import profile_digest
 from modelops.adapters.working_dir import clear_away
 from modelops.places import default_storage_dir
 from modelops.services.bundles import FoundBundle, find_bundle
-from modelops.services.dask_simulation import DaskSimulationService
+from modelops.services.dask_simulation import DaskSimulationService, hush
 from modelops.services.preflight import Finding, check_bundle, check_parameters, names_of
 from modelops.services.study import Study
 from modelops.services.study_folder import StudyFolder, StudyFolderError
@@ -44,6 +45,7 @@ from .findings import lines_of
 logger = logging.getLogger(__name__)
 
 SHOWN_FAILURES = 10
+_SCHEDULER = re.compile(r"([a-z]+://)?[^/]+:[0-9]{1,5}")
 CLOSING_SECONDS = 1.2  # that a stopped study's workers have; then they are killed
 REPORT_SECONDS = 30.0  # between two lines of progress where there is no terminal
 
@@ -81,7 +83,7 @@ def study(
     workers: Annotated[int, typer.Option(min=1, help="Worker processes of the embedded cluster.")] = 1,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of each; as many as processors.")] = None,
     profile: Annotated[str | None, typer.Option(help="Name or path of the sandbox profile.")] = None,
-    timeout: Annotated[float | None, typer.Option(help="Seconds that one task may take in all.")] = None,
+    timeout: Annotated[float | None, typer.Option(min=0.001, help="Seconds that one task may take in all.")] = None,
     no_check: Annotated[
         bool, typer.Option("--no-check", help="Begin without looking first for what would fail.")
     ] = False,
@@ -94,9 +96,11 @@ def study(
     logging.getLogger("modelops").setLevel("DEBUG" if verbose else "INFO")
     with _stoppable() as stop:
         try:
+            if scheduler is not None and not _SCHEDULER.fullmatch(scheduler):  # Dask then says so, and does not end
+                raise ValueError(f"{scheduler!r} is no address of a Dask scheduler, such as tcp://host:8786")
             place = _out(out, file)
             found = find_bundle(bundle, repository)
-            data = None if target_data is None else read_json(target_data)
+            data = None if target_data is None else read_json(target_data, "--target-data")
             if file is None:
                 asked = _Asked(entrypoint, params, grid, table, seeds)
                 plan = _asked_study(asked, found, target or [], data)
@@ -106,9 +110,9 @@ def study(
             limit = None if max_failures is None else limit_of_failures(max_failures, plan.points)
             if not no_check:
                 _check(plan, found, profile, inside=scheduler is None)
-            folder = StudyFolder(place, plan, _profile(profile))
+            folder = StudyFolder(place, plan, _profile(profile, here=scheduler is None))
         except (BundleError, ContractViolationError, StudyFolderError, ValueError, OSError) as error:
-            typer.echo(f"the study can't begin: {error}", err=True)
+            typer.echo(f"the study can't begin: {_words(error)}", err=True)
             raise typer.Exit(2) from None
         settings = WorkerSettings(
             bundle_repository=found.directory,
@@ -118,7 +122,12 @@ def study(
         )
 
         def make_service() -> DaskSimulationService:
-            return DaskSimulationService(scheduler, settings, n_workers=workers, threads_per_worker=threads)
+            try:
+                return DaskSimulationService(scheduler, settings, n_workers=workers, threads_per_worker=threads)
+            except (OSError, ValueError) as error:
+                if scheduler is None:
+                    raise
+                raise _Refused(f"the Dask scheduler {scheduler!r} can't be reached: {error}") from None
 
         def check_workers(service: DaskSimulationService) -> None:
             if scheduler is not None and not no_check:
@@ -188,7 +197,7 @@ def _check(plan: Study, found: FoundBundle, profile: str | None, *, inside: bool
 
 
 class _Refused(ValueError):
-    """The preflight found an error."""
+    """The preflight found an error, or there is no cluster."""
 
 
 def _tell(findings: list[Finding]) -> None:
@@ -198,9 +207,19 @@ def _tell(findings: list[Finding]) -> None:
         raise _Refused("see the errors above; --no-check begins in spite of them")
 
 
-def _profile(profile: str | None) -> dict[str, Any]:
+def _profile(profile: str | None, *, here: bool) -> dict[str, Any]:
     name = profile or os.environ.get("MODELOPS_SANDBOX_PROFILE") or "default"
-    return {"name": name, "sha256": profile_digest(name)}
+    digest = profile_digest(name)
+    if digest is None and here:
+        raise ValueError(f"there is no profile {name!r}, or it is not TOML; modelops doctor says more")
+    return {"name": name, "sha256": digest}
+
+
+def _words(error: Exception) -> str:
+    """An error without its number."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{str(error.filename)!r}: {error.strerror}"
+    return str(error)
 
 
 def _run(
@@ -281,6 +300,7 @@ class _Stop:
     def _take(self, number: int, _: object) -> None:
         again, self.number = self.asked.is_set(), number
         self.asked.set()
+        hush()  # the signal may be for the workers too
         if again or self._interrupts:
             raise KeyboardInterrupt
 

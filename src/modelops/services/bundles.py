@@ -48,7 +48,10 @@ def find_bundle(text: str, directory: Path | None = None, environ: Mapping[str, 
         return FoundBundle(reference, folder, told if source == "file" else str(place))
     if source == "oci" or (source == "file" and not directory and names_registry(text)):
         return _in_registry(text, environ)
-    reference = str(parse_reference(text, str))
+    try:
+        reference = str(parse_reference(text, str))
+    except BundleError as error:
+        raise BundleError(error.type, f"there is no directory {text[:200]!r}, and {error}") from None
     return FoundBundle(reference, make_repository(environ, storage, told).ensure_local(reference)[1], told)
 
 

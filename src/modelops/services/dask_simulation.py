@@ -27,6 +27,7 @@ from .preflight import Finding, check_there, check_workers, describe_here, one_o
 
 logger = logging.getLogger(__name__)
 
+_LOGGERS = ("distributed", "distributed.client")
 IDLE_SECONDS = 0.2  # that a hurried close leaves a worker process whose tasks have ended
 
 # What an embedded cluster's processes do all the time for dashboards that nobody looks at costs a tenth of a processor;
@@ -323,14 +324,18 @@ def _held_back(number: signal.Signals) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def hush() -> None:
+    """From now on what Dask's parts say of one another's end is not logged."""
+    for name in _LOGGERS:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
 @contextmanager
 def _hushed() -> Iterator[None]:
-    """Within the block, what Dask's parts say of one another's end is not logged."""
-    loggers = [logging.getLogger(name) for name in ("distributed", "distributed.client")]
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
     before = [each.level for each in loggers]
     try:
-        for each in loggers:
-            each.setLevel(logging.CRITICAL)
+        hush()
         yield
     finally:
         for each, level in zip(loggers, before, strict=True):

@@ -2,11 +2,14 @@
 
 import itertools
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from modelops_contracts import ContractViolationError, Scalar, UniqueParameterSet
+
+_TWICE = re.compile(r"(.*)_duplicated_[0-9]+", re.DOTALL)  # what polars makes of a column's name that was there
 
 
 def parameter_sets(
@@ -29,17 +32,20 @@ def parameter_sets(
 
 def parse_params(text: str) -> dict[str, Scalar]:
     """A JSON object, or `@` and the path of a file with one."""
-    value = read_json(text)
+    value = read_json(text, "--params")
     if not isinstance(value, dict):
         raise ValueError("the parameters must be a JSON object")
     return value
 
 
-def read_json(text: str) -> Any:
+def read_json(text: str, option: str) -> Any:
     """JSON, or `@` and the path of a file with some."""
-    if text.startswith("@"):
-        text = Path(text[1:]).read_text(encoding="utf-8")
-    return json.loads(text)
+    is_file = text.startswith("@")
+    content = Path(text[1:]).read_bytes() if is_file else text
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{option}{f' {text}' if is_file else ''} is not JSON: {error}") from None
 
 
 def parse_grid(items: Iterable[str]) -> dict[str, list[Scalar]]:
@@ -63,9 +69,11 @@ def read_table(path: Path) -> list[dict[str, Scalar]]:
     try:
         rows = readers[path.suffix](path).to_dicts()  # type: ignore[operator]
     except polars.exceptions.PolarsError as error:
-        raise ValueError(f"{str(path)!r} can't be read: {error}") from None
+        raise ValueError(f"{str(path)!r} can't be read: {str(error).partition(chr(10))[0]}") from None
     if not rows:
         raise ValueError(f"{str(path)!r} has no rows")
+    if twice := [name for name in rows[0] if (found := _TWICE.fullmatch(name)) and found[1] in rows[0]]:
+        raise ValueError(f"{str(path)!r} has a column twice: {', '.join(map(repr, twice))} is polars' name for it")
     return [{name: value for name, value in row.items() if value is not None} for row in rows]
 
 

@@ -24,7 +24,7 @@ from .authorization import MAX_TOKEN_BYTES, Authorization
 from .credentials import Credentials
 from .errors import BundleError
 from .references import Place
-from .transport import Answer, Body, Overdue, Patience, Transport
+from .transport import Answer, BadProxy, Body, Overdue, Patience, Transport
 
 MAX_REDIRECTS = 5
 _CHUNK = 1 << 20
@@ -274,6 +274,9 @@ class RegistryClient:
             slow = f"sends less than {self._transport.patience.slowest} bytes a second"
             problem = f"the registry {self.place.host} {slow}; another time may be better"
             raise BundleError("registry_unavailable", problem, retryable=True) from None
+        except BadProxy:
+            problem = "the proxy that HTTP_PROXY, HTTPS_PROXY or ALL_PROXY names is not http://host:port, or https"
+            raise BundleError("registry_unavailable", problem) from None
         except httpcore.ProxyError as error:
             raise BundleError("registry_unavailable", f"the proxy of the environment refuses: {error}") from None
         except _BROKEN as error:

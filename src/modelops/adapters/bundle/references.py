@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 from .errors import BundleError
 
@@ -78,9 +79,18 @@ def parse_place(text: str) -> Place:
     if plain.startswith("http://"):
         problem = f"{text[:200]!r}: write the registry without http://; MODELOPS_BUNDLE_INSECURE=true allows plain HTTP"
         raise BundleError("bundle_ref_invalid", problem)
-    if not _HOST.fullmatch(host):
+    if not _HOST.fullmatch(host) or not _is_address(host):
         raise BundleError("bundle_ref_invalid", f"{text[:200]!r} is not a registry such as ghcr.io/org/models")
     return Place(host.lower(), _check_repository(repository) if repository else "")
+
+
+def _is_address(host: str) -> bool:
+    """Whether what looks like a host has a port that can be one, and labels or numbers that can be looked up."""
+    try:
+        split = urlsplit(f"//{host}")
+        return split.port != 0 and bool((split.hostname or "").encode("idna"))
+    except ValueError:  # UnicodeError is one
+        return False
 
 
 class Target(NamedTuple):

@@ -27,6 +27,10 @@ class Overdue(Exception):
     """An exchange that went on, and took too long in all."""
 
 
+class BadProxy(Exception):
+    """The proxy that the environment names is no address of one that speaks HTTP. It may have a password in it."""
+
+
 class Patience(NamedTuple):
     """How long a server may take, in seconds, and how often it is asked."""
 
@@ -95,17 +99,29 @@ class Transport:
         context = ssl.create_default_context()
         if not proxy:
             return httpcore.ConnectionPool(ssl_context=context, max_connections=16, network_backend=backend)
-        parts = urlsplit(proxy)
+        parts = _proxy_address(proxy)
         login = None
         if parts.username is not None:
             login = (unquote(parts.username), unquote(parts.password or ""))
         return httpcore.HTTPProxy(
-            f"{parts.scheme or 'http'}://{parts.netloc.rpartition('@')[2]}",
+            f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}",
             proxy_auth=login,
             ssl_context=context,
             max_connections=16,
             network_backend=backend,
         )
+
+
+def _proxy_address(text: str) -> SplitResult:
+    """As curl and others read it: without a scheme it is one that speaks HTTP."""
+    try:
+        parts = urlsplit(text if "://" in text else f"http://{text}")
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        valid = False
+    if not valid:
+        raise BadProxy
+    return parts
 
 
 def _headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
