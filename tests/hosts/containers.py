@@ -129,7 +129,7 @@ def make_rootfs(suite: str, place: Path) -> Rootfs:
     if not (rootfs.path / "ready").exists():
         python = PYTHONS.get(suite, "python3")
         bootstrap(suite, rootfs.path, (python, f"{python}-venv", *PACKAGES))
-        bring_authorities(rootfs.path)
+        shutil.copy(authorities(), rootfs.path / "etc/ssl/certs/ca-certificates.crt")
         call("chroot", str(rootfs.path), "useradd", "--create-home", "--uid", str(UIDS["user"]), "probe")
     copy_checkout(rootfs.path / CHECKOUT.lstrip("/"))
     set_up = "tools/setup.sh probes && tools/setup.sh runtime && tools/setup.sh service"
@@ -139,11 +139,9 @@ def make_rootfs(suite: str, place: Path) -> Rootfs:
     return rootfs
 
 
-def bring_authorities(path: Path) -> None:
-    """The host's, for it may reach the index through a proxy of its own."""
-    (path / "etc/ssl/certs").mkdir(parents=True, exist_ok=True)
-    authorities = os.environ.get("SSL_CERT_FILE") or "/etc/ssl/certs/ca-certificates.crt"
-    shutil.copy(authorities, path / "etc/ssl/certs/ca-certificates.crt")
+def authorities() -> str:
+    """The file of this host's: it may reach the index through a proxy of its own."""
+    return os.environ.get("SSL_CERT_FILE") or "/etc/ssl/certs/ca-certificates.crt"
 
 
 def bootstrap(suite: str, path: Path, packages: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from conftest import ROOT
 
-from hosts.containers import MOUNTS, bring_authorities, call, captured, debian_mirror, index_settings
+from hosts.containers import MOUNTS, authorities, call, captured, debian_mirror, index_settings
 from hosts.rootless import Private
 
 NAME = "localhost/modelops"
@@ -99,7 +99,7 @@ def make_base(path: Path) -> None:
     """What Debian's slim images have, with the host's authorities, which may be those of a proxy."""
     arguments = ["--variant=minbase", "--include=ca-certificates", SUITE, str(path), *filter(None, [debian_mirror()])]
     call("unshare", "--mount", "debootstrap", *arguments)
-    bring_authorities(path)
+    shutil.copy(authorities(), path / "etc/ssl/certs/ca-certificates.crt")
     for name in LEFT_OUT:
         shutil.rmtree(path / name)
         (path / name).mkdir()
