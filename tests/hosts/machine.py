@@ -16,7 +16,7 @@ EMULATOR = "qemu-system-x86_64"
 MACHINE = Container("virtual machine, control groups of version 2", (), "machine")
 SLOWER = 30  # times, at the most
 PACKAGES = "systemd-sysv dbus dbus-user-session libpam-systemd udev apparmor procps"
-KERNELS = {OLD: "linux-image-cloud-amd64", UBUNTU["24.04"]: "linux-image-virtual initramfs-tools apparmor-profiles"}
+KERNELS = {OLD: "linux-image-cloud-amd64", UBUNTU["24.04"]: "linux-image-virtual initramfs-tools"}
 # A job comes in on the second disk; what it prints goes out on the second serial line, its exit status last.
 UNIT = f"""
 [Unit]
