@@ -105,7 +105,8 @@ def test_a_bundle_of_one_python_on_a_host_with_another(
 
 
 OWN = [(suite, profile) for suite in (OLD, NEW, NEWEST, *UBUNTU.values()) for profile in ("default", "container")]
-OWN[OWN.index((UBUNTU["22.04"], "default"))] = (UBUNTU["22.04"], "bwrap-0.6")
+# Its bwrap has one profile of its own; in an ordinary container that one does not start.
+OWN = [row for row in OWN if row[0] != UBUNTU["22.04"]] + [(UBUNTU["22.04"], "bwrap-0.6")]
 
 
 def its_own(suite: str, profile: str) -> Job:
