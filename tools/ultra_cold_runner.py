@@ -430,7 +430,7 @@ def to_bytes(name: str, value: "Any") -> bytes:
     text = "output " + repr(name) + " is " + type_name(value) + ", neither bytes nor JSON"
     if problem is not None:
         text += ": " + (type_name(problem) + ": " if known else "") + str(problem)
-        text += "; write None for NaN and infinity" if str(problem).startswith("Out of range float") else ""
+        text += next((hint for start, hint in JSON_REMEDIES.items() if str(problem).startswith(start)), "")
     if known in WRITE_INSTEAD:
         text += "; return " + WRITE_INSTEAD[known]
     raise ChildError("bad_result", text)
@@ -449,6 +449,10 @@ def arrow_of_pyarrow(table: "Any") -> bytes:
     import io
 
     buffer = io.BytesIO()
+    for number, column in enumerate(table.columns):
+        if hasattr(column.type, "index_type") and column.null_count:  # pandas puts -1 there, which polars can't read
+            again = column.cast(column.type.value_type).dictionary_encode()
+            table = table.set_column(number, table.schema.field(number).name, again)
     with importlib.import_module("pyarrow").ipc.new_file(buffer, table.schema) as writer:
         writer.write(table)
     return buffer.getvalue()
@@ -512,10 +516,24 @@ WRITE_INSTEAD = {
 }
 
 
+JSON_REMEDIES = {
+    "Out of range float": "; write None for NaN and infinity",
+    "keys must be": "; write {str(key): value for key, value in ..}",
+}
 PLAIN_INSTEAD = {
     "set": "sorted(..), as a set has no order",
     "frozenset": "sorted(..), as a set has no order",
-    "generator": "list(..)",
+    **dict.fromkeys(
+        ["generator", "deque", "range", "map", "zip", "dict_keys", "dict_values", "dict_items"], "list(..)"
+    ),
+    "bytes": "it as an output of its own",
+    "timedelta": "value.total_seconds()",
+    "Fraction": "float(..)",
+    "UUID": "str(..)",
+    "NAType": "None",
+    "Scalar": "value.as_py()",
+    "DataArray": "array.values",
+    "GroupBy": "an aggregate of it, as .mean()",
     "Decimal": "float(..), or str(..) where each digit matters",
     "Enum": "its value: member.value",
     "complex": "[value.real, value.imag]",
@@ -5589,6 +5607,7 @@ class Supervisor:
         """Kill whatever is left, members before the namespace's init, and reap it; then nothing can be alive."""
         with Killed.held():
             self.judge()
+            self.ask_for_stacks()
             self.hear_stacks()
             if self.cgroup:
                 self.cgroup.kill()
@@ -5614,13 +5633,13 @@ class Supervisor:
                 limit = self.limits.memory_bytes
                 self.violation = Violation("memory_limit", "memory_bytes", limit, self.monitor.memory)
         self.violation = self.violation or seen
-        if self.violation and self.violation.type in ("timeout", "cpu_limit"):
-            self.ask_for_stacks()
 
     def ask_for_stacks(self) -> None:
-        """Have the task's process say where it stands, before it is killed. If it does not, nobody waits for long."""
+        """Have a task that a limit of time ends say where it stands, before it is killed. Nobody waits for long."""
         import select
 
+        if not self.violation or self.violation.type not in ("timeout", "cpu_limit"):
+            return
         if not signal_task(self.child_pid, self.DEPTH, STACKS_SIGNAL):
             return
         end = time.monotonic() + 0.5
@@ -5743,6 +5762,7 @@ class Session(Supervisor):
         if not self.ended and self.process.returncode is None:
             if not self.finished_at:
                 self.judge()
+                self.ask_for_stacks()
             self.write(KILL)  # whatever it may still do, it has said its last word
             if not self.finished_at:
                 self.wait_for_end()

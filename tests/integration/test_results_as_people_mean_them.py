@@ -33,6 +33,9 @@ import pandas, polars, pyarrow, numpy
 def wire(entrypoint, params, seed):
     frame = pandas.DataFrame({"day": [1, 2], "cases": [3.5, 4.5], "place": ["a", None]})
     return {
+        "categories": pandas.DataFrame({"place": pandas.Categorical(["a", None, "b"])}),
+        "structured": numpy.array([(1, 2.5)], dtype=[("day", "i4"), ("cases", "f8")]),
+        "groups": frame.groupby("place")[["cases"]].mean(),
         "pandas": frame, "indexed": frame.set_index("day"), "series": frame["cases"],
         "pyarrow": pyarrow.table({"day": [1, 2]}), "batch": pyarrow.record_batch({"day": [1, 2]}),
         "polars": polars.DataFrame({"day": [1, 2]}), "lazy": polars.LazyFrame({"day": [1, 2]}),
@@ -54,6 +57,9 @@ def test_frames_and_arrays(run: Runner, bundle: Bundle) -> None:
     assert run(path).outputs == outputs
     tables = {name: polars.read_ipc(io.BytesIO(data)) for name, data in outputs.items() if data[:6] == b"ARROW1"}
     assert tables["pandas"].to_dict(as_series=False) == {"day": [1, 2], "cases": [3.5, 4.5], "place": ["a", None]}
+    assert tables["categories"].to_dict(as_series=False) == {"place": ["a", None, "b"]}
+    assert tables["groups"].to_dict(as_series=False) == {"place": ["a"], "cases": [3.5]}
+    assert b"('day', '<i4')" in outputs["structured"]
     assert sorted(tables["indexed"].columns) == ["cases", "day", "place"]
     assert tables["series"].to_dict(as_series=False) == {"cases": [3.5, 4.5]}
     for name in ("pyarrow", "batch", "polars", "lazy", "column"):
@@ -87,6 +93,11 @@ SAYS = {
     "buffer": ("__import__('io').BytesIO(b'x')", "buffer.getvalue()"),
     "NaN": ("{'a': float('nan')}", "write None for NaN"),
     "Decimal": ("__import__('decimal').Decimal('1.5')", "float(..)"),
+    "range": ("range(3)", "list(..)"),
+    "keys": ("{'a': 1}.keys()", "list(..)"),
+    "timedelta": ("{'a': __import__('datetime').timedelta(1)}", "value.total_seconds()"),
+    "bytes inside": ("{'a': b'x'}", "it as an output of its own"),
+    "keys of another kind": ("{(1, 2): 3}", "{str(key): value"),
     "generator": ("(i for i in range(3))", "list(..)"),
     "member of an Enum": ("__import__('enum').Enum('E', 'A').A", "member.value"),
     "complex": ("[1j]", "value.real"),

@@ -47,6 +47,36 @@ def test_a_task_that_is_ended_by_a_limit_of_time_tells_where_it_stood(
     for result in each_way(run, bundle(STANDS), *profile_with(f"[execute.limits]\n{limit}")):
         assert result.error["type"] == kind and "2 seconds" in result.error["error"]
         assert " in works" in result.error["traceback"] and " in waits" in result.error["traceback"]
+        assert result.error["traceback"].count("Current thread") == 1  # not those of the fork that waits for its turn
+
+
+# What holds the interpreter's lock for as long as it runs, and what heeds no signal.
+HOLDS = {
+    "a regular expression": "import re; re.match('(a+)+$', 'a' * 50 + 'b')",
+    "a power": "7 ** (10 ** 9)",
+    "a call into C": "import ctypes; ctypes.PyDLL(None).sleep(600)",
+    "a lock": "import threading; lock = threading.Lock(); lock.acquire(); lock.acquire()",
+}
+
+
+@pytest.mark.parametrize("held", HOLDS.values(), ids=HOLDS)
+def test_code_in_c_that_holds_the_lock_tells_where_it_stood(
+    run: Runner, bundle: Bundle, profile_with: Callable[[str], tuple[str, ...]], held: str
+) -> None:
+    path = bundle(f"def holds():\n    {held}\ndef wire(e, p, s):\n    holds()")
+    options = profile_with("[execute.limits]\nwall_seconds = 2")
+    for result in run.served(path, [TASK, TASK], *options):
+        assert result.error["type"] == "timeout" and '"/bundle/probe.py", line 2 in holds' in result.error["traceback"]
+
+
+def test_a_task_that_heeds_no_signal_is_told_no_stack_but_its_own(
+    run: Runner, bundle: Bundle, profile_with: Callable[[str], tuple[str, ...]]
+) -> None:
+    body = (
+        "import signal, time\ndef wire(e, p, s):\n    signal.pthread_sigmask(signal.SIG_BLOCK, {60}); time.sleep(600)"
+    )
+    for result in run.served(bundle(body), [TASK, TASK], *profile_with("[execute.limits]\nwall_seconds = 1")):
+        assert result.error["type"] == "timeout" and "traceback" not in result.error
 
 
 def test_a_task_that_became_another_program_is_ended_as_any_other(
