@@ -6256,6 +6256,23 @@ def hint_of(rules: Iterable[Hint], causes: Iterable[Cause], profile: Profile, bu
     return next(filter(None, (rule(cause, profile, bundle) for cause in causes for rule in rules)), "")
 
 
+def with_hint(error: str, hint: str) -> str:
+    words = error.rstrip()
+    return f"{words}{'' if words.endswith('.') else '.'} {hint}" if hint else error
+
+
+def cause_in_words(message: str, traceback: str) -> Cause:
+    """An exception that was written down instead of raised, as far as Python's own words for it tell."""
+    number = re.search(r"\[Errno (-?\d{1,4})\]", message)
+    code = int(number[1]) if number else 0
+    path = re.search(r": '([^'\n]+)'", message) if number else None
+    module = re.search(r"No module named '([\w.]+)'", message)
+    kinds = {0: "", errno.ENOENT: "builtins.FileNotFoundError", errno.EACCES: "builtins.PermissionError"}
+    types = ["builtins.ModuleNotFoundError"] if module else [kinds.get(code, ""), "builtins.OSError" * bool(number)]
+    started = "subprocess.py:_execute_child" * ("in _execute_child" in traceback)
+    return Cause(types, message[:4096], code, path[1] if path else "", module[1] if module else "", 0, started, False)
+
+
 def has_no_network(cause: Cause) -> bool:
     unresolved = "socket.gaierror" in cause.types and cause.errno in (-2, -3, -4, -5)  # EAI_NONAME, AGAIN, FAIL, NODATA
     unreachable = "builtins.OSError" in cause.types and cause.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH)
@@ -6531,8 +6548,7 @@ def raise_failure(host: Host, outcome: Outcome, phase: str, subject: str = "") -
         rules = HINTS if phase == "execute" else (hint_build_network,)
         causes = [with_what_a_shell_said(cause, outcome.stderr) for cause in outcome.error.get("causes", [])]
         hint = hint_of(rules, causes, host.profile, host.store.scratch("bundle"))
-        words = failure.error.rstrip()
-        failure.error = f"{words}{'' if words.endswith('.') else '.'} {hint}" if hint else failure.error
+        failure.error = with_hint(failure.error, hint)
     if failure.type == "memory_limit":
         killed_by_group = outcome.violation is not None and outcome.violation.name == GROUP_MEMORY
         room = room_in(memory_quota(), host.profile.host)
@@ -8308,7 +8324,7 @@ def task_result(host: Host, outcome: Outcome, task: dict[str, Any], outputs: Out
     for line in outcome.stderr.splitlines():
         Log.line(f"task: {line}")
     if "params" in task:
-        refuse_masked_error(outputs, outcome)
+        refuse_masked_error(host, outputs, outcome)
         return {"task_id": task_id(task, outputs.found), "outputs": outputs.found}, outcome.usage
     return parse_aggregation(outcome.done or b""), outcome.usage
 
@@ -8316,7 +8332,7 @@ def task_result(host: Host, outcome: Outcome, task: dict[str, Any], outputs: Out
 SAYS_NOTHING = {blake2b(text, digest_size=32).hexdigest() for text in (b"", b"null")}
 
 
-def refuse_masked_error(outputs: Outputs, outcome: Outcome) -> None:
+def refuse_masked_error(host: Host, outputs: Outputs, outcome: Outcome) -> None:
     """Raise the failure of a wire function that caught its own exception and returned word of it.
 
     It did where no output but `error` and `metadata` has a byte, and there is an output beside `metadata`; or where
@@ -8336,6 +8352,8 @@ def refuse_masked_error(outputs: Outputs, outcome: Outcome) -> None:
     if exception:
         text = f"the task raised {exception['type']}: {exception['message'][:2000]} (its wire function caught this "
         text += "itself, and returned it in place of a result)"
+        causes = [cause_in_words(exception["message"], traceback)]
+        text = with_hint(text, hint_of(HINTS, causes, host.profile, host.store.scratch("bundle")))
     else:
         text = f"the wire function returned nothing but empty outputs: {', '.join(sorted(results) or ['error'])[:500]}"
     stderr = outcome.stderr[-TAIL_CAP:]
@@ -8371,6 +8389,8 @@ def told_exception(said: Mapping[str, Any], denied: bool) -> tuple[dict[str, str
     split = re.match(r"([A-Za-z_][\w.]{0,200}(?:Error|Exception|Interrupt|Exit|Warning))(?:: |$)", message)
     if split and kind in ("", split[1]):
         kind, message = split[1], message[split.end() :]
+    last = first("traceback").strip().rpartition("\n")[2]
+    kind = kind or (last.removesuffix(f": {message}") if last.endswith(f": {message}") else "")
     return {"type": kind[:256] or "Exception", "message": clip(message)}, clip(first("traceback"))
 
 

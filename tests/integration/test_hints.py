@@ -141,6 +141,35 @@ def test_the_cause_and_what_to_do(run: Runner, bundle: Bundle, profile_with: Cal
         assert hint in result.error["error"].split(words, 1)[1], (name, result.error["error"])
 
 
+MASKED = {
+    "network": ("socket.getaddrinfo('example.org', 1)", NETWORK),
+    "program": ("subprocess.run(['git', 'log'])", "The program 'git' is not in the sandbox"),
+    "module": ("import numppy", "no module 'numppy'"),
+    "own file": ("open('data/x.csv', 'w')", "'data/x.csv' is a file of the bundle"),
+    "root": ("os.mkdir('/results')", "its working directory"),
+    "a path of the host": ("open('/home/ann/data.csv')", "'/home/ann/data.csv' would lie on the host"),
+    "no cause of ours": ("open('data/absent.csv')", "in place of a result)"),
+}
+MASKS = """
+import os, socket, subprocess, traceback
+
+def wire(entrypoint, params, seed):
+    try:
+        exec(params["code"])
+    except Exception as error:
+        told = {"success": False, "error": str(error), "traceback": traceback.format_exc()}
+        return {"table": b"", "metadata": told}
+"""
+
+
+def test_an_error_that_was_caught_and_returned_has_them_too(run: Runner, bundle: Bundle) -> None:
+    results = ask(run, bundle(MASKS, files=FILES), [code for code, _ in MASKED.values()])
+    for (name, (_, hint)), result in zip(MASKED.items(), results, strict=True):
+        assert result.error["type"] == "task_exception" and result.error["exception"]["type"] != "Exception", name
+        after = result.error["error"].split("caught this itself, ", 1)[1]
+        assert hint in after and (name != "no cause of ours" or after.endswith(hint)), (name, after)
+
+
 def test_no_guess(run: Runner, bundle: Bundle) -> None:
     for (name, _), result in zip(SILENT.items(), ask(run, bundle(CODE), list(SILENT.values())), strict=True):
         assert result.error["error"].endswith(result.error["exception"]["message"]), (name, result.error["error"])
