@@ -1,6 +1,7 @@
 """Where a task stands: what it finds there by relative path, what it may write, and what becomes of it."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,6 +83,45 @@ def test_a_large_bundle_has_a_shadow_of_its_top_level(
     path = bundle(body, files={f"many/{number}": str(number) for number in range(20)})
     outputs = run(path, None, *profile_with("[execute]\nshadow_max_entries = 20")).outputs
     assert json.loads(outputs["out"]) == [30, "7", "/bundle/many", "/bundle/probe.py"]
+
+
+ODD = [
+    b".hidden/.env",
+    b"data/with space",
+    b"data/new\nline",
+    b"data/latin\xe9\xff",
+    "data/\u65e5\u672c".encode(),
+    b"-rf",
+    b"folder\xff\n/in",
+    b"a" * 250,
+    b"/".join([b"d" * 50] * 20) + b"/deep",
+]
+WALKS = """
+import os
+
+def wire(entrypoint, params, seed):
+    found = {}
+    for folder, folders, names in os.walk(b"."):
+        for name in names:
+            path = os.path.join(folder, name)
+            found[path.hex()] = open(path, "rb").read().hex()
+        for name in folders:
+            open(os.path.join(folder, name, b"new\\xff"), "w").close()
+        folders[:] = [name for name in folders if not os.path.islink(os.path.join(folder, name))]
+    return {"out": found}
+"""
+
+
+def test_names_of_any_kind(run: Runner, bundle: Bundle) -> None:
+    path = bundle(WALKS)
+    for name in ODD:
+        file = os.path.join(os.fsencode(path), name)
+        os.makedirs(os.path.dirname(file), exist_ok=True)
+        Path(os.fsdecode(file)).write_bytes(name)
+    (path / "all").symlink_to(".")
+    for result in [run(path), *run.served(path, [{"entrypoint": "main", "params": {}, "seed": 1}] * 2)]:
+        found = {bytes.fromhex(n): bytes.fromhex(c) for n, c in json.loads(result.outputs["out"]).items()}
+        assert {name: found[b"./" + name] for name in ODD} == {name: name for name in ODD}
 
 
 def test_strict_stands_in_the_bundle(run: Runner, bundle: Bundle) -> None:

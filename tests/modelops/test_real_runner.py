@@ -43,6 +43,8 @@ def wire(entrypoint, params, seed):
         return {}
     if do == "mask":
         return {"table": b"", "metadata": {"error": "KeyError: 'beta'"}}
+    if do == "return":
+        return eval(params["value"])
     if do == "big":
         return {"big": b"x" * params["size"], "same": b"x" * params["size"], "small": b"y"}
     if do == "large":
@@ -170,6 +172,27 @@ def test_a_failed_task_is_a_value(environments: Environments, kind: str, many: s
         if do == "mask":
             assert found["exception"] == {"type": "KeyError", "message": "'beta'"} and not result.outputs
         assert exec_env.run(sim_task(many)).error is None
+
+
+MASKED = [
+    '{"table": b"", "success": False, "error": "KeyError: \'beta\'"}',
+    '{"status": "error", "message": "KeyError: \'beta\'", "table": None}',
+    '{"table": b"", "traceback": "Traceback (most recent call last):\\n  File x\\nKeyError: \'beta\'"}',
+    '{"table": b"", "metadata": {"status": "failed", "message": "KeyError: \'beta\'"}}',
+    '{"error": {"error": "\'beta\'", "type": "KeyError", "traceback": "t" * 50_000}}',
+]
+
+
+def test_a_masked_error_of_any_shape_is_a_failure(environments: Environments, kind: str, many: str) -> None:
+    exec_env = environments(kind)
+    for value in MASKED:
+        result = exec_env.run(sim_task(many, {"do": "return", "value": value}))
+        assert result.error is not None and result.error.error_type == "task_exception", value
+        assert result.error_details is not None and result.error_details.inline is not None
+        found = json.loads(result.error_details.inline)["exception"]
+        assert found == {"type": "KeyError", "message": "'beta'"} and not result.outputs, value
+    value = '{"status": "failed", "attack_rate": 0.5}'
+    assert exec_env.run(sim_task(many, {"do": "return", "value": value})).error is None
 
 
 @AS_WARM
