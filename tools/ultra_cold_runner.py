@@ -1316,8 +1316,8 @@ class Gate:
         try:
             found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
         except socket.gaierror as error:
-            unknown = "; a proxy is not asked for what no one here can tell to be public" if proxy else ""
-            raise ValueError("it can't be looked up here: " + str(error.strerror) + unknown + self.REMEDY) from None
+            unknown = "; a proxy is not asked for what no one here can tell to be public" + self.REMEDY
+            raise ValueError("it can't be looked up here: " + str(error.strerror) + unknown * bool(proxy)) from None
         addresses = [str(entry[4][0]) for entry in found]
         outer = [address for address in addresses if not is_inner_address(address.partition("%")[0])]
         if not named and (not outer or (proxy and outer != addresses)):
@@ -3155,7 +3155,8 @@ class Draft:
                 inner = local_path(value, os.path.dirname(path), where)
                 self.read_requirements(inner, where, constraint or name == "--constraint", (*chain, path))
             elif name == "--editable":
-                self.requirements.append(self.read_body(value, where))
+                place = "./" if re.fullmatch(r"[^/:@]+", value) else ""  # never a name alone
+                self.requirements.append(self.read_body(place + value, where))
             else:
                 self.read_option(name, value, where, path)
         if body:

@@ -544,6 +544,15 @@ def test_a_path_in_a_requirements_file(go: Go, server: LocalServer, line: str) -
     assert server.paths() == []
 
 
+def test_an_editable_line_is_never_a_name_alone(go: Go, server: LocalServer) -> None:
+    """As pip has it: a folder, though it has no slash."""
+    server.log.clear()
+    files = requirements("-e foo[x]\n", FOO, **tiny("foo", MINE, "", "foo"))
+    assert go(files).outputs == {"out": b"mine"}
+    refusal(go(requirements("-e bar\n", FOO)), "no 'bar'", "line 2")
+    assert server.paths() == []
+
+
 @pytest.mark.parametrize("line", [".", "-e .", ".[x]", ""])
 def test_the_bundle_itself_in_a_requirements_file(go: Go, line: str) -> None:
     files = tiny("wired", SIX, f'dynamic = ["x"]\n[project.entry-points."{GROUP}"]\nexecute = "wired:wire"\n')
