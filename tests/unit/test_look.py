@@ -51,3 +51,21 @@ def test_what_is_put_back_leaves_other_places_as_they_are(package: types.ModuleT
     assert inside.put_back(saved, process) == {}
     assert package.OPTIONS is options and options == {"verbose": 0.1}
     assert package.reader is holder and holder.graph is options
+
+
+class Library:
+    """As cffi's: among the modules, said to be one, and without attributes of its own."""
+
+    __slots__ = ()
+    __class__ = types.ModuleType  # type: ignore[assignment]
+
+
+def test_what_only_says_that_it_is_a_module_is_passed_over(
+    package: types.ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = Library()
+    assert isinstance(library, types.ModuleType)
+    monkeypatch.setitem(sys.modules, "sharing.lib", library)  # type: ignore[arg-type]
+    package.lib = library  # type: ignore[attr-defined]
+    process = inside.Process(types.ModuleType("child"))
+    assert look(process).complete and inside.identity(library).startswith("Library @")

@@ -364,8 +364,11 @@ def attribute_of(value: Any, name: str) -> Any:
 
 
 def names_in(module: Any) -> dict[str, Any]:
-    """What a module holds, without loading one that waits to be loaded."""
-    found: dict[str, Any] = object.__getattribute__(module, "__dict__")
+    """What a module holds, without loading one that waits to be loaded; nothing of what only says that it is one, as
+    cffi's libraries do."""
+    found: dict[str, Any] = (
+        object.__getattribute__(module, "__dict__") if issubclass(type(module), types.ModuleType) else {}
+    )
     return found
 
 
