@@ -155,7 +155,7 @@ def wrong_entries(runner: FaultRunner, module: ModuleType) -> list[str]:
     for path in runner.store.glob("trees/*"):
         wrong += [f"{path}: {problem}" for problem in wrong_in_tree(path)]
     for path in [*runner.store.glob("built/*"), *runner.store.glob("resolved/*")]:
-        is_derived = path.name.startswith(("child-", "lock-", "seccomp-", "toml-"))
+        is_derived = path.name.startswith(("child-", "dated-toml-", "lock-", "seccomp-"))
         if not (module.read_digested(str(path)) if is_derived else is_note(path)):
             wrong.append(f"{path} can't be read")
     for place in [*runner.store.glob("venvs/*"), *runner.venvs.glob("*")]:
