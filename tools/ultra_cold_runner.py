@@ -911,13 +911,18 @@ def traces_of_imports() -> "dict[str, Any]":
 
 
 class Generators:
-    """The global generators of random and numpy, which in each fork are as in a process of its own: a seed that an
-    import set holds there, and where none did, each begins anew. (A fork reseeds random, always, and numpy's never.)"""
+    """The global generators of random, numpy and numba, which in each fork are as in a process of its own: a seed that
+    an import set holds there, and where none did, each begins anew. (A fork reseeds random and numba's, always, and
+    numpy's never.)"""
 
     def __init__(self) -> None:
         self.before: Any = None
         self.renew: Any = bool  # a call before each fork, where it copies no pages
-        self.restore: Any = bool  # and one in it
+        self.seeded: list[Any] = []  # calls in it
+
+    def restore(self) -> None:
+        for set_again in self.seeded:
+            set_again()
 
     def look(self) -> None:
         import random
@@ -929,7 +934,7 @@ class Generators:
 
         state = random.getstate()
         if not drawn_alone(self.before[1][:-1], state[1][:-1]):
-            self.restore = lambda: random.setstate(state)
+            self.seeded.append(lambda: random.setstate(state))
         mtrand = sys.modules.get("numpy.random.mtrand")
         generator = getattr(getattr(mtrand, "_rand", None), "_bit_generator", None)
         seeds = getattr(generator, "_seed_seq", None)  # numpy's seed() drops it
@@ -937,6 +942,22 @@ class Generators:
             first, now = (tuple(map(int, one.state["state"]["key"])) for one in (type(generator)(seeds), generator))
             if drawn_alone(first, now):
                 self.renew = mtrand.seed
+        self.look_at_numba(sys.modules.get("numba._helperlib"))
+
+    def look_at_numba(self, helper: "Any") -> None:
+        """numba keeps two generators in each thread. Of one that was drawn from nothing tells whether it was seeded."""
+        for name in ("rnd_get_py_state_ptr", "rnd_get_np_state_ptr") if helper else ():
+            place = getattr(helper, name)
+            state = helper.rnd_get_state(place())
+            if is_just_seeded(state[1]):
+                self.seeded.append(lambda place=place, state=state: helper.rnd_set_state(place(), state))
+
+
+def is_just_seeded(words: "list[int]") -> bool:
+    """Whether the state of a Mersenne Twister follows from its first word, as a seed of 32 bits makes it (init_genrand
+    of Matsumoto and Nishimura's mt19937ar.c)."""
+    following = (1812433253 * (word ^ word >> 30) + number for number, word in enumerate(words, 1))
+    return all(word == value & 0xFFFFFFFF for word, value in zip(words[1:], following, strict=False))
 
 
 def drawn_alone(first: "tuple[int, ...]", now: "tuple[int, ...]") -> bool:

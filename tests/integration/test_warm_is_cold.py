@@ -66,10 +66,22 @@ dependencies = ["numpy"]
 [project.entry-points."{GROUP}"]
 execute = "probe:wire"
 '''
+JITTED = """numba, numpy
+@numba.njit
+def start(value):
+    numpy.random.seed(value)
+@numba.njit
+def draw():
+    return numpy.random.random()
+"""
 GENERATORS = {
     "random": ("random", "random.seed({})", "random.random()", None),
     "random, drawn from": ("random", "random.seed({}); random.gauss(0, 1)", "random.gauss(0, 1)", None),
     "numpy": ("numpy.random", "numpy.random.seed({})", "numpy.random.random()", NUMPY),
+    "numba": pytest.param(
+        *(JITTED, "start({})", "draw()", NUMPY.replace("numpy", "numba")),
+        marks=pytest.mark.full("installs a large package"),
+    ),
 }
 
 
