@@ -4507,7 +4507,7 @@ def stamp(path: str) -> tuple[int, int, int]:
     return status.st_size, status.st_mtime_ns, status.st_mode
 
 
-def link_tree(tree: Tree, venv: str, mounted: Iterable[str] = ()) -> None:
+def link_tree(tree: Tree, venv: str, mounted: Collection[str] = ()) -> None:
     """Hard-link a kept tree into a venv, but for the folders that are `mounted`; each file is checked against the
     manifest on the way.
 
@@ -9024,27 +9024,32 @@ def cache_command(options: Options, cleanup: ExitStack) -> dict[str, Any]:
         names = os.listdir(folder) if os.path.isdir(folder) else []
         entries = [os.path.join(folder, name) for name in names if not name.startswith(".run-")]
         if options.cache == "prune":
-            for entry in [entry for entry in entries if os.stat(entry).st_mtime <= oldest]:
-                prune(entry, store.scratch(f"pruned-{os.urandom(6).hex()}"))
-                entries = [e for e in entries if os.path.lexists(e)]
+            for entry in entries:
+                prune(entry, oldest, store.scratch(f"pruned-{os.urandom(6).hex()}"))
+            entries = [entry for entry in entries if os.path.lexists(entry)]
         report[kind] = {"entries": len(entries), "bytes": sum(size_of(entry) for entry in entries)}
     return {"cache": {"path": store.base, **report}}
 
 
-def prune(entry: str, aside: str) -> None:
-    """Remove what is kept, but for what a run that lives mounts, see `Store.hold`. First it is renamed, so that nobody
-    takes up half of it."""
-    fd = os.open(entry, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+def prune(entry: str, oldest: float, aside: str) -> None:
+    """Remove what is kept and no younger than `oldest`, but for what a run that lives mounts, see `Store.hold`.
+    It is renamed first, so that nobody takes up half of it."""
+    with ExitStack() as cleanup:
+        try:
+            if os.lstat(entry).st_mtime > oldest:
+                return
+            fd = os.open(entry, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            cleanup.callback(os.close, fd)
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            Log.line(f"{entry} is in use, and stays")
+            return
+        except OSError:
+            pass  # a link, or gone by now: nobody mounts it
         with suppress(OSError):
             os.rename(entry, aside)
             entry = aside
         remove_tree(entry)
-    except BlockingIOError:
-        Log.line(f"{entry} is in use, and stays")
-    finally:
-        os.close(fd)
 
 
 def size_of(path: str) -> int:

@@ -361,3 +361,14 @@ def test_what_a_run_mounts_is_not_pruned(own: Runner, large: tuple[Path, dict[st
     process.stdin = None
     assert parse_line(process.communicate()[0])["outputs"]["out"]
     assert own(None, None, "--cache", "prune").body["cache"]["trees"]["entries"] == 0
+
+
+def test_what_can_not_be_opened_is_pruned(own: Runner, bundle: Bundle) -> None:
+    """A link to nowhere, a pipe, what only root may read: nobody mounts it."""
+    assert own(bundle(WIRE)).code == 0
+    folder = own.store / "wheels"
+    (folder / "link").symlink_to("nowhere")
+    os.mkfifo(folder / "pipe")
+    (folder / "closed").mkdir(mode=0)
+    assert own(None, None, "--cache", "prune").body["cache"]["wheels"]["entries"] == 0
+    assert [*folder.iterdir()] == []
