@@ -757,11 +757,10 @@ def serve(request: "dict[str, Any]", pipe: ResultPipe) -> None:
     """
     tasks, control = request["descriptors"]["tasks"], request["descriptors"]["control"]
     caches, shadow = Caches(request["caches"], request["cached"]), Shadow(request["shadow"])
-    generators = Generators()
+    generators, files = Generators(), OpenFiles([0, 1, 2, pipe.fd, request["stacks_fd"]], [tasks, control])
     caches.put()
     enter_bundle()
-    tell_host(control, READY, preload(request, caches, shadow, generators))
-    set_dumpable(False)
+    tell_host(control, READY, preload(request, caches, shadow, generators, files))
     end_others()
     lay_out(caches, shadow)
     known, state = len(sys.modules), sandbox_state()
@@ -774,9 +773,11 @@ def serve(request: "dict[str, Any]", pipe: ResultPipe) -> None:
             kind = os.read(tasks, 1)
         if kind != TASK:
             os._exit(0)
+        set_dumpable(False)  # until now the host may look at what the imports made of this process
         hand_over(tasks, door)
         status = wait_for_task(pid, tasks)
         end_others()
+        files.put_back()
         pipe.before_done = lambda: tell_learned(pipe, caches, known, known)
         pid, door = fork_ahead(request, pipe, generators)  # it gets ready while this process cleans up
         lay_out(caches, shadow)
@@ -831,13 +832,15 @@ def hand_over(tasks: int, door: int) -> None:
     os.close(door)
 
 
-def preload(request: "dict[str, Any]", caches: Caches, shadow: Shadow, generators: "Generators") -> bytes:
+def preload(
+    request: "dict[str, Any]", caches: Caches, shadow: Shadow, generators: "Generators", files: "OpenFiles"
+) -> bytes:
     """Import the wire function, then what earlier tasks were seen to import; nothing of a task is run here.
 
     It happens where each task will stand, but where nothing can be left: what an import writes to its working
     directory fails here, and is written by each task that imports anew. Returns JSON: how many `modules` of the
     tasks' are here; the `problem` in words, where forks of this process would not be like a fresh one. Threads that a
-    fork would lose are seen from outside, where there is a /proc.
+    fork would lose, and memory that forks would share, are seen from outside, where there is a /proc.
     """
     import importlib.util  # noqa: F401 (every task needs it)
     import json
@@ -857,6 +860,7 @@ def preload(request: "dict[str, Any]", caches: Caches, shadow: Shadow, generator
         generators.look_again()
         leave_working_directory()
         problem = problem or left_behind(caches)
+    problem = files.look() or problem
     let_threads_end()
     return json.dumps({"modules": len(learned & sys.modules.keys()), "problem": problem}).encode()
 
@@ -971,6 +975,57 @@ def drawn_alone(first: "tuple[int, ...]", now: "tuple[int, ...]") -> bool:
             return True
         twister.getrandbits(32 * 624)
     return False
+
+
+class OpenFiles:
+    """What forks have open in common with this process ("open file descriptions" in open(2)): an offset that a task
+    moves, a flag that it sets and a lock that it takes are there for the next task, too."""
+
+    def __init__(self, own: "list[int]", apart: "list[int]") -> None:
+        self.own, self.apart = own, apart  # what this program opened; of it, what no fork has
+        self.found: list[tuple[int, int, int, int]] = []  # descriptor, flags, offset, size of a pipe
+
+    def look(self) -> str:
+        """Remember how they are. Returns what keeps tasks from starting here: what can't be put back, left open."""
+        import fcntl
+        import resource
+        import stat
+
+        for fd in {*range(resource.getrlimit(resource.RLIMIT_NOFILE)[0])} - {*self.apart}:
+            try:
+                status, flags = os.fstat(fd), fcntl.fcntl(fd, fcntl.F_GETFL)
+            except OSError:
+                continue
+            if flags & os.O_PATH:
+                continue  # it has none of these
+            has_offset = stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)
+            reading = has_offset and flags & os.O_ACCMODE == os.O_RDONLY
+            device = stat.S_ISCHR(status.st_mode) and os.major(status.st_rdev) == 1  # /dev/null, zero, urandom
+            if not (reading or device or fd in self.own):
+                return "importing its modules leaves open " + place_of_file(fd)
+            offset = os.lseek(fd, 0, os.SEEK_CUR) if has_offset else -1
+            size = fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ) if stat.S_ISFIFO(status.st_mode) else 0
+            self.found.append((fd, flags, offset, size))
+        return ""
+
+    def put_back(self) -> None:
+        """Whatever goes wrong ends this process."""
+        import fcntl
+
+        for fd, flags, offset, size in self.found:
+            fcntl.flock(fd, fcntl.LOCK_UN)
+            fcntl.fcntl(fd, fcntl.F_SETFL, flags)
+            if offset >= 0:
+                os.lseek(fd, offset, os.SEEK_SET)
+            if size and fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ) != size:
+                fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, size)
+
+
+def place_of_file(fd: int) -> str:
+    try:
+        return os.readlink("/proc/self/fd/" + str(fd))
+    except OSError:
+        return "the descriptor " + str(fd)
 
 
 def load_machine_code() -> None:
@@ -8792,6 +8847,8 @@ class Server:
         unknown = sorted({*threads_of(session.child_pid)} - {*policy.harmless_threads})
         if unknown:
             return f"the import leaves the thread {unknown[0]!r}, which is not in serve.harmless_threads of the profile"
+        if shares_memory(session.child_pid):
+            return "importing its modules makes memory that forks share, as mmap and multiprocessing.Lock do"
         used = template_memory(session.child_pid) if ready.modules else 0
         if used > policy.preload_bytes:
             return f"the modules take {used} bytes, over serve.preload_bytes of the profile ({policy.preload_bytes})"
@@ -8931,6 +8988,18 @@ def threads_of(init: int) -> list[str]:
     except (OSError, IndexError):
         return ["(unknown: /proc does not tell)"]
     return names
+
+
+def shares_memory(init: int) -> bool:
+    """Whether a fork of a sandbox's template could write what another one reads: by its mappings (proc_pid_maps(5)), or
+    where those can't be read, as by root without CAP_SYS_PTRACE, by what of them is in memory."""
+    try:
+        template = children_of(init)[0]
+        with suppress(PermissionError), open(f"/proc/{template}/maps", "rb") as file:
+            return any(line.split()[1][1::2] == b"ws" for line in file)
+        return re.search(r"^RssShmem:\s+0 kB$", text_of(f"/proc/{template}/status"), re.MULTILINE) is None
+    except (OSError, IndexError):
+        return True
 
 
 def template_memory(init: int) -> int:

@@ -16,8 +16,9 @@ import pytest
 from conftest import ROOT, TINY_BACKEND, Runner, parse_line
 
 WIRE = """
-import json, os, signal, socket, subprocess, sys, threading, time
+import fcntl, json, os, signal, socket, subprocess, sys, threading, time
 STATE = []
+OWN = open(__file__)
 
 def wire(entrypoint, params, seed):
     return {"out": json.dumps(globals()[params["do"]](params, seed))}
@@ -74,6 +75,25 @@ def look(params, seed):
 
 def descriptors(params, seed):
     return sorted(int(n) for n in os.listdir("/proc/self/fd"))
+
+def disturb(params, seed):
+    for fd in descriptors(params, seed):
+        for change in (
+            lambda: fcntl.fcntl(fd, fcntl.F_SETFL, os.O_NONBLOCK | os.O_DIRECT),
+            lambda: fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, 4096),
+            lambda: fcntl.flock(fd, fcntl.LOCK_EX),
+        ):
+            try:
+                change()
+            except OSError:
+                pass
+
+def undisturbed(params, seed):
+    with open(__file__) as again:
+        fcntl.flock(again, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    sys.stderr.write("x" * 1_000_000)  # more than a pipe holds
+    fds = [fd for fd in descriptors(params, seed) if os.path.exists(f"/proc/self/fd/{fd}")]
+    return len(OWN.read()), [fcntl.fcntl(fd, fcntl.F_GETFL) for fd in fds], fcntl.fcntl(2, fcntl.F_GETPIPE_SZ)
 
 def parent_memory(params, seed):
     try:
@@ -214,6 +234,14 @@ def test_what_a_task_leaves_is_gone_before_the_next(serve: Serve) -> None:
         clean = served.value("look")
         served.value("litter")
         assert served.value("look") == clean
+
+
+def test_what_forks_have_open_in_common_is_put_back(serve: Serve) -> None:
+    with serve() as served:
+        clean = served.value("undisturbed")
+        assert clean[0] == len(WIRE) and served.value("undisturbed") == clean
+        served.value("disturb")
+        assert served.value("undisturbed") == clean
 
 
 def test_a_task_can_not_open_its_parent(serve: Serve) -> None:
@@ -438,6 +466,10 @@ UNFIT = {
     "a working directory": ("import os\nos.chdir('/')", "working directory"),
     "a file": ("open('/tmp/left', 'w').close()", "/tmp/left"),
     "a process": ("import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', 'input()'])", "process"),
+    "an open pipe": ("import os\nPIPE = os.pipe()", "leaves open pipe:"),
+    "a file that is open to be written": ("import tempfile\nFILE = tempfile.TemporaryFile()", "leaves open /"),
+    "memory that is shared": ("import mmap\nPLACE = mmap.mmap(-1, 4096)", "memory that forks share"),
+    "a lock of multiprocessing": ("import multiprocessing\nLOCK = multiprocessing.Lock()", "memory that forks share"),
     "a handler": ("import signal\nsignal.signal(signal.SIGUSR1, signal.SIG_IGN)", "handlers of signals"),
 }  # fmt: skip
 
@@ -459,14 +491,14 @@ def test_what_can_not_be_preloaded_is_imported_in_each_task_and_the_log_says_why
         assert word in line
 
 
-def test_without_proc_inside_the_host_sees_the_threads(lazy_serve: Any) -> None:
+def test_without_proc_inside_the_host_sees_threads_and_shared_memory(lazy_serve: Any) -> None:
     with lazy_serve("--profile", "container", lazy="x = 1") as (served, _):
         assert warmed(served)["metrics"]["preloaded_modules"]
-    lazy, word = UNFIT["a thread"]
-    with lazy_serve("--profile", "container", lazy=lazy) as (served, log):
-        while b"imported in each task" not in log.read_bytes():
-            assert not served.value("lazily")["module"]
-        assert "serve.harmless_threads" in log.read_text() and word in log.read_text()
+    for lazy, word in (UNFIT["a thread"], UNFIT["memory that is shared"]):
+        with lazy_serve("--profile", "container", lazy=lazy) as (served, log):
+            while b"imported in each task" not in log.read_bytes():
+                assert not served.value("lazily")["module"]
+            assert word in log.read_text()
 
 
 def test_modules_over_the_profile_s_memory_are_not_preloaded(lazy_serve: Any, profile_with: Any) -> None:

@@ -1,0 +1,62 @@
+"""What the host sees of a server's template, from outside."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+# A first process, whose child is the template: it does what an import did, and tells whether it can be looked into.
+INIT = """
+import ctypes, mmap, os, sys, time
+if os.fork() == 0:
+    memory = mmap.mmap(-1, 4096, flags=mmap.MAP_SHARED if sys.argv[1] == "shared" else mmap.MAP_PRIVATE)
+    memory[0] = 1
+    if sys.argv[2] == "closed":
+        ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)  # PR_SET_DUMPABLE
+    print("ready", flush=True)
+sys.stdin.read()
+os._exit(0)
+"""
+
+
+def in_another_account(ask: Callable[[], bool]) -> bool:
+    """The answer of a process that has root's rights over others no longer, if it had them."""
+    pid = os.fork()
+    if pid == 0:
+        status = 2
+        try:
+            if os.geteuid() == 0:
+                os.setresuid(65534, 65534, 65534)
+            status = int(ask())
+        finally:
+            os._exit(status)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert status in (0, 1)
+    return status == 1
+
+
+@pytest.mark.parametrize("access", ["open", "closed"])
+@pytest.mark.parametrize("memory", ["shared", "private"])
+def test_memory_that_forks_share_is_seen_also_where_the_mappings_can_not_be_read(
+    runner_module: Any, memory: str, access: str
+) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", INIT, memory, access], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as init:
+        assert init.stdout and init.stdout.readline() == b"ready\n"
+        (template,) = runner_module.children_of(init.pid)
+
+        def ask() -> bool:
+            assert os.access(f"/proc/{template}/maps", os.R_OK) or access == "closed"
+            return bool(runner_module.shares_memory(init.pid))
+
+        assert (ask() if access == "open" else in_another_account(ask)) == (memory == "shared")
+
+
+def test_what_is_gone_is_not_trusted(runner_module: Any) -> None:
+    process = subprocess.Popen(["true"])
+    process.wait()
+    assert runner_module.shares_memory(process.pid)
