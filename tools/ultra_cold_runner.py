@@ -857,7 +857,7 @@ def preload(
         learned -= sys.modules.keys()
         problem = import_learned(request["modules"])
         load_machine_code()
-        generators.look_again()
+        problem = generators.look_again() or problem
         leave_working_directory()
         problem = problem or left_behind(caches)
     problem = files.look() or problem
@@ -915,14 +915,21 @@ def traces_of_imports() -> "dict[str, Any]":
 
 
 class Generators:
-    """The global generators of random, numpy and numba, which in each fork are as in a process of its own: a seed that
-    an import set holds there, and where none did, each begins anew. (A fork reseeds random and numba's, always, and
-    numpy's never.)"""
+    """The generators of random, numpy and numba, which in each fork are as in a process of its own: a seed that an
+    import set holds there, and where none did, each begins anew. (A fork reseeds the global ones of random and numba,
+    always, and no other.)"""
 
     def __init__(self) -> None:
         self.before: Any = None
-        self.renew: Any = bool  # a call before each fork, where it copies no pages
+        self.renewals: list[Any] = []  # calls before each fork, where they copy no pages
         self.seeded: list[Any] = []  # calls in it
+        self.undo: list[Any] = []
+        self.drawn: set[int] = set()  # what numpy seeded a generator with that was given no seed
+        self.own: dict[int, Any] = {}  # those of random that an import made: a reference, and whether it gave no seed
+
+    def renew(self) -> None:
+        for begin_anew in self.renewals:
+            begin_anew()
 
     def restore(self) -> None:
         for set_again in self.seeded:
@@ -930,23 +937,70 @@ class Generators:
 
     def look(self) -> None:
         import random
+        from importlib.util import find_spec
 
         self.before = random.getstate()
+        self.watch(random.Random, "seed", self.note_own)
+        self.watch(random.Random, "setstate", self.note_own)
+        if find_spec("numpy"):
+            import secrets
 
-    def look_again(self) -> None:
+            self.watch(secrets, "randbits", lambda value, *_: self.drawn.add(value))
+
+    def watch(self, owner: "Any", name: str, told: "Any") -> None:
+        """Have calls of a function told, with what it gave, until `look_again`."""
+        plain = getattr(owner, name)
+
+        def watched(*arguments: "Any", **named: "Any") -> "Any":
+            value = plain(*arguments, **named)
+            told(value, *arguments, *named.values())
+            return value
+
+        setattr(owner, name, watched)
+        self.undo.append(lambda: setattr(owner, name, plain))
+
+    def note_own(self, _: None, generator: "Any", seed: "Any" = None, *version: "Any") -> None:
+        import weakref
+
+        self.own[id(generator)] = (weakref.ref(generator), seed is None)
+
+    def look_again(self) -> str:
+        """Find those of the imports. Returns what keeps tasks from starting here: of what all would draw the same."""
         import random
 
+        for put_back in self.undo:
+            put_back()
         state = random.getstate()
         if not drawn_alone(self.before[1][:-1], state[1][:-1]):
             self.seeded.append(lambda: random.setstate(state))
-        mtrand = sys.modules.get("numpy.random.mtrand")
-        generator = getattr(getattr(mtrand, "_rand", None), "_bit_generator", None)
-        seeds = getattr(generator, "_seed_seq", None)  # numpy's seed() drops it
-        if mtrand and generator and seeds:
-            first, now = (tuple(map(int, one.state["state"]["key"])) for one in (type(generator)(seeds), generator))
-            if drawn_alone(first, now):
-                self.renew = mtrand.seed
+        own = [reference() for reference, unseeded in self.own.values() if unseeded]
+        self.renewals += [generator.seed for generator in own if generator is not None]
         self.look_at_numba(sys.modules.get("numba._helperlib"))
+        return self.look_at_numpy()
+
+    def look_at_numpy(self) -> str:
+        import gc
+
+        mtrand, made = sys.modules.get("numpy.random.mtrand"), sys.modules.get("numpy.random.bit_generator")
+        if mtrand is None or made is None:
+            return ""
+        made.__dict__["randbits"] = sys.modules["secrets"].randbits  # it took the one that was watched
+        kinds = (made.BitGenerator, made.SeedSequence, mtrand.RandomState)
+        found = [item for item in gc.get_objects() if issubclass(type(item), kinds)]
+        seeds = {id(item): item for item in found if isinstance(item, made.SeedSequence) and self.is_drawn(item)}
+        unseeded = [item for item in found if seeds.pop(id(getattr(item, "_seed_seq", None)), None)]  # seed() drops it
+        for generator in unseeded:
+            if generator is not mtrand._rand._bit_generator:
+                self.renewals.append(lambda kept=generator: kept.__setstate__(type(kept)().__reduce__()[2]))
+            elif drawn_alone(*(words_of(item) for item in (type(generator)(generator._seed_seq), generator))):
+                self.renewals.append(mtrand.seed)
+        for legacy in found:
+            if isinstance(legacy, mtrand.RandomState) and legacy._bit_generator in unseeded:
+                self.renewals.append(lambda kept=legacy: kept.set_state({**kept.get_state(False), "has_gauss": 0}))
+        return "importing its modules makes a numpy SeedSequence without a seed" if seeds else ""
+
+    def is_drawn(self, seeds: "Any") -> bool:
+        return isinstance(seeds.entropy, int) and seeds.entropy in self.drawn
 
     def look_at_numba(self, helper: "Any") -> None:
         """numba keeps two generators in each thread. Of one that was drawn from nothing tells whether it was seeded."""
@@ -962,6 +1016,11 @@ def is_just_seeded(words: "list[int]") -> bool:
     of Matsumoto and Nishimura's mt19937ar.c)."""
     following = (1812433253 * (word ^ word >> 30) + number for number, word in enumerate(words, 1))
     return all(word == value & 0xFFFFFFFF for word, value in zip(words[1:], following, strict=False))
+
+
+def words_of(generator: "Any") -> "tuple[int, ...]":
+    """The state of numpy's Mersenne Twister."""
+    return tuple(map(int, generator.state["state"]["key"]))
 
 
 def drawn_alone(first: "tuple[int, ...]", now: "tuple[int, ...]") -> bool:

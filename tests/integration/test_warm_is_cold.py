@@ -74,10 +74,26 @@ def start(value):
 def draw():
     return numpy.random.random()
 """
+OWN_RNG = "OWN = numpy.random.default_rng({})"
 GENERATORS = {
     "random": ("random", "random.seed({})", "random.random()", None),
     "random, drawn from": ("random", "random.seed({}); random.gauss(0, 1)", "random.gauss(0, 1)", None),
     "numpy": ("numpy.random", "numpy.random.seed({})", "numpy.random.random()", NUMPY),
+    "one of random's": ("random\nOWN = random.Random()", "OWN.seed(a={})", "OWN.random()", None),
+    "one of numpy's": ("numpy.random\nOWN = numpy.random.default_rng()", OWN_RNG, "OWN.random()", NUMPY),
+    "its children": pytest.param(
+        *("numpy.random\nOWN = numpy.random.default_rng()", OWN_RNG, "OWN.spawn(1)[0].random()", NUMPY),
+        marks=pytest.mark.full("one of numpy's, asked for more"),
+    ),
+    "an old one of numpy's": pytest.param(
+        *("numpy.random\nOWN = numpy.random.RandomState()", "OWN.seed({}); OWN.normal()", "OWN.normal()", NUMPY),
+        marks=pytest.mark.full("another class of numpy's"),
+    ),
+    "a source of numpy's": pytest.param(
+        *("numpy.random as r\nOWN = r.SeedSequence()", "OWN = r.SeedSequence({})"),
+        *("r.default_rng(OWN.spawn(1)[0]).random()", NUMPY),
+        marks=pytest.mark.full("another class of numpy's"),
+    ),
     "numba": pytest.param(
         *(JITTED, "start({})", "draw()", NUMPY.replace("numpy", "numba")),
         marks=pytest.mark.full("installs a large package"),
