@@ -36,9 +36,5 @@ def modelops() -> None:
 
 
 def main() -> None:
-    """The entry point of the console script."""
+    """Run the command that `sys.argv` names."""
     app(prog_name="modelops")
-
-
-if __name__ == "__main__":
-    main()

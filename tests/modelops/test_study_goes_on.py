@@ -89,15 +89,19 @@ class Command:
         """In this process, for what is refused: to start another takes longer."""
         return CliRunner().invoke(app, [*self.words(out), *arguments], catch_exceptions=False)
 
-    def interrupt(self, process: "subprocess.Popen[str]", number: signal.Signals) -> str:
-        """Signal the whole group, as a terminal does; its standard error, once no process of it is left."""
+    def interrupt(self, process: "subprocess.Popen[str]", number: signal.Signals, again: float | None = None) -> str:
+        """Signal the whole group as a terminal does, or kill the process alone; its standard error, once no process of
+        it is left. With `again`, a second signal comes so many seconds later."""
         family: list[psutil.Process] = []
         with suppress(psutil.NoSuchProcess):  # it may have ended by itself
             family.append(psutil.Process(process.pid))
             family += family[0].children(recursive=True)
         begun = time.monotonic()
         with suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
+            (os.kill if number == signal.SIGKILL else os.killpg)(process.pid, number)
+            if again is not None:
+                time.sleep(again)
+                os.killpg(process.pid, number)
         _, stderr = process.communicate(timeout=300)
         self.seconds_to_end = time.monotonic() - begun
         wait_until(lambda: not any(alive(member) for member in family), "a process outlived the study")
@@ -178,27 +182,51 @@ def test_a_study_that_is_interrupted_goes_on(
     assert sorted(rows_written(parts)) == list(range(8))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("moment", ["the check", "the cluster"])
-def test_a_study_that_is_stopped_before_its_first_task(
-    command: Command, tmp_path: Path, moment: str, number: signal.Signals
+def reached(moment: str, command: Command, process: "subprocess.Popen[str]") -> bool:
+    if process.poll() is not None:
+        return True
+    if moment == "the check":
+        return bool(runners(command.tmp_path))
+    if moment == "its work":
+        return bool([*command.tmp_path.glob("out/parts/*.simulations.parquet")])
+    begun = {"a worker": "spawn_main", "the cluster": "resource_tracker"}[moment]
+    children = psutil.Process(process.pid).children()
+    return any(begun in word for child in children for word in child.cmdline())
+
+
+@pytest.mark.parametrize(
+    ("moment", "number", "again"),
+    [
+        ("the check", signal.SIGINT, None),
+        ("the check", signal.SIGTERM, None),
+        ("the cluster", signal.SIGINT, None),
+        ("the cluster", signal.SIGINT, 0.05),
+        ("a worker", signal.SIGINT, None),
+        ("a worker", signal.SIGTERM, None),
+        ("a worker", signal.SIGINT, 0.05),
+        ("its work", signal.SIGINT, 0.2),
+        pytest.param("its work", signal.SIGINT, 0.0, marks=pytest.mark.full("another moment of the second signal")),
+    ],
+)
+def test_a_study_that_is_stopped(
+    command: Command,
+    tmp_path: Path,
+    moment: str,
+    number: signal.Signals,
+    again: float | None,
+    record_property: Callable[[str, object], None],
 ) -> None:
-    """While a sandbox checks the bundle, and while the cluster's first worker starts."""
+    """While a sandbox checks the bundle, while the cluster starts, while its first worker does, or twice: it says one
+    thing, and nothing is left of it."""
     command.checks = moment == "the check"
     process = command.start(tmp_path / "out")
-
-    def has_begun() -> bool:
-        if process.poll() is not None:
-            return True
-        if command.checks:
-            return bool(runners(tmp_path))
-        children = psutil.Process(process.pid).children()
-        return any("spawn_main" in word for child in children for word in child.cmdline())
-
-    wait_until(has_begun, "it does not begin", 120)
-    stderr = command.interrupt(process, number)
+    wait_until(lambda: reached(moment, command, process), "it does not begin", 120)
+    stderr = command.interrupt(process, number, again)
+    record_property("seconds to the end", command.seconds_to_end)  # 2 where the machine is not busy
     assert process.returncode == 128 + number, stderr
-    assert "the same command" in stderr and "Traceback" not in stderr and "Error" not in stderr, stderr
+    said = [line for line in stderr.splitlines() if " runs tasks in the warm environment" not in line]
+    assert len(said) == 1 and "the same command" in said[0], stderr
+    assert not [*tmp_path.rglob(".working-*")]
 
 
 @pytest.mark.full("ten starts of a study, each killed")

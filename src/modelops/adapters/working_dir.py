@@ -8,8 +8,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
+from weakref import WeakSet
 
 _PREFIX = ".working-"
+_open_here: "WeakSet[WorkingDir]" = WeakSet()
 
 
 class WorkingDir:
@@ -25,6 +27,7 @@ class WorkingDir:
         self._remove = remove
         _sweep(parent, remove)
         self.path, self._lock = _make(parent)
+        _open_here.add(self)
 
     def close(self) -> None:
         """Remove the directory, where it is still there. Closing twice is harmless."""
@@ -39,6 +42,15 @@ class WorkingDir:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def close_all() -> None:
+    """Remove the directories of this process, which ends now: whatever keeps one, a later process clears it away."""
+    for working in list(_open_here):
+        for _ in range(10):
+            with suppress(OSError):  # a thread still puts or removes something there
+                working.close()
+                break
 
 
 def clear_away(storage: Path) -> None:

@@ -33,6 +33,7 @@ from modelops.services.bundles import FoundBundle, find_bundle
 from modelops.services.dask_simulation import DaskSimulationService, hush
 from modelops.services.preflight import Finding, check_bundle, check_parameters, names_of
 from modelops.services.study import Study
+from modelops.services.study_cluster import leave_nothing, study_cluster
 from modelops.services.study_folder import StudyFolder, StudyFolderError
 from modelops.services.study_inputs import parameter_sets, parse_grid, parse_params, parse_seeds, read_json, read_table
 from modelops.services.study_json import find_targets, read_study_json, study_of
@@ -46,7 +47,6 @@ logger = logging.getLogger(__name__)
 
 SHOWN_FAILURES = 10
 _SCHEDULER = re.compile(r"([a-z]+://)?[^/]+:[0-9]{1,5}")
-CLOSING_SECONDS = 1.2  # that a stopped study's workers have; then they are killed
 REPORT_SECONDS = 30.0  # between two lines of progress where there is no terminal
 
 
@@ -129,17 +129,18 @@ def study(
                     raise
                 raise _Refused(f"the Dask scheduler {scheduler!r} can't be reached: {error}") from None
 
-        def check_workers(service: DaskSimulationService) -> None:
+        def begin(service: DaskSimulationService) -> list[str]:
             if scheduler is not None and not no_check:
                 targets = [target.entrypoint for target in plan.targets]
                 names = names_of(read_registry(found.folder), [plan.entrypoint], targets)
                 _tell(service.preflight(found.reference, names))
+            return list(service.executors().values())
 
         try:
             with folder:
                 if retry_failed:
                     folder.forget_failures()
-                _report(folder, *_run(folder, make_service, check_workers, console, limit, stop))
+                _report(folder, *_run(folder, make_service, begin, console, limit, stop))
         except _Refused as error:
             typer.echo(f"the study can't begin: {error}", err=True)
             raise typer.Exit(2) from None
@@ -225,7 +226,7 @@ def _words(error: Exception) -> str:
 def _run(
     folder: StudyFolder,
     make_service: Callable[[], DaskSimulationService],
-    check_workers: Callable[[DaskSimulationService], None],
+    begin: Callable[[DaskSimulationService], list[str]],
     console: Console,
     limit: int | None,
     stop: "_Stop",
@@ -240,21 +241,12 @@ def _run(
     if not folder.is_done():
         if before:
             logger.info("going on with the study in %s: %d of %d tasks are done", folder.path, before, total)
-        with stop.as_a_request(), _progress(console, before, total) as advance:
-            try:
-                service = make_service()
-            except Exception:
-                if stop.asked.is_set():  # the signal was for the workers too
-                    raise KeyboardInterrupt from None
-                raise
-            try:
-                with stop.as_an_interrupt():
-                    check_workers(service)
-                    executors = list(service.executors().values())
-                run = StudyRun(service, folder, max_failures=limit, stop=stop.asked, progress=advance)
-                ended = run.run()
-            finally:
-                service.close(CLOSING_SECONDS if stop.asked.is_set() else None)
+        with (
+            stop.as_a_request(),
+            _progress(console, before, total) as advance,
+            study_cluster(make_service, begin, stop.asked) as (service, executors),
+        ):
+            ended = StudyRun(service, folder, max_failures=limit, stop=stop.asked, progress=advance).run()
     seconds = time.monotonic() - begun
     done = len(folder.simulations) + len(folder.losses) - before
     ran = {"executors": dict(Counter(executors)), "tasks": done, "seconds": round(seconds, 3)}
@@ -266,7 +258,7 @@ class _Stop:
 
     def __init__(self) -> None:
         self.asked, self.number = threading.Event(), 0
-        self._interrupts = True
+        self._interrupts, self._left = True, 2
 
     @contextmanager
     def on_signals(self) -> Iterator[None]:
@@ -286,43 +278,40 @@ class _Stop:
         finally:
             self._interrupts = True
 
-    @contextmanager
-    def as_an_interrupt(self) -> Iterator[None]:
-        """Within `as_a_request`; a request that came before is one at once."""
-        self._interrupts = True
-        try:
-            if self.asked.is_set():
-                raise KeyboardInterrupt
-            yield
-        finally:
-            self._interrupts = False
+    def ignore(self) -> None:
+        """The process ends now."""
+        self._left = 0
 
     def _take(self, number: int, _: object) -> None:
-        again, self.number = self.asked.is_set(), number
+        again, self.number, self._left = self.asked.is_set(), number, self._left - 1
         self.asked.set()
         hush()  # the signal may be for the workers too
-        if again or self._interrupts:
+        if (again or self._interrupts) and self._left >= 0:
             raise KeyboardInterrupt
 
 
 @contextmanager
 def _stoppable() -> Iterator[_Stop]:
     """Where a signal stops the block, so ends the process: what Python would take apart first takes 0.2 seconds."""
-    stop, status = _Stop(), 0
-    try:
-        with stop.on_signals():
+    stop = _Stop()
+    with stop.on_signals():
+        try:
             yield stop
             return
-    except KeyboardInterrupt:
-        typer.echo("stopped; the same command goes on with what is written, or begins", err=True)
-        status = 128 + (stop.number or signal.SIGINT)
-    except typer.Exit as end:
-        status = end.exit_code
-        if not stop.number:
-            raise
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    os._exit(status)
+        except KeyboardInterrupt:
+            stop.ignore()
+            typer.echo("stopped; the same command goes on with what is written, or begins", err=True)
+            status = 128 + (stop.number or signal.SIGINT)
+        except typer.Exit as end:
+            if not stop.number:
+                raise
+            stop.ignore()
+            status = end.exit_code
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # a process that just starts has nothing to say
+        leave_nothing()
+        os._exit(status)
 
 
 def _report(folder: StudyFolder, ended: Ended, number: int, ran: dict[str, Any]) -> None:

@@ -90,7 +90,7 @@ class DaskSimulationService:
 
     def _embed(self, n_workers: int, threads_per_worker: int) -> distributed.LocalCluster:
         self._scratch = WorkingDir(default_storage_dir() / "dask")
-        resource_tracker.ensure_running()  # to start it gives the thread the signal back
+        _start_resource_tracker()  # to start it gives the thread the signal back
         with _held_back(signal.SIGINT):
             return distributed.LocalCluster(
                 n_workers=n_workers,
@@ -312,6 +312,18 @@ def _kill(processes: Sequence[psutil.Process]) -> None:
     for process in processes:
         with suppress(psutil.NoSuchProcess):
             process.kill()
+
+
+def _start_resource_tracker() -> None:
+    """Where it cleans up after processes that were killed, it need not say so."""
+    before = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [before, "ignore:resource_tracker:UserWarning"]))
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        os.environ.pop("PYTHONWARNINGS")
+        if before is not None:
+            os.environ["PYTHONWARNINGS"] = before
 
 
 @contextmanager
