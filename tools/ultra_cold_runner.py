@@ -809,7 +809,7 @@ def fork_ahead(request: "dict[str, Any]", pipe: ResultPipe, generators: "Generat
     """A fork that waits for its task, and the descriptor to write it to."""
     reading, writing = os.pipe()
     generators.renew()
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         for fd in (writing, *request["descriptors"].values()):
             os.close(fd)
@@ -1036,6 +1036,9 @@ def drawn_alone(first: "tuple[int, ...]", now: "tuple[int, ...]") -> bool:
     return False
 
 
+F_SETPIPE_SZ, F_GETPIPE_SZ = 1031, 1032  # fcntl has names for them from Python 3.10 on
+
+
 class OpenFiles:
     """What forks have open in common with this process ("open file descriptions" in open(2)): an offset that a task
     moves, a flag that it sets and a lock that it takes are there for the next task, too."""
@@ -1063,7 +1066,7 @@ class OpenFiles:
             if not (reading or device or fd in self.own):
                 return "importing its modules leaves open " + place_of_file(fd)
             offset = os.lseek(fd, 0, os.SEEK_CUR) if has_offset else -1
-            size = fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ) if stat.S_ISFIFO(status.st_mode) else 0
+            size = fcntl.fcntl(fd, F_GETPIPE_SZ) if stat.S_ISFIFO(status.st_mode) else 0
             self.found.append((fd, flags, offset, size))
         return ""
 
@@ -1076,8 +1079,8 @@ class OpenFiles:
             fcntl.fcntl(fd, fcntl.F_SETFL, flags)
             if offset >= 0:
                 os.lseek(fd, offset, os.SEEK_SET)
-            if size and fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ) != size:
-                fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, size)
+            if size and fcntl.fcntl(fd, F_GETPIPE_SZ) != size:
+                fcntl.fcntl(fd, F_SETPIPE_SZ, size)
 
 
 def place_of_file(fd: int) -> str:
@@ -1148,9 +1151,19 @@ def sandbox_state() -> "tuple[Any, ...]":
     return (limits, scheduling, os.getcwd(), [(os.stat(path).st_mode, os.listxattr(path)) for path in LASTING])
 
 
+def fork() -> int:
+    """Python 3.12 warns where there are threads; which ones may be there is checked."""
+    if sys.version_info < (3, 12):
+        return os.fork()
+    import warnings
+
+    with warnings.catch_warnings(action="ignore"):
+        return os.fork()
+
+
 def let_threads_end() -> None:
     """Fork once: OpenBLAS ends its threads before a fork, and starts none in a process that does not compute."""
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         os._exit(0)
     os.waitpid(pid, 0)

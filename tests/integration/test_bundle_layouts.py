@@ -453,6 +453,36 @@ def test_another_python_that_was_asked_for_is_used(run: Runner, bundle: Bundle, 
     assert run(path, None, "--python", python).outputs == {"out": f"[3, {minor}]".encode()}
 
 
+THREADED = """
+import ctypes, sys, threading, time
+
+def rest():
+    ctypes.CDLL(None).prctl(15, b"jemalloc_bg_thd", 0, 0, 0)  # PR_SET_NAME, one of serve.harmless_threads
+    time.sleep(600)
+
+threading.Thread(target=rest, daemon=True).start()
+
+def wire(*task):
+    print("told")
+    return {"out": str(sys.version_info[1])}
+"""
+
+
+OTHERS = other_pythons()
+
+
+@pytest.mark.parametrize(
+    "python", [*OTHERS[-1:], *(pytest.param(old, marks=pytest.mark.full("an older one")) for old in OTHERS[:-1])]
+)
+def test_another_python_serves(run: Runner, bundle: Bundle, python: str) -> None:
+    """Python 3.12 warns of a fork beside threads, of which those that may be there are known."""
+    minor = int(Path(python).parts[-3].split(".")[1])
+    path = bundle(THREADED)
+    for answer in run.served(path, [{"entrypoint": "main", "params": {}, "seed": 1}] * 2, "--python", python):
+        assert answer.outputs == {"out": str(minor).encode()}
+        assert "told" in answer.stderr and "Warning" not in answer.stderr
+
+
 @pytest.mark.parametrize("place", ["versions", "installs/python"])
 def test_a_python_that_a_version_manager_has_not_chosen(
     run: Runner, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
