@@ -1195,7 +1195,7 @@ def wait_for_task(pid: int, tasks: int) -> int:
     """The task's exit status, as a shell has it. A KILL, or the end of the host, ends it."""
     import select
 
-    ended = os.pidfd_open(pid)
+    ended = open_process(pid)
     poll = select.poll()
     poll.register(ended, select.POLLIN)
     poll.register(tasks, select.POLLIN)
@@ -1207,8 +1207,17 @@ def wait_for_task(pid: int, tasks: int) -> int:
             os.kill(-1, 9)
             poll.unregister(tasks)
     os.close(ended)
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    return code if code >= 0 else 128 - code
+    status = os.waitpid(pid, 0)[1]
+    return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+
+
+def open_process(pid: int) -> int:
+    """pidfd_open(2), which Python has from 3.9 on."""
+    if sys.version_info >= (3, 9):
+        return os.pidfd_open(pid)
+    import ctypes
+
+    return int(ctypes.CDLL(None).syscall(434, pid, 0))
 
 
 def end_others() -> None:
