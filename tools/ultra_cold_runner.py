@@ -1213,7 +1213,7 @@ def wait_for_task(pid: int, tasks: int) -> int:
 
 def open_process(pid: int) -> int:
     """pidfd_open(2), which Python has from 3.9 on."""
-    if sys.version_info >= (3, 9):
+    if hasattr(os, "pidfd_open"):
         return os.pidfd_open(pid)
     import ctypes
 
