@@ -65,7 +65,6 @@ NO_PROC = '[sandbox]\nproc = false\nhostname = ""\nnested_userns = "seccomp"\nma
 # Profiles of the tests, by name: small limits, servers of this machine may be named, or a protection is off.
 TEST_PROFILES = {
     "local": "[dependencies]\nprivate_addresses = true\n",
-    "one-try": '[fetch.environment]\nUV_HTTP_RETRIES = "0"\n',  # the resolver asks once what it can't have
     "watched": "[trace]\nallowed = true\n",
     "init-in-reach": "[sandbox]\nmasked = []\n",
     "init-may-stay": "[seccomp]\ndeny_if = []\n",

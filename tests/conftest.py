@@ -270,6 +270,19 @@ def digest(data):
 '''
 
 
+def tiny(
+    name: str, code: str, more: str = "", folder: str = "", requires: str = "", version: str = "1.0"
+) -> dict[str, str]:
+    """A project of one module, in a folder: built by TINY_BACKEND, without an index but for what `requires` lists."""
+    system = f'[build-system]\nrequires = [{requires}]\nbuild-backend = "tiny_backend"\nbackend-path = ["backend"]\n'
+    files = {
+        "pyproject.toml": f'{system}[project]\nname = "{name}"\nversion = "{version}"\n{more}',
+        "backend/tiny_backend.py": TINY_BACKEND,
+        f"{name.replace('-', '_')}.py": code,
+    }
+    return {os.path.join(folder, path): text for path, text in files.items()}
+
+
 @pytest.fixture
 def bundle(tmp_path: Path) -> Callable[..., Path]:
     """`bundle(code)` writes a bundle whose wire function is in `code`; see write_bundle."""

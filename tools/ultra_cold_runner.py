@@ -241,12 +241,19 @@ def chain_of(error: BaseException, hidden: bool, limit: int = 10) -> "list[Any]"
 
 def describe_cause(error: "Any") -> "dict[str, Any]":
     """What the host needs to say whether the sandbox was the cause."""
+    import re
+    import traceback
+
     last = error.__traceback__
     while last is not None and last.tb_next is not None:
         last = last.tb_next
     code, held = (last.tb_frame.f_code, last.tb_frame.f_locals) if last is not None else (None, {})
     names = [kind.__module__ + "." + kind.__qualname__ for kind in type(error).__mro__]
     found = getattr(error, "filename", None) or (held.get("file") if code and code.co_name == "_execvpe" else None)
+    line = "".join(frame.line or "" for frame in traceback.extract_tb(last))
+    call = re.search(r"\b(exec[lv]e?|posix_spawnp?|sqlite3\.connect)\(\s*(?:f?(['\"])(.+?)\2|(\w+))", line)
+    if call and not found:  # Python's word for it has no name: the first argument, where the line has it
+        found = call[3] or {**last.tb_frame.f_globals, **held}.get(call[4])
     found = str(found) if isinstance(found, os.PathLike) else found
     return {
         "types": [str(name)[:256] for name in names[:12]],
@@ -255,7 +262,7 @@ def describe_cause(error: "Any") -> "dict[str, Any]":
         "filename": os.fsdecode(found)[:4096] if isinstance(found, (str, bytes)) else "",
         "module": str(error.name)[:256] if isinstance(error, ImportError) else "",
         "status": error.returncode if isinstance(getattr(error, "returncode", None), int) else 0,
-        "raised_in": os.path.basename(code.co_filename) + ":" + code.co_name if code is not None else "",
+        "raised_in": call[1] if call else os.path.basename(code.co_filename) + ":" + code.co_name if code else "",
         "no_folder": held.get("child_exec_never_called") is True,
     }
 
@@ -1379,7 +1386,8 @@ def fetch(request: "dict[str, Any]", pipe: ResultPipe) -> None:
             pipe.send_file("git/" + str(number), clone(source, number))
         files = request["locked"]
         if files is None:
-            files = resolve(request)
+            files, without = resolve(request)
+            pipe.send(NOTE, "without wheels", ", ".join(without).encode())
         pipe.send(NOTE, "lock", json.dumps(files).encode())
         have = set(request["have"])
         wanted = [n for n, file in enumerate(files) if file["url"].startswith("https://")]
@@ -1389,7 +1397,8 @@ def fetch(request: "dict[str, Any]", pipe: ResultPipe) -> None:
                 pass
     except ChildError as error:
         if gate and gate.refused:
-            raise ChildError("dependency_unavailable", gate.reason() + ": " + str(error)) from None
+            told = [gate.reason(), str(error).removeprefix("exit status -9")]  # Gate.tunnel ended it
+            raise ChildError("dependency_unavailable", ": ".join(filter(None, told))) from None
         raise
     pipe.send(DONE)
 
@@ -1448,16 +1457,18 @@ class Gate:
                 return
             try:
                 server = self.connect(method, target)
-            except ValueError as error:
+            except (ValueError, ConnectionError) as error:
                 self.refused[target[:200]] = str(error)
                 client.sendall(b"HTTP/1.1 403 Refused\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+                if isinstance(error, ValueError) and TOOLS_RUN:
+                    TOOLS_RUN[0].kill()  # uv takes it for a fault that passes, and would ask four times
                 return
             with server:
                 client.sendall(b"HTTP/1.1 200 Connected\r\n\r\n")
                 relay(client, server)
 
     def connect(self, method: str, target: str) -> "Any":
-        """A connection to where it may be; ValueError where it may not."""
+        """A connection to where it may be; ValueError where it may not, ConnectionError where another try may help."""
         import socket
         import urllib.request
 
@@ -1474,7 +1485,8 @@ class Gate:
             found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
         except socket.gaierror as error:
             unknown = "; a proxy is not asked for what no one here can tell to be public" + self.REMEDY
-            raise ValueError("it can't be looked up here: " + str(error.strerror) + unknown * bool(proxy)) from None
+            kind = ConnectionError if error.errno == socket.EAI_AGAIN else ValueError
+            raise kind("it can't be looked up here: " + str(error.strerror) + unknown * bool(proxy)) from None
         addresses = [str(entry[4][0]) for entry in found]
         outer = [address for address in addresses if not is_inner_address(address.partition("%")[0])]
         if not named and (not outer or (proxy and outer != addresses)):
@@ -1500,7 +1512,7 @@ class Gate:
         try:
             connection.connect()
         except OSError as error:
-            raise ValueError("the proxy of HTTPS_PROXY does not reach it: " + str(error)) from None
+            raise ConnectionError("the proxy of HTTPS_PROXY does not reach it: " + str(error)) from None
         return connection.sock
 
 
@@ -1526,51 +1538,72 @@ def kept_name(file: "dict[str, Any]") -> str:
     return str(file["sha256"]) + "/" + unquote(urlsplit(file["url"]).path.rsplit("/", 1)[-1])
 
 
-def run_tool(command: "list[Any]", environment: "dict[str, Any]", cwd: str = "/tmp") -> str:
+TOOLS_RUN: "list[Any]" = []  # the one that runs, or ran last
+
+
+def run_tool(command: "list[Any]", environment: "dict[str, Any]", cwd: str = "/tmp") -> "tuple[str, str]":
+    """What a tool wrote, and its log."""
+    import re
     import subprocess
 
-    done = subprocess.run(command, env=environment, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True)
-    text = done.stderr.decode("utf-8", "replace").strip()
-    if done.returncode != 0:
+    to: Any = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE) | {"encoding": "utf-8", "errors": "replace"}
+    with subprocess.Popen(command, env=environment, cwd=cwd, stdin=subprocess.DEVNULL, **to) as tool:
+        TOOLS_RUN[:] = [tool]
+        written, said = tool.communicate()
+    if tool.returncode != 0:
+        text = re.sub(r"(?m)^(DEBUG|INFO|WARN) .*\n?(  Caused by: .*\n?)*", "", said).strip()
         start = text.find("error: ") if text.startswith("warning: ") else 0  # warnings are of what always happens
-        raise ChildError("dependency_unavailable", clip(text[max(start, 0) :] or "exit status " + str(done.returncode)))
-    return done.stdout.decode("utf-8", "replace")
+        raise ChildError("dependency_unavailable", clip(text[max(start, 0) :] or "exit status " + str(tool.returncode)))
+    return written, said
 
 
-def resolve(request: "dict[str, Any]") -> "list[Any]":
-    """One `uv pip compile`, which builds nothing. Where a package has no wheel at all, or must not be taken as one, and
-    sdists are allowed, the answer names its sdist instead, and the host builds it offline and asks again."""
+def resolve(request: "dict[str, Any]") -> "tuple[list[Any], list[Any]]":
+    """What uv comes to, which builds nothing. Where packages must be built from source, or have no wheel, also where uv
+    went around them by older versions of others, the answer is their sdists alone: the host builds those offline and
+    asks again. Where it does not, they are named."""
+    sources, barred = set(request["no_binary"]), set(request["only_binary"])
+    while True:
+        try:
+            files, searched = uv_compile(request, request["requirements"], sources)
+            break
+        except ChildError as error:
+            missing = wheels_required_for(str(error)) - sources
+            if not missing or not request["sdists"] or missing & barred:
+                raise
+            sources |= missing
+    built = [file for file in files if file["name"] in sources]
+    around = went_around(request, files, searched) if searched and not built else []
+    names = {file["name"] for file in around}
+    if request["sdists"] and not names & barred:
+        return built or around or files, []
+    return files, sorted(names)
+
+
+def went_around(request: "dict[str, Any]", files: "list[Any]", searched: "set[Any]") -> "list[Any]":
+    """The sdists of packages without a wheel in the versions that uv would have, if it could build."""
+    had = {file["name"]: file["version"] for file in files}
     try:
-        files = uv_compile(request, request["requirements"], request["assigned"], ["--no-config", "--no-build"])
-    except ChildError as error:
-        names = wheels_required_for(str(error))
-        if not names or not request["sdists"] or set(names) & set(request["only_binary"]):
-            raise
-        return sdists_of(request, {name: name for name in names}, [])
-    names = [file["name"] for file in files if canonical_name(file["name"]) in request["no_binary"]]
-    if names:
-        pinned = {file["name"]: file["name"] + "==" + file["version"] for file in files if file["name"] in names}
-        return sdists_of(request, pinned, ["--no-binary=" + name for name in names])
-    return files
+        newest, _ = uv_compile(request, sorted(searched), searched, "--no-deps")
+        searched = {file["name"] for file in newest if file["version"] != had.get(file["name"])} & searched
+        found = uv_compile(request, request["requirements"], searched)[0] if searched else []
+    except ChildError:
+        return []
+    others = [file for file in found if file["name"] in searched and file["version"] != had.get(file["name"])]
+    return [file for file in others if not has_wheel(request, file)]
 
 
-def sdists_of(request: "dict[str, Any]", names: "dict[str, Any]", options: "list[Any]") -> "list[Any]":
-    """The sdists of packages. With its metadata given and no dependencies followed, uv has nothing to build."""
-    lines = []
-    with open("/tmp/metadata.toml", "w") as file:
-        for name, line in names.items():
-            file.write('[[dependency-metadata]]\nname = "' + name + '"\nrequires-dist = []\n')
-            lines += [asked for asked in request["requirements"] if canonical_name(asked) == name] or [line]
-    request = {**request, "options": [option for option in request["options"] if option != "--no-deps"]}
-    return uv_compile(request, lines, "", ["--config-file", "/tmp/metadata.toml", "--no-deps", *options])
+def has_wheel(request: "dict[str, Any]", file: "dict[str, Any]") -> bool:
+    try:
+        return bool(uv_compile(request, [file["name"] + "==" + file["version"]], set(), "--no-deps"))
+    except ChildError:
+        return False
 
 
-def wheels_required_for(message: str) -> "list[Any]":
+def wheels_required_for(message: str) -> "set[Any]":
     """The names in uv's hint about packages that exist only as sdists."""
     import re
 
-    found = re.findall(r"Wheels are required for `([A-Za-z0-9._-]+)`", message)
-    return sorted({canonical_name(name) for name in found})
+    return {canonical_name(name) for name in re.findall(r"Wheels are required for `([A-Za-z0-9._-]+)`", message)}
 
 
 def canonical_name(line: str) -> str:
@@ -1581,25 +1614,34 @@ def canonical_name(line: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def uv_compile(request: "Any", requirements: "list[Any]", assigned: str, options: "list[Any]") -> "list[Any]":
-    """The files that uv comes to. `assigned` is a pyproject.toml of ours: names that have an index of their own."""
-    command = [request["uv"], "pip", "compile", *options, "--python", request["python"], *request["options"]]
+def uv_compile(request: "Any", requirements: "list[Any]", sources: "set[Any]", *options: str) -> "tuple[Any, Any]":
+    """The files that uv comes to, and the names that it searched for in vain. Of `sources` it takes sdists: with their
+    metadata given, it has nothing to build. `assigned` is a pyproject.toml of ours: names with indexes of their own."""
+    import re
+    from itertools import pairwise
+
+    only = ["--only-binary", ":all:", *("--no-binary=" + name for name in sorted(sources))]
+    command = [request["uv"], "pip", "compile", "--verbose", "--python", request["python"], *only, *request["options"]]
     command += ["--keyring-provider", "disabled", "--index-strategy", "first-index", "--generate-hashes", "--no-header"]
-    command += ["--format", "pylock.toml", "-o", "/tmp/pylock.toml"]
+    command += ["--format", "pylock.toml", "-o", "/tmp/pylock.toml", "--config-file", "/tmp/uv.toml", *options]
+    metadata = ['[[dependency-metadata]]\nname = "' + name + '"\nrequires-dist = []' for name in sorted(sources)]
+    write_lines("/tmp/uv.toml", metadata)
     for option in ("constraints", "overrides"):
         if request[option]:
             write_lines("/tmp/" + option + ".in", request[option])
             command += ["--" + option, "/tmp/" + option + ".in"]
     write_lines("/tmp/requirements.in", requirements)
-    command += ["/tmp/requirements.in"] if requirements or not assigned else []
-    if assigned:
+    command += ["/tmp/requirements.in"] if requirements or not request["assigned"] else []
+    if request["assigned"]:
         os.makedirs("/tmp/assigned", exist_ok=True)
-        write_lines("/tmp/assigned/pyproject.toml", [assigned])
+        write_lines("/tmp/assigned/pyproject.toml", [request["assigned"]])
         command += ["/tmp/assigned/pyproject.toml"]
     if os.path.exists("/tmp/pylock.toml"):
         os.unlink("/tmp/pylock.toml")
-    run_tool(command, dict(os.environ, **request["credentials"]))
-    return read_compiled("/tmp/pylock.toml", request["hashes"])
+    log = run_tool(command, dict(os.environ, **request["credentials"]))[1]
+    steps = re.findall(r"(?m)^DEBUG (Searching for a compatible version of|Selecting:) ([\w.-]+)(?:==| \()", log)
+    searched = {name for (step, name), (after, _) in pairwise(steps) if step == after != "Selecting:"}
+    return read_compiled("/tmp/pylock.toml", request["hashes"]), searched
 
 
 def write_lines(path: str, lines: "list[Any]") -> None:
@@ -1635,7 +1677,7 @@ def export_lock(request: "dict[str, Any]", pipe: ResultPipe) -> None:
     command += ["--no-default-groups", "--python", request["python"], "--format", "pylock.toml", *request["options"]]
     pipe.send(NOTE, "misfit", check_lock(request, environment).encode())
     with open("/tmp/pylock.toml", "w", encoding="utf-8") as file:
-        file.write(run_tool(command, environment, SOURCE))
+        file.write(run_tool(command, environment, SOURCE)[0])
     pipe.send_file("pylock.toml", "/tmp/pylock.toml")
     pipe.send(DONE)
 
@@ -1767,7 +1809,7 @@ def clone(source: "dict[str, Any]", number: int) -> str:
         if set(ref) - set("0123456789abcdef") or not 7 <= len(ref) <= 40:
             raise
         run_tool([*fetch, "--", source["url"], "+refs/*:refs/*"], environment)
-    commit = run_tool([*git, "rev-parse", ref + "^{commit}"], environment).strip()
+    commit = run_tool([*git, "rev-parse", ref + "^{commit}"], environment)[0].strip()
     run_tool([*git, "archive", "--format=tar", "-o", archive, commit], environment)
     return archive
 
@@ -3754,7 +3796,7 @@ def take_tables(table: Mapping[str, Any], path: str, where: str) -> list[dict[st
 
 # Files of other tools: those of the first row are no way to say what a bundle needs, where it has no other.
 CONDA = ("environment.yml", "environment.yaml", "conda.yml", "conda.yaml", "conda-lock.yml", "pixi.toml", "Pipfile")
-UNREAD = (*CONDA, "poetry.lock", "pdm.lock", "Pipfile.lock", "conda-lock.yaml", "pixi.lock")
+UNREAD = (*CONDA, "poetry.lock", "pdm.lock", "requirements.lock", "Pipfile.lock", "conda-lock.yaml", "pixi.lock")
 
 
 def read_pylock(table: Any, where: str, draft: Draft, environment: Mapping[str, str]) -> list[Requirement]:
@@ -6447,7 +6489,13 @@ NO_NETWORK = (
 )
 
 
+# Where no package of a bundle serves itself: the usual ports of MySQL, PostgreSQL, Redis, Ollama and MongoDB.
+SERVICES = r"(?:localhost|127\.0\.0\.1|::1)\W.{0,40}?\b(?:3306|5432|6379|11434|27017)\b.*[Cc]onnection refused"
+
+
 def hint_network(cause: Cause, profile: Profile, bundle: str) -> str:
+    if re.search(SERVICES, cause.message, re.DOTALL):
+        return "A task reaches no service of the host: its sandbox has a network of its own, in which none listens"
     text = "The sandbox has no network: put what the task needs into the bundle, or hand it over in its params"
     return text if has_no_network(cause) else ""
 
@@ -6457,13 +6505,33 @@ def hint_build_network(cause: Cause, profile: Profile, bundle: str) -> str:
     return text if has_no_network(cause) else ""
 
 
+def hint_build_program(log: str) -> str:
+    """What a build said that it lacks, in its own last words."""
+    found = re.search(NO_BUILD_PROGRAM, log[-TAIL_CAP:])
+    name = next(filter(None, found.groups()), "") if found else ""
+    text = "which this host has not, or shows no build: ask for a version that has a wheel, or install it on the host"
+    return f"The build needs {name[:100]}, {text}" if name else ""
+
+
+# The words of distutils, meson, CMake, setuptools-rust and maturin.
+NO_BUILD_PROGRAM = (
+    r"command '([\w./+-]+)' failed: No such file|Unknown compiler\(s\): \[\['([\w.+-]+)'"
+    r"|No CMAKE_(\w+)_COMPILER could be found|can't find (Rust) compiler|(?:Cargo|rustc), the ([Rr]ust) [a-z ]+, is not"
+)
+
+
 def hint_program(cause: Cause, profile: Profile, bundle: str) -> str:
     programs = "this profile has no programs" if not profile.execute.programs else "it has those of this profile alone"
+    path = os.path.normpath(cause.filename)
+    refused = cause.errno == errno.EACCES and cause.raised_in in (*EXECUTED_IN, "posix_spawn", "execv", "execve")
+    if refused and not path.startswith(("/", "..")) and os.path.isfile(os.path.join(bundle, path)):
+        remedy = f"call what reads it, as `bash {path[:100]}`, or chmod +x it (a registry keeps no modes)"
+        return f"{path[:100]!r} is a file of the bundle that may not be executed: {remedy}"
     if "subprocess.CalledProcessError" in cause.types and cause.status == 127:
         said = "Status 127 is what a shell says of a program that is not there"
         return f"{said}: in the sandbox {programs} (execute.programs)"
     folder, name = os.path.split(cause.filename)
-    anywhere = cause.raised_in in ("subprocess.py:_execute_child", "os.py:_execvpe", "<frozen os>:_execvpe")
+    anywhere = cause.raised_in in EXECUTED_IN
     places = (*PROGRAM_FOLDERS, "/usr/local/bin")
     missing = cause.errno == errno.ENOENT and not cause.no_folder and (folder in places or (anywhere and not folder))
     shell = None if missing else re.search(NO_PROGRAM, cause.message)
@@ -6474,6 +6542,8 @@ def hint_program(cause: Cause, profile: Profile, bundle: str) -> str:
     return f"The program {name[:100]!r} is not in the sandbox: {programs} (execute.programs); {remedy}"
 
 
+# What looks a program up along PATH.
+EXECUTED_IN = ("subprocess.py:_execute_child", "os.py:_execvpe", "<frozen os>:_execvpe", "posix_spawnp")
 # What shells and env say, the latter in quotation marks of either kind.
 NO_PROGRAM = (
     r"(?:sh: (?:line )?\d+: |env: )[\u2018']?([\w.+-]+)[\u2019']?: (?:command not found|not found|No such file)"
@@ -6502,10 +6572,9 @@ def hint_module(cause: Cause, profile: Profile, bundle: str) -> str:
         return f"The bundle holds {held}, where no import looks: {remedy}"
     if inner:
         return ""
-    extra = extra_with(bundle, IMPORTED_FROM.get(top, top))
-    if extra:
-        where = f"in its extra {extra[0]!r} alone, which is not installed"
-        return f"The bundle declares {extra[1]!r} {where}: add it to the dependencies"
+    aside = declared_aside(bundle, IMPORTED_FROM.get(top, top))
+    if aside:
+        return f"The bundle declares it in {aside} alone, which is not installed: add it to the dependencies"
     import difflib
 
     what = "distribution" if "importlib.metadata.PackageNotFoundError" in cause.types else "module"
@@ -6530,17 +6599,23 @@ IMPORTED_FROM = {
 }
 
 
-def extra_with(bundle: str, name: str) -> tuple[str, str] | None:
-    """The extra of the bundle's project that declares a package, and the package's name there."""
-    extras: dict[str, Any] = {}
+def declared_aside(bundle: str, name: str) -> str:
+    """Where else than among its dependencies a bundle declares a package."""
+    table: dict[str, Any] = {}
+    listed: dict[str, Any] = {}
     with suppress(Failure):
-        extras = take(read_bundle_toml(bundle, "pyproject.toml"), "project.optional-dependencies", dict, {}, "")
-    for extra, lines in extras.items():
-        for line in lines if isinstance(lines, list) else []:
-            match = re.match(NAME, line.strip()) if isinstance(line, str) else None
-            if match and canonical_name(match[0]) == canonical_name(name):
-                return extra[:100], match[0][:100]
-    return None
+        listed = {"requirements.txt": (read_bundle_file(bundle, "requirements.txt") or "").splitlines()}
+        table = read_bundle_toml(bundle, "pyproject.toml")
+    for key in ("project.optional-dependencies", "dependency-groups", "tool.pdm.dev-dependencies", "tool.poetry.group"):
+        with suppress(Failure):
+            kind = "extra" if key.startswith("project") else "group"
+            listed |= {f"its {kind} {which[:100]!r}": found for which, found in take(table, key, dict, {}, "").items()}
+    for where, found in listed.items():
+        lines = found.get("dependencies", ()) if isinstance(found, dict) else found
+        matches = [re.match(NAME, line.strip()) for line in lines if isinstance(line, str)]
+        if canonical_name(name) in [canonical_name(match[0]) for match in matches if match]:
+            return where
+    return ""
 
 
 def declared_names(bundle: str) -> list[str]:
@@ -6583,7 +6658,7 @@ def hint_package_data(cause: Cause, profile: Profile, bundle: str) -> str:
 
 
 def hint_host_path(cause: Cause, profile: Profile, bundle: str) -> str:
-    absent = "No such file or directory|non-existent directory|No files found that match"
+    absent = f"No such file or directory|non-existent directory|No files found that match|{NO_DATABASE}"
     refused = {"builtins.FileNotFoundError", "builtins.PermissionError"} & {*cause.types}
     if not refused and not re.search(absent, cause.message):
         return ""
@@ -6608,9 +6683,13 @@ def hint_proc(cause: Cause, profile: Profile, bundle: str) -> str:
 def hint_read_only(cause: Cause, profile: Profile, bundle: str) -> str:
     if cause.message == "attempt to write a readonly database" and has_database(bundle):
         return "A database that is a file of the bundle can't be written to: open a copy of it (shutil.copy)"
-    if not {"builtins.OSError", "duckdb.IOException", "_duckdb.IOException"} & set(cause.types):
+    if not {"builtins.OSError", "duckdb.IOException", "_duckdb.IOException", "sqlite3.OperationalError"} & {
+        *cause.types
+    }:
         return ""
-    denied = cause.errno == errno.EACCES and cause.filename.startswith(f"{BUNDLE}/")  # netCDF's word for it
+    place = os.path.join(BUNDLE * (profile.execute.working_directory == "bundle"), cause.filename)
+    denied = cause.errno == errno.EACCES or cause.message == NO_DATABASE  # EACCES is netCDF's word for it
+    denied = denied and bool(cause.filename) and place.startswith(f"{BUNDLE}/")
     refused = denied or cause.errno == errno.EROFS or "Read-only file system" in cause.message
     path = re.sub(rf"^({SHADOW}|{BUNDLE})/", "", cause.filename)
     own = bool(path) and not path.startswith(("/", "..")) and os.path.isfile(os.path.join(bundle, path))
@@ -6624,6 +6703,9 @@ def hint_read_only(cause: Cause, profile: Profile, bundle: str) -> str:
         return f"A task can write to {places}; {rest}"
     where = 'its home and /tmp alone under this profile (execute.working_directory = "bundle")'
     return f"A task can write to {where}: use tempfile.mkdtemp(), or return the bytes"
+
+
+NO_DATABASE = "unable to open database file"  # SQLite's word for a folder that is not there, or is read-only
 
 
 def has_database(bundle: str) -> bool:
@@ -6706,6 +6788,7 @@ def raise_failure(host: Host, outcome: Outcome, phase: str, subject: str = "") -
         rules = HINTS if phase == "execute" else (hint_build_network,)
         causes = [with_what_a_shell_said(cause, outcome.stderr) for cause in outcome.error.get("causes", [])]
         hint = hint_of(rules, causes, host.profile, host.store.scratch("bundle"))
+        hint = hint or (hint_build_program(outcome.stderr) if phase == "build" else "")
         failure.error = with_hint(failure.error, hint)
     if failure.type == "memory_limit":
         killed_by_group = outcome.violation is not None and outcome.violation.name == GROUP_MEMORY
@@ -7072,7 +7155,8 @@ class Downloads(FileReceiver):
 
     def __init__(self, host: Host, interpreter: Interpreter) -> None:
         policy = host.profile.dependencies
-        super().__init__(host.store.scratch(f"fetched-{os.urandom(4).hex()}"), policy.max_packages + 1, ("lock",))
+        notes = ("lock", "without wheels")
+        super().__init__(host.store.scratch(f"fetched-{os.urandom(4).hex()}"), policy.max_packages + 1, notes)
         self.unpacker, self.interpreter, self.policy = host.unpacker, interpreter, policy
         self.entries: list[dict[str, str]] = []
         self.bytes = 0
@@ -7162,6 +7246,7 @@ class Resolver:
         self.obtained: dict[Place, tuple[WheelFile, str]] = {}  # and the tree that paths in its metadata are of
         self.commits: dict[str, str] = {}  # of git URLs
         self.from_sdists: set[str] = set()  # sha256 of wheels that were built of an index's sdists
+        self.unbuilt: dict[str, Failure] = {}  # sdists of an index that can't be built, and why
         self.building: tuple[str, ...] = ()
         host.secrets.extend(self.index.secrets)
 
@@ -7233,7 +7318,10 @@ class Resolver:
             gathered.pins.update(sdists)
             if gathered.done:
                 return sorted(pin.wheel for pin in gathered.pins.values()), set(gathered.pins)
-            files, sources, stubs = self.fetch(gathered, requirements)
+            try:
+                files, sources, stubs = self.fetch(gathered, requirements)
+            except Failure as failure:
+                raise next((why for name, why in self.unbuilt.items() if name in failure.error), failure) from None
             if not sources and not stubs:
                 return sorted(files), set(gathered.pins)
             asked += [Requirement(name, "", "", "", NOT_ASKED) for name in stubs]
@@ -7241,8 +7329,13 @@ class Resolver:
                 if name in sdists:
                     problem = f"the sdist of {name} was built, and its wheel does not satisfy the dependencies"
                     raise Failure("fetch", "dependency_unavailable", problem)
-                sdists[name] = Pin(self.build_archive(path, "", name)[0], Place("", path))
-                self.from_sdists.add(sdists[name].wheel.sha256)
+                try:
+                    sdists[name] = Pin(self.build_archive(path, "", name)[0], Place("", path))
+                    self.from_sdists.add(sdists[name].wheel.sha256)
+                except Failure as failure:
+                    if failure.type not in ("build_failed", "dependency_unavailable") or failure.retryable:
+                        raise
+                    self.unbuilt[name] = failure
         problem = f"after {self.ROUNDS} rounds there are still dependencies without wheels"
         raise Failure("fetch", "dependency_unavailable", problem)
 
@@ -7436,6 +7529,11 @@ class Resolver:
             failure.error += self.nearest_names(failure.error)
             failure.error += f" (to build {self.building[-1]})" if self.building else ""
             raise
+        without = receiver.notes.get("without wheels", b"").decode("utf-8", "replace")
+        if without:
+            why = "; ".join(failure.error for name, failure in self.unbuilt.items() if name in without)
+            why = why or "sources are not built: dependencies.sdists, --only-binary"
+            Log.line(f"fetch: older versions are taken, as newer ones have no wheel: {without[:500]} ({why[:500]})")
         known = {f"/links/{os.path.basename(pin.wheel.path)}": pin.wheel for pin in gathered.pins.values()}
         wheels, sdists, chosen = [], [], []
         for number, entry in enumerate(read_lock(receiver.notes.get("lock", b""), self.policy)):
@@ -7492,7 +7590,7 @@ class Resolver:
             "assigned": assigned_project(gathered.assigned, indexes),
             "options": self.options(),
             "no_binary": sorted(rules.no_binary - local),
-            "only_binary": sorted(rules.only_binary),
+            "only_binary": sorted(rules.only_binary | self.unbuilt.keys()),
             "hashes": {
                 item.key: [h[7:] for h in item.hashes if h[:7] == "sha256:"] for item in requirements if item.hashes
             },
@@ -8402,7 +8500,7 @@ class Outputs(Receiver):
     def data(self, chunk: bytes) -> None:
         self.digest.update(chunk)
         if self.name in self.told:
-            self.told[self.name] += chunk[: TEXT_CAP - len(self.told[self.name])]
+            self.told[self.name] += chunk[: 4 * MIB - len(self.told[self.name])]
         if self.file >= 0:
             self.writing(lambda: write_all(self.file, chunk))
         else:
@@ -8493,9 +8591,10 @@ SAYS_NOTHING = {blake2b(text, digest_size=32).hexdigest() for text in (b"", b"nu
 def refuse_masked_error(host: Host, outputs: Outputs, outcome: Outcome) -> None:
     """Raise the failure of a wire function that caught its own exception and returned word of it.
 
-    It did where no output but `error` and `metadata` has a byte, and there is an output beside `metadata`; or where
-    none of them is more than `null`, and `error` or `metadata` tells of an error. A table without rows has bytes: its
-    schema. Outputs that deny success, as `{"success": False}`, are no results either, nor is what they come with.
+    It did where no output but `error` and `metadata` has a byte, and there is an output beside `metadata`, or none at
+    all; or where none of them is more than `null`, and `error` or `metadata` tells of an error. A table without rows
+    has bytes: its schema. Outputs that deny success, as `{"success": False}`, are no results either, nor is what they
+    come with.
     """
     said = {name: read_said(bytes(body)) for name, body in outputs.told.items() if name in outputs.found}
     aside = {"metadata", *OUTCOME_NAMES} if denies_success(said) else {"error", "metadata"}
@@ -8504,7 +8603,7 @@ def refuse_masked_error(host: Host, outputs: Outputs, outcome: Outcome) -> None:
         return
     exception, traceback = told_exception(said, "message" in aside)
     told_of = outputs.found.keys() - {"metadata", "success", "ok", "status"}
-    empty = told_of and not any(outputs.found[name]["size"] for name in results)
+    empty = (told_of or not outputs.found) and not any(outputs.found[name]["size"] for name in results)
     if not exception and not empty:
         return
     if exception:
@@ -8513,7 +8612,12 @@ def refuse_masked_error(host: Host, outputs: Outputs, outcome: Outcome) -> None:
         causes = [cause_in_words(exception["message"], traceback)]
         text = with_hint(text, hint_of(HINTS, causes, host.profile, host.store.scratch("bundle")))
     else:
-        text = f"the wire function returned nothing but empty outputs: {', '.join(sorted(results) or ['error'])[:500]}"
+        names = ", ".join(sorted(results) or outputs.found.keys() & {"error"})[:500]
+        text = (
+            f"the wire function returned nothing but empty outputs: {names}"
+            if names
+            else "the wire function returned no outputs"
+        )
     stderr = outcome.stderr[-TAIL_CAP:]
     failure = Failure("execute", "task_exception", text, exception=exception, traceback=traceback, stderr=stderr)
     failure.details["usage"] = outcome.usage

@@ -76,7 +76,7 @@ execute = "counter:wire"
 py-modules = ["counter"]
 ext-modules = [{ name = "_counter", sources = ["counter.c"] }]
 END
-echo 'int x;' > /tmp/c/counter.c; echo 'def wire(*a): return {}' > /tmp/c/counter.py
+echo 'int x;' > /tmp/c/counter.c; echo 'def wire(*a): return {"out": 1}' > /tmp/c/counter.py
 """
 BWRAP_0_6 = "cp /srv/0.6/usr/bin/bwrap /usr/bin/; bwrap --version | grep -q 0.6.1"
 SMALL = with_options("--tmpfs", "/small:size=1m,mode=755")

@@ -16,7 +16,7 @@ def wire(entrypoint, params, seed):
     exec(params["code"], {**globals()})
     return {"out": "done"}
 """
-FILES = {"data/x.csv": "x", "scripts/helper.py": ""}
+FILES = {"data/x.csv": "x", "scripts/helper.py": "", "scripts/run.sh": "true\n"}
 NETWORK = "The sandbox has no network"
 HINTED = {
     "urllib": ("urllib.request.urlopen('https://example.org')", NETWORK),
@@ -82,6 +82,18 @@ HINTED = {
         "open('/venv/lib/python3.11/data/x.csv')",
         "The bundle holds data/x.csv, and the package is installed elsewhere: open 'data/x.csv'",
     ),
+    "a service of the host, in redis' words": (
+        "raise OSError('Error 111 connecting to localhost:6379. Connection refused.')",
+        "A task reaches no service of the host",
+    ),
+    "a service of the host, in psycopg's words": (
+        "raise OSError('connection to server at \"localhost\" (127.0.0.1), port 5432 failed: Connection refused')",
+        "A task reaches no service of the host",
+    ),
+    "a script without the right": (
+        "subprocess.run(['./scripts/run.sh'])",
+        "call what reads it, as `bash scripts/run.sh`",
+    ),
     "git": ("subprocess.run(['git', 'log'])", "The program 'git' is not in the sandbox"),
     "gcc": ("subprocess.run(['/usr/bin/gcc', 'x.c'])", "The program 'gcc' is not in the sandbox"),
     "Rscript": ("subprocess.check_output(['Rscript', 'x.R'])", "(execute.programs)"),
@@ -139,6 +151,52 @@ def test_the_cause_and_what_to_do(run: Runner, bundle: Bundle, profile_with: Cal
         assert result.error["type"] == "task_exception", name
         words = result.error["exception"]["message"].rstrip()
         assert hint in result.error["error"].split(words, 1)[1], (name, result.error["error"])
+
+
+# Python's own word for these has no path: the line that raised it has.
+UNTOLD = {
+    "os.execv('/usr/bin/git', ['git'])": "The program 'git' is not in the sandbox",
+    "os.execle('/usr/local/bin/git', 'git', {})": "The program 'git' is not in the sandbox",
+    "os.posix_spawnp('git', ['git'], {})": "The program 'git' is not in the sandbox",
+    "os.posix_spawn('scripts/run.sh', ['run'], {})": "call what reads it, as `bash scripts/run.sh`",
+    "sqlite3.connect('/bundle/new.db')": "A task can write to its working directory",
+    "sqlite3.connect(NEW)": "A task can write to its working directory",
+    "sqlite3.connect('/home/ann/x.db')": "'/home/ann/x.db' would lie on the host",
+    "sqlite3.connect('absent/x.db')": "",
+    "sqlite3.connect(str(NEW))": "",
+    "os.execv('absent', ['absent'])": "",
+    "os.execv('data/absent', ['absent'])": "",
+}
+
+
+def test_what_an_exception_does_not_tell_its_line_does(run: Runner, bundle: Bundle) -> None:
+    calls = "".join(f"def call{number}():\n    {call}\n" for number, call in enumerate(UNTOLD))
+    head = "import os, pathlib, sqlite3\nNEW = pathlib.Path('/bundle/new.db')\n"
+    path = bundle(f"{head}{calls}def wire(e, p, s):\n    globals()['call' + p['code']]()\n", files=FILES)
+    results = ask(run, path, [str(number) for number in range(len(UNTOLD))])
+    for (call, hint), result in zip(UNTOLD.items(), results, strict=True):
+        after = result.error["error"].split(result.error["exception"]["message"], 1)[1]
+        assert hint in after and bool(hint) == bool(after), (call, result.error["error"])
+    in_strict = bundle("import sqlite3\ndef wire(e, p, s):\n    sqlite3.connect('new.db')\n")
+    assert "under this profile" in run(in_strict, None, "--profile", "strict").error["error"]
+
+
+LACKS = {
+    "../meson.build:1:0: ERROR: Unknown compiler(s): [['gfortran'], ['flang-new'], ['ifort']]": "gfortran",
+    "error: command 'x86_64-linux-gnu-gcc' failed: No such file or directory": "x86_64-linux-gnu-gcc",
+    "  No CMAKE_Fortran_COMPILER could be found.": "Fortran",
+    "error: can't find Rust compiler": "Rust",
+    "Cargo, the Rust package manager, is not installed or is not on PATH.": "Rust",
+    "rustc, the rust compiler, is not installed or not in PATH.": "rust",
+    "error: command 'gcc' failed with exit code 1": "",
+}
+
+
+@pytest.mark.parametrize("said", LACKS)
+def test_a_build_that_lacks_a_compiler_names_it(run: Runner, bundle: Bundle, said: str) -> None:
+    error = run(bundle(CODE, backend=f"def build_wheel(*_):\n    print({said!r})\n    raise SystemExit(1)\n")).error
+    assert error["type"] == "build_failed"
+    assert (f"The build needs {LACKS[said]}, which" in error["error"]) == bool(LACKS[said])
 
 
 MASKED = {
@@ -225,11 +283,20 @@ def test_the_nearest_declared_name(run: Runner, bundle: Bundle) -> None:
     assert "the nearest name that it declares is 'six'" in error["error"]
 
 
-def test_a_package_of_an_extra(run: Runner, bundle: Bundle) -> None:
-    extra = project([]) + '[project.optional-dependencies]\nnetwork = ["Scikit_Learn>=1", "six"]\n'
-    for module, name in {"six": "six", "sklearn": "Scikit_Learn"}.items():
-        path = bundle(f"def wire(e, p, s):\n    import {module}", pyproject=extra)
-        assert f"declares {name!r} in its extra 'network' alone" in run(path).error["error"]
+ASIDE = {
+    "its extra 'network'": '[project.optional-dependencies]\nnetwork = ["Scikit_Learn>=1", "six"]\n',
+    "its group 'sim'": '[dependency-groups]\nsim = ["scikit-learn"]\nall = [{include-group = "sim"}]\n',
+    "its group 'poetry'": '[tool.poetry.group.poetry.dependencies]\nscikit-learn = "*"\n',
+    "its group 'pdm'": '[tool.pdm.dev-dependencies]\npdm = ["scikit-learn"]\n',
+}
+
+
+@pytest.mark.parametrize("where", [*ASIDE, "requirements.txt"])
+def test_a_package_that_is_declared_and_not_installed(run: Runner, bundle: Bundle, where: str) -> None:
+    files = {"requirements.txt": "-r other.txt\nscikit-learn>=1\n"} if where == "requirements.txt" else {}
+    text = project([]) + ASIDE.get(where, "")
+    path = bundle("def wire(e, p, s):\n    import sklearn", pyproject=text, files=files)
+    assert f"The bundle declares it in {where} alone" in run(path).error["error"]
 
 
 def test_a_database_of_the_bundle(run: Runner, bundle: Bundle) -> None:

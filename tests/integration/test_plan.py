@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import GROUP, PROFILES, TINY_BACKEND, Result, Runner
+from conftest import GROUP, PROFILES, Result, Runner, tiny
 from servers import LocalServer, local_profile, sdist, wheel, write_tree
 
 POINTS = f'[project.entry-points."{GROUP}"]\nexecute = "model.main:wire"\n'
 VIRTUAL = '[project]\nname = "mywire"\nversion = "1.0"\n'
-TINY = '[build-system]\nrequires = []\nbuild-backend = "tiny_backend"\nbackend-path = ["backend"]\n'
 SIX = "import six\ndef wire(entrypoint, params, seed):\n    return {'out': six.__version__}\n"
+MINE = "WHOSE = 'mine'\n"
 Go = Callable[..., Result]
 # The caller's own index and authorities instead of the local ones.
 REAL_INDEX = {"UV_DEFAULT_INDEX": "", "SSL_CERT_FILE": os.environ.get("SSL_CERT_FILE", "")}
@@ -36,17 +36,18 @@ def server() -> Iterator[LocalServer]:
         running.add(*sdist("both", "1.0", tiny("both", "WHOSE = 'sdist'\n")))
         running.add(*wheel("both", "1.0", {"both.py": "WHOSE = 'wheel'\n"}))
         running.add(*wheel("wantsfoo", "1.0", {"wantsfoo.py": ""}, requires=["foo"]))
+        running.add(*wheel("outer", "0.1", {"outer.py": "WHOSE = 'of 2019'\n"}))
+        for version in ("1.9", "2.0"):
+            running.add(*wheel("outer", version, {"outer.py": f"WHOSE = {version!r}\n"}, requires=["deep==1.*", "six"]))
+        running.add(*sdist("deep", "1.5", tiny("deep", MINE, version="1.5")))
+        running.add(*wheel("deep", "2.0", {"deep.py": ""}))
+        running.add(*wheel("beyond", "1.0", {"beyond.py": "WHOSE = 'beyond'\n"}, requires=["outer"]))
+        for name, code in (("newer", MINE), ("broken", "raise SystemExit(9)\n")):
+            running.add(*wheel(name, "1.0", {f"{name}.py": "WHOSE = 'the wheel'\n"}))
+            files = tiny(name, MINE, version="2.0")
+            files["backend/tiny_backend.py"] += "" if name == "newer" else code
+            running.add(*sdist(name, "2.0", files))
         yield running
-
-
-def tiny(name: str, code: str, more: str = "", folder: str = "", version: str = "1.0") -> dict[str, str]:
-    """A project that needs no index to be built."""
-    files = {
-        "pyproject.toml": f'{TINY}[project]\nname = "{name}"\nversion = "{version}"\n{more}',
-        "backend/tiny_backend.py": TINY_BACKEND,
-        f"{name.replace('-', '_')}.py": code,
-    }
-    return {os.path.join(folder, path): text for path, text in files.items()}
 
 
 @pytest.fixture
@@ -85,7 +86,6 @@ def refusal(result: Result, *words: str) -> dict[str, Any]:
 
 
 FOO = "import foo\ndef wire(*a):\n    return {'out': foo.WHOSE}\n"
-MINE = "WHOSE = 'mine'\n"
 
 
 # --- layout
@@ -475,7 +475,9 @@ def test_pylock_is_taken_as_it_is(go: Go, server: LocalServer, tmp_path: Path) -
     refusal(go({**files, "pylock.toml": "lock-version = '9'\n"}), "pylock.toml")
 
 
-@pytest.mark.parametrize("name", ["poetry.lock", "pdm.lock", "conda-lock.yml", "Pipfile.lock", "environment.yml"])
+@pytest.mark.parametrize(
+    "name", ["poetry.lock", "requirements.lock", "conda-lock.yml", "Pipfile.lock", "environment.yml"]
+)
 def test_a_lock_that_is_not_read_is_named(go: Go, name: str) -> None:
     result = go(virtual(**{name: "x"}))
     assert result.outputs and f"{name} is not read" in result.stderr
@@ -635,6 +637,36 @@ def test_from_source_by_name(go: Go) -> None:
     code = "import both\ndef wire(*a):\n    return {'out': both.WHOSE}\n"
     assert go(requirements("both\n", code)).outputs == {"out": b"wheel"}
     assert go(requirements("--no-binary both\nboth\n", code)).outputs == {"out": b"sdist"}
+
+
+NEWEST = {
+    "a dependency of the newest has no wheel": ("outer", "2.0"),
+    "so has one of a dependency": ("beyond", "beyond"),
+    "the newest has none itself": ("newer", "mine"),
+    "a version that was asked for": ("newer==2.0", "mine"),
+}
+
+
+@pytest.mark.parametrize("line, whose", NEWEST.values(), ids=NEWEST)
+def test_the_newest_is_taken_also_where_it_must_be_built(go: Go, line: str, whose: str) -> None:
+    """As pip and uv have it. With wheels alone, the answer would be an old version, and nobody would be told."""
+    name = line.partition("=")[0]
+    code = "from importlib.metadata import version\nimport {0}\n{1}\ndef wire(*a):\n    return {{'out': {0}.WHOSE}}\n"
+    check = "assert (version('outer'), version('deep')) == ('2.0', '1.5')" if name == "beyond" else ""
+    result = go(virtual(code.format(name, check), dependencies=(line,)))
+    assert result.outputs == {"out": whose.encode()} and "phase: build" in result.stderr
+
+
+def test_who_gets_an_old_version_is_told(go: Go) -> None:
+    ask = "import {0}\ndef wire(*a):\n    return {{'out': {0}.WHOSE}}\n"
+    told = "older versions are taken, as newer ones have no wheel: {0} ({1}"
+    outer = go(virtual(ask.format("outer"), dependencies=("outer",)), "--profile", "strict")
+    assert outer.outputs == {"out": b"of 2019"} and told.format("deep", "sources are not built") in outer.stderr
+    broken = go(virtual(ask.format("broken"), dependencies=("broken",)))
+    assert broken.outputs == {"out": b"the wheel"} and told.format("broken", "broken: the build") in broken.stderr
+    assert go(virtual(ask.format("broken"), dependencies=("broken==2.0",))).error["type"] == "build_failed"
+    quiet = go(virtual(SIX, dependencies=("six<1.17", "wantsfoo")))
+    assert quiet.outputs and "older versions" not in quiet.stderr and "phase: build" not in quiet.stderr
 
 
 def test_hashes_of_every_kind(go: Go, server: LocalServer) -> None:

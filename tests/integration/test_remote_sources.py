@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -13,23 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import GROUP, PROFILES, TINY_BACKEND, Result, Runner
+from conftest import GROUP, PROFILES, TINY_BACKEND, Result, Runner, tiny
 from servers import LocalServer, local_profile, plain, sdist, wheel, write_tree
 
 Go = Callable[..., Result]
-TINY = '[build-system]\nrequires = [{}]\nbuild-backend = "tiny_backend"\nbackend-path = ["backend"]\n'
 FOO = "import foo\ndef wire(*a):\n    return {'out': foo.WHOSE}\n"
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
-
-
-def tiny(name: str, code: str, folder: str = "", more: str = "", requires: str = "") -> dict[str, str]:
-    """A project that needs no index to be built."""
-    files = {
-        "pyproject.toml": f'{TINY.format(requires)}[project]\nname = "{name}"\nversion = "1.0"\n{more}',
-        "backend/tiny_backend.py": TINY_BACKEND,
-        f"{name}.py": code,
-    }
-    return {os.path.join(folder, path): text for path, text in files.items()}
 
 
 def whose(text: str, **more: Any) -> dict[str, str]:
@@ -45,7 +33,7 @@ class Places:
             server.add(*wheel(name, "99.0", {f"{name}.py": "WHOSE = 'a stranger'\n"}))
         server.add(*wheel("wantsfoo", "1.0", {"wantsfoo.py": ""}, requires=["foo"]))
         many = whose("git", folder="pkgs/foo") | whose("git's top")
-        many |= {"pkgs/bar/x": ""} | tiny("bar", "WHOSE = 'git'\n", "pkgs/bar")
+        many |= {"pkgs/bar/x": ""} | tiny("bar", "WHOSE = 'git'\n", folder="pkgs/bar")
         self.git = server.git("many", many)
         work = Path(server.folder, "many")
         self.first = self.commit(work)
@@ -109,7 +97,7 @@ def bundle(more: str, dependencies: tuple[str, ...] = ("foo",), code: str = FOO)
 
 def requirements(text: str) -> dict[str, str]:
     return {"requirements.txt": f"{text}\n./wired\n"} | tiny(
-        "wired", FOO, "wired", f'[project.entry-points."{GROUP}"]\nx = "wired:wire"\n'
+        "wired", FOO, f'[project.entry-points."{GROUP}"]\nx = "wired:wire"\n', "wired"
     )
 
 

@@ -44,10 +44,6 @@ def test_each_output_has_its_size_and_checksum(run: Runner, bundle: Bundle) -> N
     assert set(body) == {"task_id", "outputs", "metrics"}
 
 
-def test_a_task_may_have_no_outputs(run: Runner, bundle: Bundle) -> None:
-    assert run(bundle(wire("return {}"))).outputs == {}
-
-
 @pytest.mark.parametrize("seed", [0, 2**63, 2**64 - 1])
 def test_the_request_reaches_the_wire_function_unchanged(run: Runner, bundle: Bundle, seed: int) -> None:
     params = {
@@ -155,7 +151,7 @@ def test_prints_go_to_stderr(run: Runner, bundle: Bundle) -> None:
         "print('one')\n"
         "os.write(1, b'two\\n')\n"
         "subprocess.run(['sh', '-c', 'echo three'])\n"
-        "return {}"
+        "return {'out': 1}"
     )
     result = run(bundle(wire(body)))
     assert result.code == 0
@@ -164,7 +160,7 @@ def test_prints_go_to_stderr(run: Runner, bundle: Bundle) -> None:
 
 
 def test_control_characters_do_not_reach_the_log(run: Runner, bundle: Bundle) -> None:
-    assert "\x1b" not in run(bundle(wire("print('\\x1b[2Jx')\nreturn {}"))).stderr
+    assert "\x1b" not in run(bundle(wire("print('\\x1b[2Jx')\nreturn {'out': 1}"))).stderr
 
 
 def test_an_entry_point_in_object_form_must_have_a_module(run: Runner, bundle: Bundle) -> None:
@@ -194,7 +190,7 @@ def test_the_childs_surroundings(run: Runner, bundle: Bundle) -> None:
 
 
 def test_metrics_are_plain_numbers_of_the_contract(run: Runner, bundle: Bundle) -> None:
-    metrics = run(bundle(wire("return {}"))).body["metrics"]
+    metrics = run(bundle(wire("return {'out': 1}"))).body["metrics"]
     named = {
         "wall_seconds",
         "cpu_user_seconds",
@@ -220,7 +216,7 @@ def test_metrics_are_measured(run: Runner, bundle: Bundle) -> None:
         "blob = bytearray(b'x') * (100 << 20)\n"
         "end = time.process_time() + 0.3\n"
         "while time.process_time() < end: pass\n"
-        "return {}"
+        "return {'out': 1}"
     )
     metrics = run(bundle(wire(body))).body["metrics"]
     assert 100 << 20 <= metrics["peak_memory_bytes"] < 1 << 30
@@ -236,14 +232,14 @@ def test_daemons_are_counted(run: Runner, bundle: Bundle) -> None:
         "    if os.fork() == 0:\n"
         "        time.sleep(60)\n"
         "time.sleep(0.5)\n"
-        "return {}"
+        "return {'out': 1}"
     )
     assert run(bundle(wire(body))).body["metrics"]["peak_processes"] >= 6
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"entrypoint": "m", "params": {"a": NaN}, "seed": 1}', b"\xff"])
 def test_a_request_that_is_none_is_an_input_error(run: Runner, bundle: Bundle, data: bytes) -> None:
-    error = run(bundle(wire("return {}")), stdin=data).error
+    error = run(bundle(wire("return {'out': 1}")), stdin=data).error
     assert (error["phase"], error["type"], error["code"]) == ("input", "input_invalid", 2)
 
 

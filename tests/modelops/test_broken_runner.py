@@ -49,7 +49,7 @@ def details(result: SimReturn) -> dict[str, Any]:
         ("foreign_path", "runner_protocol"),
         ("not_base64", "runner_protocol"),
         ("no_task_id", "runner_protocol"),
-        ("no_outputs", "no_outputs"),
+        ("no_outputs", "runner_protocol"),
         ("bad_fatal", "runner_protocol"),
         ("fatal", "some_type"),
         ("long_fatal", "long"),

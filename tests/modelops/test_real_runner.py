@@ -154,7 +154,7 @@ FAILING = {
     "mask": "task_exception",
     "exit": "no_result",
     "crash": "crashed",
-    "nothing": "no_outputs",
+    "nothing": "task_exception",
 }
 
 

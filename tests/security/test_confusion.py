@@ -4,11 +4,10 @@ The index of these tests has every such name, in a version that would win. It mu
 """
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 
 import pytest
-from conftest import GROUP, TINY_BACKEND, Result
+from conftest import BUILD_SYSTEM, GROUP, TINY_BACKEND, Result, tiny
 from evidence import CONTROLS_DONE
 from servers import LocalServer, protected, status, wheel, write_tree
 
@@ -17,7 +16,6 @@ from security.hostile import HostileRunner, runs
 FAMILY = "install"
 BOTH = (("root", "local"), ("user", "local"))
 OWN = ("foo", "bar-baz", "mywire", "buildtool")
-TINY = '[build-system]\nrequires = [{requires}]\nbuild-backend = "tiny_backend"\nbackend-path = ["backend"]\n'
 MINE = "WHOSE = 'mine'\n"
 ASKS = "import {module}\ndef wire(entrypoint, params, seed):\n    return {{'out': {module}.WHOSE}}\n"
 Go = Callable[..., Result]
@@ -36,17 +34,6 @@ def server() -> Iterator[LocalServer]:
         yield running
 
 
-def project(name: str, code: str, more: str = "", folder: str = "", requires: str = "") -> dict[str, str]:
-    """A project that is built without an index, but for what `requires` lists."""
-    module = name.replace("-", "_")
-    files = {
-        "pyproject.toml": f'{TINY.format(requires=requires)}[project]\nname = "{name}"\nversion = "1.0"\n{more}',
-        "backend/tiny_backend.py": TINY_BACKEND,
-        f"{module}.py": code,
-    }
-    return {os.path.join(folder, path): text for path, text in files.items()}
-
-
 def bundle(dependencies: list[str], more: str, module: str = "foo", **files: str) -> dict[str, str]:
     """A virtual bundle named mywire whose wire function tells whose `module` it found."""
     head = f'[project]\nname = "mywire"\nversion = "1.0"\ndependencies = {json.dumps(dependencies)}\n'
@@ -54,8 +41,8 @@ def bundle(dependencies: list[str], more: str, module: str = "foo", **files: str
     return {"pyproject.toml": head + points + more, "model/main.py": ASKS.format(module=module), **files}
 
 
-FOO = project("foo", MINE, folder="libs/foo")
-BAR = project("bar-baz", MINE, folder="libs/bar")
+FOO = tiny("foo", MINE, folder="libs/foo")
+BAR = tiny("bar-baz", MINE, folder="libs/bar")
 SOURCE = '[tool.uv.sources]\nfoo = {path = "libs/foo"}\n'
 WORKSPACE = '[tool.uv.sources]\nfoo = {workspace = true}\n[tool.uv.workspace]\nmembers = ["libs/*"]\n'
 EXTRA = '[project.optional-dependencies]\nsim = ["foo"]\n'
@@ -67,14 +54,14 @@ CASES: dict[str, Mapping[str, str]] = {
     "an editable path": bundle(["foo"], '[tool.uv.sources]\nfoo = {path = "libs/foo", editable = true}\n', **FOO),
     "a member of the workspace": bundle(["foo"], WORKSPACE, **FOO),
     "a member that nothing but another member names": bundle(
-        ["foo"], WORKSPACE, **project("foo", "import bar_baz\nWHOSE = bar_baz.WHOSE\n",
+        ["foo"], WORKSPACE, **tiny("foo", "import bar_baz\nWHOSE = bar_baz.WHOSE\n",
         'dependencies = ["bar-baz"]\n[tool.uv.sources]\nbar-baz = {workspace = true}\n', "libs/foo"), **BAR,
     ),
     "an extra of the project itself": bundle(["mywire[sim]"], EXTRA + SOURCE, **FOO),
     "an extra of the project itself, spelled otherwise": bundle(["My.Wire[SIM]"], EXTRA + SOURCE, **FOO)
     | {"pyproject.toml": bundle(["my_wire[sim]"], EXTRA + SOURCE)["pyproject.toml"].replace('"mywire"', '"My.Wire"')},
     "a local source of a local source": bundle(
-        ["foo"], SOURCE, **project("foo", "import bar_baz\nWHOSE = bar_baz.WHOSE\n", NEEDS_BAR, "libs/foo"), **BAR
+        ["foo"], SOURCE, **tiny("foo", "import bar_baz\nWHOSE = bar_baz.WHOSE\n", NEEDS_BAR, "libs/foo"), **BAR
     ),
     "a name spelled otherwise": bundle(
         ["Bar.Baz"], '[tool.uv.sources]\nBAR_BAZ = {path = "libs/bar"}\n', "bar_baz", **BAR
@@ -100,13 +87,13 @@ CASES: dict[str, Mapping[str, str]] = {
     ),
     "an extra that it does not have": bundle(["foo[fast]"], SOURCE, **FOO),
     "a workspace in the workspace": bundle(
-        ["foo"], WORKSPACE, **project("foo", "import bar_baz\nWHOSE = bar_baz.WHOSE\n",
+        ["foo"], WORKSPACE, **tiny("foo", "import bar_baz\nWHOSE = bar_baz.WHOSE\n",
         'dependencies = ["bar-baz"]\n[tool.uv.sources]\nbar-baz = {path = "../bar"}\n[tool.uv.workspace]\n',
         "libs/foo"), **BAR,
     ),
     "a requirements file": {
         "requirements.txt": "./libs/foo\n./wired\nwantsfoo\n", **FOO,
-        **project("wired", ASKS.format(module="foo"), f'[project.entry-points."{GROUP}"]\nx = "wired:wire"\n', "wired"),
+        **tiny("wired", ASKS.format(module="foo"), f'[project.entry-points."{GROUP}"]\nx = "wired:wire"\n', "wired"),
     },
 }  # fmt: skip
 
@@ -153,7 +140,7 @@ def test_a_project_whose_name_is_not_read_is_no_other_bundles(go: Go) -> None:
         points = f'[project.entry-points."{GROUP}"]\nexecute = "main:wire"\n'
         said = f'[project]\nname = "nameless"\nversion = "{number}"\n{points}'
         files = {
-            "pyproject.toml": TINY.format(requires=""),
+            "pyproject.toml": BUILD_SYSTEM,
             "other.toml": said,
             "backend/tiny_backend.py": backend,
             "main.py": code,
@@ -164,13 +151,13 @@ def test_a_project_whose_name_is_not_read_is_no_other_bundles(go: Go) -> None:
 @runs(*BOTH)
 def test_what_a_build_needs(go: Go, server: LocalServer) -> None:
     """A backend's requirement that the bundle brings: of the bundle's own build, and of a local source's."""
-    tool = project("buildtool", MINE, folder="libs/tool")
+    tool = tiny("buildtool", MINE, folder="libs/tool")
     checks = TINY_BACKEND + "\nimport buildtool\nassert buildtool.WHOSE == 'mine', buildtool.WHOSE\n"
     source = '[tool.uv.sources]\nbuildtool = {path = "../tool"}\n'
-    foo = project("foo", MINE, source, "libs/foo", '"buildtool"') | {"libs/foo/backend/tiny_backend.py": checks}
+    foo = tiny("foo", MINE, source, "libs/foo", '"buildtool"') | {"libs/foo/backend/tiny_backend.py": checks}
     assert go(bundle(["foo"], SOURCE + 'buildtool = {path = "libs/tool"}\n', **foo, **tool)).outputs == {"out": b"mine"}
     own = f'[project.entry-points."{GROUP}"]\nx = "built:wire"\n[tool.uv.sources]\nbuildtool = {{path = "libs/tool"}}\n'
-    built = project("built", "def wire(*a):\n    return {'out': 'mine'}\n", own, "", '"buildtool"')
+    built = tiny("built", "def wire(*a):\n    return {'out': 'mine'}\n", own, "", '"buildtool"')
     assert go({**built, "backend/tiny_backend.py": checks, **tool}).outputs == {"out": b"mine"}
     assert asked_for_own(server) == []
 
@@ -186,7 +173,7 @@ def test_what_a_build_needs(go: Go, server: LocalServer) -> None:
     ],
 )  # fmt: skip
 def test_a_source_that_is_no_good_is_an_error_and_no_reason_to_ask(source: str, go: Go, server: LocalServer) -> None:
-    other = project("other", MINE, folder="libs/other")
+    other = tiny("other", MINE, folder="libs/other")
     result = go(bundle(["foo"], f"[tool.uv.sources]\n{source}\n", **FOO, **other))
     assert "foo" in result.error["error"] and asked_for_own(server) == []
 
@@ -224,7 +211,7 @@ SECOND = {
     ),
     "a constraint of the stranger's version": {
         "requirements.txt": "-c versions.txt\n./libs/foo\n./wired\n", "versions.txt": "foo==99.0\n", **FOO,
-        **project("wired", ASKS.format(module="foo"), f'[project.entry-points."{GROUP}"]\nx = "wired:wire"\n', "wired"),
+        **tiny("wired", ASKS.format(module="foo"), f'[project.entry-points."{GROUP}"]\nx = "wired:wire"\n', "wired"),
     },
     "a version that only the stranger has": bundle(["foo==99.0"], SOURCE, **FOO),
 }  # fmt: skip

@@ -16,7 +16,7 @@ from evidence import CONTROLS_DONE, NO_CONTROL
 from security.hostile import PATIENCE, HostileRunner, cases, leftovers, runs
 
 FAMILY = "processes"
-WIRE = "def wire(entrypoint, params, seed):\n    return {}\n"
+WIRE = "def wire(entrypoint, params, seed):\n    return {'out': 1}\n"
 # A program that can be found from outside by its command line.
 SLEEPER = """
 import os, signal, sys, time

@@ -64,7 +64,7 @@ def sim_return(task: SimTask, answer: Answer, store: ArtifactStore) -> SimReturn
     """The result of a simulation, with the outputs that the task asks for."""
     found = _mapping(answer.body, "outputs")
     if not found:
-        raise RunnerError.of("result", "no_outputs", "the task returned no outputs, and a result has at least one")
+        raise _protocol("it has no outputs, which the runner takes for a failed task")
     wanted = _wanted(task, found)
     files = _Files(answer.folder, store)
     outputs = {name: _artifact(name, found[name], files) for name in wanted}
