@@ -846,13 +846,14 @@ def preload(
 
     It happens where each task will stand, but where nothing can be left: what an import writes to its working
     directory fails here, and is written by each task that imports anew. Returns JSON: how many `modules` of the
-    tasks' are here; the `problem` in words, where forks of this process would not be like a fresh one. Threads that a
-    fork would lose, and memory that forks would share, are seen from outside, where there is a /proc.
+    tasks' are here; in words the `problem`, where forks of this process would not be like a fresh one, and the `doubt`,
+    where they may not. Threads that a fork would lose, and memory that forks would share, are seen from outside, where
+    there is a /proc.
     """
     import importlib.util  # noqa: F401 (every task needs it)
     import json
 
-    problem, learned = "", {*request["modules"]}
+    problem, doubt, learned = "", "", {*request["modules"]}
     if request["preload"]:
         generators.look()
         shadow.make(0o555)
@@ -862,14 +863,14 @@ def preload(
         except BaseException as error:  # each task will meet it again, and report it
             print("preload:", type_name(error), file=sys.stderr)
         learned -= sys.modules.keys()
-        problem = import_learned(request["modules"])
+        problem, doubt = import_learned(request["modules"])
         load_machine_code()
         problem = generators.look_again() or problem
         leave_working_directory()
         problem = problem or left_behind(caches)
     problem = files.look() or problem
     let_threads_end()
-    return json.dumps({"modules": len(learned & sys.modules.keys()), "problem": problem}).encode()
+    return json.dumps({"modules": len(learned & sys.modules.keys()), "problem": problem, "doubt": doubt}).encode()
 
 
 def enter_place() -> None:
@@ -887,38 +888,58 @@ def leave_working_directory() -> None:
     shutil.rmtree(SHADOW, ignore_errors=True)
 
 
-def import_learned(names: "list[str]") -> str:
-    """Import modules in the order in which a task did. Returns what keeps tasks from starting there, or nothing."""
+def import_learned(names: "list[str]") -> "tuple[str, str]":
+    """Import modules in the order in which a task did. Returns what keeps tasks from starting there, and what may."""
     for name in ("random", "numpy.random"):  # first, so that it shows whether another one seeds them
         if name in names:
             importlib.import_module(name)
-    before = traces_of_imports()
+    before, generators = traces_of_imports(), global_generators()
     for name in names:
         try:
             if name not in sys.modules:
                 importlib.import_module(name)
         except BaseException as error:
             if not isinstance(error, ModuleNotFoundError) or not (name + ".").startswith(str(error.name) + "."):
-                return "importing " + name + " raised " + type_name(error) + ": " + clip(str(error))[:500]
+                return "importing " + name + " raised " + type_name(error) + ": " + clip(str(error))[:500], ""
     after = traces_of_imports()
     changed = [what for what, was in before.items() if after[what] != was]
-    return "importing its modules changes " + " and ".join(changed) if changed else ""
+    drawn: list[str] = []
+    for what, (words, put_back) in generators.items():
+        now = global_generators()[what][0]
+        if now != words:
+            alone = drawn_alone(words[:624], now[:624])
+            (drawn if alone else changed).append(what if alone else "the state of " + what)
+        put_back()  # as for who has not imported it yet
+    problem = "importing its modules changes " + " and ".join(changed) if changed else ""
+    return problem, "importing its modules draws from " + " and ".join(drawn) if drawn else ""
 
 
 def traces_of_imports() -> "dict[str, Any]":
     """What a module may change that a task which has not imported it yet would notice."""
     import signal
 
-    numpy_random = sys.modules.get("numpy.random.mtrand")
     umask = os.umask(0o22)
     os.umask(umask)
     return {
         "the working directory": os.getcwd(),
         "the umask": umask,
         "the handlers of signals": [signal.getsignal(number) for number in range(1, 65)],
-        "the state of random": sys.modules["random"].getstate() if "random" in sys.modules else None,
-        "the state of numpy.random": repr(numpy_random._rand.get_state(legacy=False)) if numpy_random else None,
     }
+
+
+def global_generators() -> "dict[str, Any]":
+    """The state of random's and numpy's as words, those of the twister first, and a call that puts it back."""
+    found: dict[str, Any] = {}
+    if "random" in sys.modules:
+        module = sys.modules["random"]
+        state = module.getstate()
+        found["random"] = (*state[1], state[2]), lambda: module.setstate(state)
+    mtrand = sys.modules.get("numpy.random.mtrand")
+    if mtrand is not None and hasattr(mtrand._rand._bit_generator, "_legacy_seeding"):
+        legacy = mtrand._rand.get_state(legacy=False)
+        words = (*words_of(mtrand._rand._bit_generator), legacy["state"]["pos"], legacy["has_gauss"], legacy["gauss"])
+        found["numpy.random"] = words, lambda: mtrand._rand.set_state(legacy)
+    return found
 
 
 class Generators:
@@ -5872,17 +5893,18 @@ class Ready(NamedTuple):
 
     modules: int
     problem: str
+    doubt: str
 
 
 def parse_ready(body: bytes) -> Ready:
     """The template's word, which its imports may have shaped."""
     try:
         ready = Ready(**json.loads(body))
-        if type(ready.modules) is not int or not isinstance(ready.problem, str):
+        if type(ready.modules) is not int or not isinstance(ready.problem, str) or not isinstance(ready.doubt, str):
             raise ValueError("wrong fields")
     except (ValueError, TypeError, RecursionError):
         raise bad_result("the sandbox's word that it is ready is not one") from None
-    return Ready(ready.modules, ready.problem[:1000])
+    return Ready(ready.modules, ready.problem[:1000], ready.doubt[:1000])
 
 
 class Session(Supervisor):
@@ -8960,6 +8982,8 @@ class Server:
     """Answers tasks in a kept sandbox, and makes it anew: at once where it is not fit for another task; beside the
     old one where its template could have ready what tasks were seen to import and to cache."""
 
+    TRIAL = 20.0  # seconds that a task may take to be run once more, see `trial`
+
     def __init__(self, host: Host, workshop: "Workshop", inbox: Inbox, learned: Learned) -> None:
         self.host, self.workshop, self.inbox, self.learned = host, workshop, inbox, learned
         self.preload = host.profile.serve.preload
@@ -8968,6 +8992,7 @@ class Server:
         self.coming: Session | None = None
         self.grown, self.unused, self.patience = False, 0, 1  # tasks since the last new template; until the next
         self.longest = 0.0  # seconds that a task took in the present template
+        self.last: tuple[dict[str, Any], dict[str, Any]] | None = None  # a task, and the gist of what it gave
 
     def close(self) -> None:
         for session in (self.current, self.coming):
@@ -9012,7 +9037,13 @@ class Server:
         """Wait for a sandbox to be ready, and whether tasks can be forks of its template; else the next is simpler."""
         simple = not (self.preload_learned and session.request["modules"])
         try:
-            problem = self.problem(session.wait_until_ready(), session)
+            ready = session.wait_until_ready()
+            problem = self.problem(ready, session)
+            if ready.doubt and not problem:
+                if not self.proven(session.request["modules"]):
+                    self.learned.modules.clear()  # until there is a task to try it with
+                    return False
+                problem = self.trial(ready.doubt, session)
         except Failure as failure:
             if simple:
                 raise
@@ -9026,6 +9057,31 @@ class Server:
             Log.line(f"what tasks import is imported in each task: {problem}")
         self.preload_learned = False
         return False
+
+    def proven(self, names: list[str]) -> bool:
+        """Whether a doubt about a template with these modules can be settled, or another server of the bundle did."""
+        return self.last is not None or self.host.store.read("imported", digest_of("same", self.learned.key, names))
+
+    def trial(self, doubt: str, session: Session) -> str:
+        """Run the last task twice more, there. Returns what it proves against the template, or nothing: an import that
+        draws from a generator shifts what a task draws, if it seeded it before; most don't."""
+        if self.last is None:
+            return ""
+        if self.longest > self.TRIAL:
+            return f"{doubt}, and a task takes too long to see whether it matters"
+        task, given = self.last
+        first, second = (self.once_more(task, session) for _ in range(2))
+        steady = {name for name, value in first.items() if second.get(name) == value}  # the rest tells of a clock
+        same = steady and all(first[name] == given.get(name) for name in steady) and first.keys() == given.keys()
+        if same:
+            self.host.store.write("imported", digest_of("same", self.learned.key, session.request["modules"]), True)
+        return "" if same else f"{doubt}, and a task gave something else after it"
+
+    def once_more(self, task: dict[str, Any], session: Session) -> dict[str, Any]:
+        outputs = Outputs(None, 0, Notes(self.host.profile.caches))
+        with suppress(Failure):
+            return gist(task_result(self.host, session.run_task(task, outputs), task, outputs)[0])
+        return {}
 
     def problem(self, ready: Ready, session: Session) -> str:
         policy = self.host.profile.serve
@@ -9150,6 +9206,7 @@ class Server:
                 session.selector.unregister(0)
             self.longest = max(self.longest, time.monotonic() - begun)
         result = task_result(self.host, outcome, task, outputs)
+        self.last = (task, gist(result[0]))
         remember_run(self.host, self.workshop.environment, outputs.notes)
         if outputs.notes and outputs.notes.found:
             self.grown = self.learned.take(outputs.notes.found) or self.grown
@@ -9159,6 +9216,13 @@ class Server:
         if name is not None and str(name) in self.inbox.cancelled:
             self.inbox.cancelled.discard(str(name))
             raise Failure("execute", "cancelled", "the task was cancelled", True)
+
+
+def gist(result: Mapping[str, Any]) -> dict[str, Any]:
+    """A result without its bytes."""
+    if "task_id" not in result:
+        return dict(result)
+    return {name: output["checksum"] for name, output in result["outputs"].items()}
 
 
 def threads_of(init: int) -> list[str]:

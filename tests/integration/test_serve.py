@@ -1,5 +1,6 @@
 """--serve: many tasks of one bundle, one line each, and nothing of a task that the next one could notice."""
 
+import base64
 import json
 import os
 import queue
@@ -142,8 +143,6 @@ class Served:
         return self.receive()
 
     def value(self, do: str, **params: Any) -> Any:
-        import base64
-
         answer = self.ask(do, **params)
         assert "outputs" in answer, answer
         return json.loads(base64.b64decode(answer["outputs"]["out"]["inline"]))
@@ -155,8 +154,10 @@ Serve = Callable[..., Any]
 @pytest.fixture
 def serve(run: Runner, bundle: Callable[..., Path]) -> Serve:
     @contextmanager
-    def start(*arguments: str, wire: str = WIRE, env: Mapping[str, str] | None = None) -> Iterator[Served]:
-        command = run.command("--bundle-path", str(bundle(wire)), "--serve", *arguments)
+    def start(
+        *arguments: str, wire: str = WIRE, env: Mapping[str, str] | None = None, files: Mapping[str, str] | None = None
+    ) -> Iterator[Served]:
+        command = run.command("--bundle-path", str(bundle(wire, files=files)), "--serve", *arguments)
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=run.environment(env)
         )
@@ -489,6 +490,43 @@ def test_what_can_not_be_preloaded_is_imported_in_each_task_and_the_log_says_why
         assert "outputs" in answer and answer["metrics"]["preloaded_modules"] == 0
         (line,) = [line for line in log.read_text().splitlines() if "imported in each task" in line]
         assert word in line
+
+
+# An import that draws from a generator: a task that has seeded it by then draws other numbers, if it imports it anew.
+DRAWING = """
+import json, random, time
+
+def wire(entrypoint, params, seed):
+    before(seed)
+    import lazy
+    after(seed)
+    return {"out": json.dumps([random.random(), lazy.X]), "log": str(time.time())}
+"""
+SEEDS = {
+    "none before": ("before = int\nafter = random.seed", True),
+    "one before": ("before = random.seed\nafter = int", False),
+    "none at all": ("before = after = int", False),  # nothing it gives is the same twice
+}
+
+
+@pytest.mark.parametrize("seeding, preloaded", SEEDS.values(), ids=SEEDS)
+def test_an_import_that_draws_is_preloaded_if_a_task_gives_the_same_after_it(
+    run: Runner, serve: Serve, bundle: Callable[..., Path], seeding: str, preloaded: bool
+) -> None:
+    wire, files = DRAWING + seeding, {"lazy.py": f"import random\nX = bool(random.random())\n# {seeding!r}"}
+    task = {"entrypoint": "main", "params": {}, "seed": 3}
+    cold = run(bundle(wire, files=files), task).outputs["out"]
+    for known in (False, True):
+        with serve(wire=wire, files=files) as served:
+            answers = []
+            for _ in range(20):
+                served.send(task)
+                answers.append(served.receive())
+                time.sleep(0.1)
+        had = [bool(answer["metrics"]["preloaded_modules"]) for answer in answers]
+        assert had[-1] == preloaded and had[0] == (known and preloaded)
+        given = {answer["outputs"]["out"]["inline"] for answer in answers}
+        assert given == {base64.b64encode(cold).decode()} or seeding == SEEDS["none at all"][0]
 
 
 def test_without_proc_inside_the_host_sees_threads_and_shared_memory(lazy_serve: Any) -> None:
