@@ -3982,6 +3982,9 @@ def read_other_files(draft: Draft, project: Project, table: dict[str, Any]) -> N
         problem = "the environments of conda, pixi and pipenv are not read; write the packages into the dependencies of"
         remedy = "a pyproject.toml, or into a requirements.txt, by the names that they have on PyPI"
         raise refused(conda[0], f"{problem} {remedy}")
+    below = "" if there or project.kind or draft.members else find_in_bundle(draft.tree, "pyproject.toml")
+    if below:
+        draft.note(f"{below} is not read: its folder is not the bundle's")
     if os.path.lexists(os.path.join(draft.tree, ".python-version")):
         draft.note(".python-version is not read; requires-python says which Python")
 
@@ -6527,12 +6530,21 @@ def hint_build_network(cause: Cause, profile: Profile, bundle: str) -> str:
     return text if has_no_network(cause) else ""
 
 
+def hint_build_module(cause: Cause, profile: Profile, bundle: str) -> str:
+    name = cause.module.partition(".")[0][:100]
+    if "builtins.ModuleNotFoundError" not in cause.types or not name or name in sys.stdlib_module_names:
+        return ""
+    return f"A build has what build-system.requires lists (pyproject.toml) alone: add what brings {name!r} there"
+
+
 def hint_build_program(log: str) -> str:
     """What a build said that it lacks, in its own last words."""
     found = re.search(NO_BUILD_PROGRAM, log[-TAIL_CAP:])
-    name = next(filter(None, found.groups()), "") if found else ""
-    text = "which this host has not, or shows no build: ask for a version that has a wheel, or install it on the host"
-    return f"The build needs {name[:100]}, {text}" if name else ""
+    if not found:
+        return ""
+    program, language = (next(filter(None, found.groups()[part]), "") for part in (slice(2), slice(2, 5)))
+    lacks = repr(program[:100]) if program else f"a compiler of {language[:1].upper()}{language[1:100]}"
+    return f"The build needs {lacks}: install it on the host, or ask for a version that has a wheel"
 
 
 # The words of distutils, meson, CMake, setuptools-rust and maturin.
@@ -6614,6 +6626,7 @@ IMPORTED_FROM = {
     "bs4": "beautifulsoup4",
     "cv2": "opencv-python-headless",
     "dateutil": "python-dateutil",
+    "pkg_resources": "setuptools<82",
     "skimage": "scikit-image",
     "sklearn": "scikit-learn",
     "umap": "umap-learn",
@@ -6626,7 +6639,8 @@ def declared_aside(bundle: str, name: str) -> str:
     table: dict[str, Any] = {}
     listed: dict[str, Any] = {}
     with suppress(Failure):
-        listed = {"requirements.txt": (read_bundle_file(bundle, "requirements.txt") or "").splitlines()}
+        for file in ("requirements.txt", *CONDA):
+            listed[file] = re.sub(r"(?m)^\s*- ", "", read_bundle_file(bundle, file) or "").splitlines()
         table = read_bundle_toml(bundle, "pyproject.toml")
     for key in ("project.optional-dependencies", "dependency-groups", "tool.pdm.dev-dependencies", "tool.poetry.group"):
         with suppress(Failure):
@@ -6807,7 +6821,7 @@ def raise_failure(host: Host, outcome: Outcome, phase: str, subject: str = "") -
     if subject:
         failure.error = f"{subject}: {failure.error}"
     if phase in ("build", "execute") and outcome.error:
-        rules = HINTS if phase == "execute" else (hint_build_network,)
+        rules = HINTS if phase == "execute" else (hint_build_network, hint_build_module)
         causes = [with_what_a_shell_said(cause, outcome.stderr) for cause in outcome.error.get("causes", [])]
         hint = hint_of(rules, causes, host.profile, host.store.scratch("bundle"))
         hint = hint or (hint_build_program(outcome.stderr) if phase == "build" else "")
@@ -7958,7 +7972,7 @@ def build_wheel(resolver: Resolver, tree: str, project: Project, version: str) -
         trees = install_wheels(resolver, inner.wheels(requires))
         mounts = [Mount(tree, SOURCE), Mount(venv, VENV), *assemble(resolver, trees, venv)]
         box = make_sandbox(host, "build", [resolver.interpreter], f"{VENV}/bin/python", mounts, "/tmp")
-        box = box._replace(subject=project.name or project.folder)
+        box = box._replace(subject=project.name or os.path.normpath(f"the bundle/{project.folder}"))
         request = {"folder": project.folder, "requires_met": met, **told_version(project, version)}
         request |= {"backend": project.backend, "backend_path": project.backend_path}
         receiver = FileReceiver(host.store.scratch(f"built-{os.urandom(4).hex()}"), 1, ("learned",))

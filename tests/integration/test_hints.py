@@ -181,13 +181,18 @@ def test_what_an_exception_does_not_tell_its_line_does(run: Runner, bundle: Bund
     assert "under this profile" in run(in_strict, None, "--profile", "strict").error["error"]
 
 
+def test_a_build_that_imports_what_it_does_not_require(run: Runner, bundle: Bundle) -> None:
+    error = run(bundle(CODE, backend="import numpy\n")).error
+    assert error["type"] == "build_failed" and "(pyproject.toml) alone: add what brings 'numpy'" in error["error"]
+
+
 LACKS = {
-    "../meson.build:1:0: ERROR: Unknown compiler(s): [['gfortran'], ['flang-new'], ['ifort']]": "gfortran",
-    "error: command 'x86_64-linux-gnu-gcc' failed: No such file or directory": "x86_64-linux-gnu-gcc",
-    "  No CMAKE_Fortran_COMPILER could be found.": "Fortran",
-    "error: can't find Rust compiler": "Rust",
-    "Cargo, the Rust package manager, is not installed or is not on PATH.": "Rust",
-    "rustc, the rust compiler, is not installed or not in PATH.": "rust",
+    "../meson.build:1:0: ERROR: Unknown compiler(s): [['gfortran'], ['flang-new'], ['ifort']]": "'gfortran'",
+    "error: command 'x86_64-linux-gnu-gcc' failed: No such file or directory": "'x86_64-linux-gnu-gcc'",
+    "  No CMAKE_Fortran_COMPILER could be found.": "a compiler of Fortran",
+    "error: can't find Rust compiler": "a compiler of Rust",
+    "Cargo, the Rust package manager, is not installed or is not on PATH.": "a compiler of Rust",
+    "rustc, the rust compiler, is not installed or not in PATH.": "a compiler of Rust",
     "error: command 'gcc' failed with exit code 1": "",
 }
 
@@ -196,7 +201,7 @@ LACKS = {
 def test_a_build_that_lacks_a_compiler_names_it(run: Runner, bundle: Bundle, said: str) -> None:
     error = run(bundle(CODE, backend=f"def build_wheel(*_):\n    print({said!r})\n    raise SystemExit(1)\n")).error
     assert error["type"] == "build_failed"
-    assert (f"The build needs {LACKS[said]}, which" in error["error"]) == bool(LACKS[said])
+    assert (f"The build needs {LACKS[said]}: install" in error["error"]) == bool(LACKS[said])
 
 
 MASKED = {
@@ -291,9 +296,16 @@ ASIDE = {
 }
 
 
-@pytest.mark.parametrize("where", [*ASIDE, "requirements.txt"])
+FILES_ASIDE = {
+    "requirements.txt": "-r other.txt\nscikit-learn>=1\n",
+    "environment.yml": "dependencies:\n  - python=3.11\n  - scikit-learn=1.5\n",
+    "Pipfile": '[packages]\nscikit-learn = "*"\n',
+}
+
+
+@pytest.mark.parametrize("where", [*ASIDE, *FILES_ASIDE])
 def test_a_package_that_is_declared_and_not_installed(run: Runner, bundle: Bundle, where: str) -> None:
-    files = {"requirements.txt": "-r other.txt\nscikit-learn>=1\n"} if where == "requirements.txt" else {}
+    files = {where: FILES_ASIDE[where]} if where in FILES_ASIDE else {}
     text = project([]) + ASIDE.get(where, "")
     path = bundle("def wire(e, p, s):\n    import sklearn", pyproject=text, files=files)
     assert f"The bundle declares it in {where} alone" in run(path).error["error"]

@@ -494,6 +494,12 @@ def test_a_conda_environment_and_nothing_else(go: Go, name: str) -> None:
     )
 
 
+def test_a_project_that_is_not_at_the_top_is_named(go: Go) -> None:
+    result = go({f"python/{path}": text for path, text in virtual().items()})
+    assert result.error["type"] == "no_wire_entry_point"
+    assert "python/pyproject.toml is not read: its folder is not the bundle's" in result.stderr
+
+
 # --- requirements files
 
 FILES: dict[str, tuple[str, dict[str, str], str]] = {
