@@ -1979,7 +1979,8 @@ def host_failure(error: BaseException) -> Failure | None:
     if not isinstance(error, (OSError, MemoryError, ImportError)) or number not in SHORTAGES:
         return None
     place = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
-    return Failure("host", "host_exhausted", f"{SHORTAGES[number]}{place}; make room and run again", True)
+    elsewhere = ", or name another directory with --store-dir," if number in (errno.ENOSPC, errno.EDQUOT) else ""
+    return Failure("host", "host_exhausted", f"{SHORTAGES[number]}{place}; make room{elsewhere} and run again", True)
 
 
 KEPT_FOLDERS = ("wheels", "trees", "imported", "built", "resolved", "system", "locks", "venvs", "run")
@@ -2202,6 +2203,8 @@ def read_toml(path: str) -> dict[str, Any]:
         with open(path, encoding="utf-8") as file:
             return Toml.loads(file.read())
     except (OSError, ValueError, RecursionError) as error:
+        if is_own(error):
+            raise
         raise Failure("host", "profile_invalid", f"the profile {path} can't be read: {error}") from None
 
 
@@ -9280,11 +9283,11 @@ def template_memory(init: int) -> int:
 def doctor(options: Options, cleanup: ExitStack) -> dict[str, Any]:
     """What this host can do, found by doing it; each gap with its remedy, on stderr for people too."""
     report: dict[str, Any] = {"profile": options.profile, "python": sys.version.split()[0], "root": os.geteuid() == 0}
+    report["store"] = options.store_dir or default_store()
     gaps: list[tuple[str, str]] = []
     try:
         host = open_host(options, cleanup)
         report.update({"bwrap": tool_version(host.bwrap), "uv": host.uv and tool_version(host.uv)})
-        report["store"] = host.store.base
         interpreter = Interpreter(**describe_interpreter())
         box = make_sandbox(host, "execute", [interpreter], interpreter.executable, [], "/tmp")
         run_phase(host, box, {"phase": "probe"}, Receiver())
@@ -9300,7 +9303,10 @@ def doctor(options: Options, cleanup: ExitStack) -> dict[str, Any]:
         if host.uv is None:
             problem = "uv is not installed: a bundle with dependencies can't be prepared"
             gaps.append(("no_uv", f"{problem}; `pip install uv`"))
-    except Failure as failure:
+    except (Failure, OSError, MemoryError, ImportError) as error:
+        failure = error if isinstance(error, Failure) else host_failure(error)
+        if failure is None:
+            raise
         report["sandbox"] = report.get("sandbox", False)
         gaps.append((failure.type, failure.error))
     report["sysctls"] = {name: read_sysctl(name) for name, _ in USERNS_SYSCTLS}

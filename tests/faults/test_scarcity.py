@@ -313,6 +313,22 @@ def test_the_disk_is_full_where_wheels_are_unpacked(small_disk: Callable[[str], 
     verdict("ENOSPC while wheels are unpacked", counted(outcomes))
 
 
+def test_the_doctor_of_a_full_disk_answers_with_its_table(small_disk: Callable[[str], SmallDisk]) -> None:
+    """Wherever it meets the end of the disk, and with what to do."""
+    runner, found = small_disk("root"), Counter[str]()
+    for room in (*range(8 << 10, 520 << 10, 64 << 10), 64 << 20):
+        runner.empty()
+        runner.mount(f"remount,size={room}")
+        result = runner(None, None, "--doctor")
+        report = result.body["doctor"]
+        gaps = {gap["type"]: gap["remedy"] for gap in report["gaps"] if gap["type"] != "no_cgroup"}
+        assert (report["ok"], result.code, report["store"]) == (not gaps, 1 if gaps else 0, str(runner.store)), result
+        assert all("space" in remedy and "--store-dir" in remedy for remedy in gaps.values()), gaps
+        found.update(list(gaps) or ["none"])
+    assert found["none"] and found["host_exhausted"] > 3, found
+    assert found.keys() <= {"none", "host_exhausted", "store_unavailable"}, found
+
+
 def test_the_disk_of_the_outputs_is_full(small_disk: Callable[[str], SmallDisk], verdict: Verdict) -> None:
     runner = small_disk("root")
     runner.store, outputs = runner.place / "store", runner.disk
