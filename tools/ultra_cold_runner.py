@@ -1609,15 +1609,13 @@ def went_around(request: "dict[str, Any]", files: "list[Any]", searched: "set[An
         found = uv_compile(request, request["requirements"], searched)[0] if searched else []
     except ChildError:
         return []
-    others = [file for file in found if file["name"] in searched and file["version"] != had.get(file["name"])]
-    return [file for file in others if not has_wheel(request, file)]
-
-
-def has_wheel(request: "dict[str, Any]", file: "dict[str, Any]") -> bool:
-    try:
-        return bool(uv_compile(request, [file["name"] + "==" + file["version"]], set(), "--no-deps"))
-    except ChildError:
-        return False
+    others = []
+    for file in (file for file in found if file["name"] in searched and file["version"] != had.get(file["name"])):
+        try:
+            uv_compile(request, [file["name"] + "==" + file["version"]], set(), "--no-deps")
+        except ChildError:
+            others.append(file)
+    return others
 
 
 def wheels_required_for(message: str) -> "set[Any]":
@@ -6609,13 +6607,14 @@ def hint_module(cause: Cause, profile: Profile, bundle: str) -> str:
         return f"The bundle holds {held}, where no import looks: {remedy}"
     if inner:
         return ""
-    aside = declared_aside(bundle, IMPORTED_FROM.get(top, top))
+    declared, wanted = declared_names(bundle), canonical_name(IMPORTED_FROM.get(top, top))
+    aside = next((where for where, name in declared if where and name == wanted), "")
     if aside:
         return f"The bundle declares it in {aside} alone, which is not installed: add it to the dependencies"
     import difflib
 
     what = "distribution" if "importlib.metadata.PackageNotFoundError" in cause.types else "module"
-    near = difflib.get_close_matches(top.lower().replace("_", "-"), declared_names(bundle), 1, 0.7)
+    near = difflib.get_close_matches(canonical_name(top), [name for _, name in declared], 1, 0.7)
     said = f"; the nearest name that it declares is {near[0]!r}" if near else ""
     brings = repr(IMPORTED_FROM[top]) if top in IMPORTED_FROM else "the package that brings it"
     return f"The environment has no {what} {top[:100]!r}: declare {brings} in the bundle{said}"
@@ -6637,35 +6636,26 @@ IMPORTED_FROM = {
 }
 
 
-def declared_aside(bundle: str, name: str) -> str:
-    """Where else than among its dependencies a bundle declares a package."""
+def declared_names(bundle: str) -> list[tuple[str, str]]:
+    """Names of packages that a bundle's own files declare, after where: "" for its dependencies."""
     table: dict[str, Any] = {}
     listed: dict[str, Any] = {}
     with suppress(Failure):
-        for file in ("requirements.txt", *CONDA):
-            listed[file] = re.sub(r"(?m)^\s*- ", "", read_bundle_file(bundle, file) or "").splitlines()
         table = read_bundle_toml(bundle, "pyproject.toml")
+        listed[""] = take(table, "project.dependencies", list, [], "")
     for key in ("project.optional-dependencies", "dependency-groups", "tool.pdm.dev-dependencies", "tool.poetry.group"):
         with suppress(Failure):
             kind = "extra" if key.startswith("project") else "group"
             listed |= {f"its {kind} {which[:100]!r}": found for which, found in take(table, key, dict, {}, "").items()}
+    for file in ("requirements.txt", *CONDA):
+        with suppress(Failure):
+            listed[file] = re.sub(r"(?m)^\s*- ", "", read_bundle_file(bundle, file) or "").splitlines()
+    names: list[tuple[str, str]] = []
     for where, found in listed.items():
         lines = found.get("dependencies", ()) if isinstance(found, dict) else found
-        matches = [re.match(NAME, line.strip()) for line in lines if isinstance(line, str)]
-        if canonical_name(name) in [canonical_name(match[0]) for match in matches if match]:
-            return where
-    return ""
-
-
-def declared_names(bundle: str) -> list[str]:
-    """Names of packages that a bundle's own files declare, as they stand there."""
-    texts: list[str] = []
-    with suppress(Failure):
-        texts += take(read_bundle_toml(bundle, "pyproject.toml"), "project.dependencies", list, [], "")
-    with suppress(Failure):
-        texts += (read_bundle_file(bundle, "requirements.txt") or "").splitlines()
-    matches = (re.match(NAME, text.strip()) for text in texts)
-    return [match[0].lower().replace("_", "-") for match in matches if match]
+        matches = (re.match(NAME, line.strip()) for line in lines if isinstance(line, str))
+        names += [(where, canonical_name(match[0])) for match in matches if match]
+    return names
 
 
 def find_in_bundle(bundle: str, ending: str) -> str:
