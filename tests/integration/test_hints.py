@@ -341,8 +341,16 @@ def test_data_that_the_build_left_out(run: Runner, tmp_path: Path) -> None:
     assert '[tool.setuptools.package-data] pkg = ["params.csv"]' in error["error"]
 
 
-@pytest.mark.parametrize("call", ["psutil.virtual_memory()", "psutil.Process().memory_info()"])
+WITHOUT_PROC = [
+    "psutil.virtual_memory()",
+    "psutil.Process().memory_info()",
+    "distributed.LocalCluster(processes=False)",
+]
+
+
+@pytest.mark.parametrize("call", WITHOUT_PROC)
 def test_a_profile_without_proc_is_named(run: Runner, bundle: Bundle, call: str) -> None:
-    code = f"def wire(e, p, s):\n    import psutil\n    return {{'out': str({call})}}"
-    result = run(bundle(code, pyproject=project(["psutil"])), None, "--profile", "container")
+    library = call.partition(".")[0]
+    code = f"def wire(e, p, s):\n    import {library}\n    return {{'out': str({call})}}"
+    result = run(bundle(code, pyproject=project([library])), None, "--profile", "container")
     assert "(sandbox.proc = false)" in result.error["error"]

@@ -85,6 +85,23 @@ def test_a_limit_is_named_with_its_value_and_what_was_seen(runner_module: Any, k
     assert failure.details["stderr"] == "tail"
 
 
+@pytest.mark.parametrize(
+    "name, value, words",
+    [
+        ("memory_bytes", 4 << 30, "4.0 GiB"),
+        ("file_bytes", 3 << 19, "1.5 MiB"),
+        ("inline_bytes", 12, "12 bytes"),
+        ("wall_seconds", 600, "10 minutes"),
+        ("wall_seconds", 1, "1 second"),
+        ("cpu_seconds", 2.5, "2.5 seconds"),
+        ("wall_seconds", 7200, "2 hours"),
+        ("processes", 1024, "1,024"),
+    ],
+)
+def test_limits_in_words(runner_module: Any, name: str, value: float, words: str) -> None:
+    assert runner_module.quantity(name, value) == words
+
+
 def test_a_limit_comes_before_what_the_child_says(runner_module: Any) -> None:
     violation = runner_module.Violation("timeout", "wall_seconds", 1, 2)
     error = {"type": "task_exception", "exception": {"type": "E", "message": ""}, "traceback": ""}
