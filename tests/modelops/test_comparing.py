@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from modelops_contracts import digest_bytes
 
 from modelops.debugging.compare import differences, differing
-from modelops.debugging.smallest import smallest_set
+from modelops.debugging.inside.smallest import smallest_set
 from modelops.debugging.workbench import Outcome, Output
 
 

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from modelops.debugging import inside_leaks as inside
+from modelops.debugging.inside import look as looking
+from modelops.debugging.inside.process import Process, put_back, save
+from modelops.debugging.inside.values import identity
 
 COUNT, SIZE = 300, 500
 
@@ -28,27 +30,27 @@ def package(monkeypatch: pytest.MonkeyPatch) -> Iterator[types.ModuleType]:
     yield module
 
 
-def look(process: inside.Process) -> inside.Look:
-    return inside.Look(process, [place for place in process.places() if ":sharing:" in place.key], with_native=False)
+def look(process: Process) -> looking.Look:
+    return looking.Look(process, [place for place in process.places() if ":sharing:" in place.key], with_native=False)
 
 
 def test_what_many_places_share_is_taken_apart_once(package: types.ModuleType) -> None:
-    process = inside.Process(types.ModuleType("child"))
+    process = Process(types.ModuleType("child"))
     before = look(process)
     assert len(before.places) == COUNT + 2 and before.complete
     assert sum(leaves.nodes for leaves in before.leaves.values()) < 3 * SIZE + 10 * COUNT
     package.holder7.graph[3].append("more")
-    (change,) = inside.python_changes(before, look(process))
+    (change,) = looking.python_changes(before, look(process))
     assert change["key"].startswith("attribute:sharing:holder") and "[3][1]" in str(change["parts"])
 
 
 def test_what_is_put_back_leaves_other_places_as_they_are(package: types.ModuleType) -> None:
-    process = inside.Process(types.ModuleType("child"))
+    process = Process(types.ModuleType("child"))
     options, holder, before = package.OPTIONS, package.reader, look(process)
-    saved = inside.save(["attribute:sharing:OPTIONS", "attribute:sharing:reader"], process)
+    saved = save(["attribute:sharing:OPTIONS", "attribute:sharing:reader"], process)
     options["verbose"] = 9
-    assert [change["name"] for change in inside.python_changes(before, look(process))] == ["sharing.OPTIONS"]
-    assert inside.put_back(saved, process) == {}
+    assert [change["name"] for change in looking.python_changes(before, look(process))] == ["sharing.OPTIONS"]
+    put_back(saved, process)
     assert package.OPTIONS is options and options == {"verbose": 0.1}
     assert package.reader is holder and holder.graph is options
 
@@ -67,5 +69,5 @@ def test_what_only_says_that_it_is_a_module_is_passed_over(
     assert isinstance(library, types.ModuleType)
     monkeypatch.setitem(sys.modules, "sharing.lib", library)  # type: ignore[arg-type]
     package.lib = library  # type: ignore[attr-defined]
-    process = inside.Process(types.ModuleType("child"))
-    assert look(process).complete and inside.identity(library).startswith("Library @")
+    process = Process(types.ModuleType("child"))
+    assert look(process).complete and identity(library).startswith("Library @")

@@ -4,6 +4,7 @@ import json
 from collections.abc import Collection, Iterator
 from typing import Any
 
+from .inside.fingerprints import of_failure, unlike
 from .kinds import JSON, TABLES, TEXT, Kind, kind_of
 from .reading import Unreadable, read_apart
 from .workbench import Outcome, Output
@@ -13,23 +14,18 @@ SHOWN = 120
 MAX_DEPTH = 200
 
 Difference = dict[str, Any]
-Fingerprint = tuple[Any, ...] | dict[str, str]
 
 
-def fingerprint(outcome: Outcome) -> Fingerprint:
+def fingerprint(outcome: Outcome) -> list[str] | dict[str, str]:
     """What is compared: the checksum of each output, or the kind and words of the failure."""
     if outcome.failure is None:
         return {name: output.checksum for name, output in outcome.outputs.items()}
-    exception = outcome.failure.get("exception") or {}
-    return (str(outcome.failure.get("type")), str(exception.get("type")), str(exception.get("message")))
+    return of_failure(outcome.failure)
 
 
 def differing(first: Outcome, second: Outcome, unstable: Collection[str] = ()) -> list[str]:
     """The names of the outputs that differ, less `unstable`; "failure" where either has none."""
-    one, other = fingerprint(first), fingerprint(second)
-    if isinstance(one, dict) and isinstance(other, dict):
-        return sorted(n for n in one.keys() | other.keys() if n not in unstable and one.get(n) != other.get(n))
-    return [] if one == other else ["failure"]
+    return unlike(fingerprint(first), fingerprint(second), unstable)
 
 
 def differences(cold: Outcome, other: Outcome, unstable: Collection[str] = ()) -> list[Difference]:

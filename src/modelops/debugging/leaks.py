@@ -24,16 +24,17 @@ from modelops_contracts import digest_bytes
 
 from modelops.adapters.exec_env.runner_settings import RunnerSettings
 
-from .compare import Difference, differences, differing
+from .compare import Difference, differences, differing, fingerprint
+from .inside.causes import NO_RESULT, Cure, Trial, find_cures
+from .inside.fingerprints import plain_result
+from .inside.smallest import smallest_set
 from .policy import in_bytes, with_hash_seed
-from .shared import Change, Shared, SharedProcess, is_of_task, plain_result
-from .smallest import smallest_set
+from .shared import TRIALS, Change, Shared, SharedProcess, is_of_task
 from .tasks import Task, is_aggregation
 from .workbench import Outcome, Output, Workbench
 
 STABLE, HASH_SEED, NONDETERMINISTIC, UNKNOWN = "stable", "hash seed", "nondeterministic", "unknown"
 LEAST_SECONDS, LEAST_RUNS = 120.0, 60  # that the search may take, however short or few the cold runs were
-MOST_PARTS = 16  # of changes that are put back in parts, because all at once do harm
 PLAIN_LIBRARIES = 6  # whose data without addresses is put back by itself
 GENERATORS = ("random", "numpy.random")
 Progress = Callable[[str, int, int], None]
@@ -354,65 +355,72 @@ class LeakSearch:
         return leak, modules
 
     def _find_causes(self, leak: Leak, look: Shared, modules: list[str]) -> set[str]:
-        """Put changes back, the likeliest first, until the differences go; then find the fewest that do it.
+        """The fewest changes that, put back, make outputs as cold; the outputs for which there is no cause yet.
 
-        The outputs for which there is no cause yet: two of one task may differ for different reasons.
+        They are sought in forks of one process, which takes a fraction of the time, and then each is tried in a
+        process of its own. Where forks do not tell, all of the search runs so.
         """
         left = self._unlike(leak.victim, look)
+        changes = {change.key: change for change in look.changes}
+        portions = [[change.key for change in portion] for portion in _portions(look.changes)]
         leak.causes = []
-        for part in _portions(look.changes):
-            if self._is_late() or not left:
-                break
-            keys, healed = self._healing(leak, [change.key for change in part], modules, left)
-            enough = self._fewest(leak, keys, modules, healed, left) if healed else None
-            if enough:
-                lines = self._together([*leak.polluters, leak.victim], preload=modules, watch=enough).lines
-                by_key = {change.key: change for change in part}
-                had = {cause.change.key for cause in leak.causes}
-                leak.causes += [Cause(by_key[key], lines.get(key)) for key in enough if key not in had]
-                left -= healed
+        confirmed = self._confirm(leak, self._cures_in_forks(leak, portions, left, modules), left, modules)
+        if confirmed is None:
+            cures = find_cures(portions, left, self._trial(leak, modules))
+            confirmed = self._confirm(leak, cures, left, modules) or []
+        for cure, lines in confirmed:
+            had = {cause.change.key for cause in leak.causes}
+            leak.causes += [Cause(changes[key], lines.get(key)) for key in cure.keys if key not in had]
+            left -= cure.outputs
         return left
 
-    def _fewest(
-        self, leak: Leak, keys: list[str], modules: list[str], healed: set[str], left: set[str]
-    ) -> list[str] | None:
-        """The fewest of the changes that are enough together to heal these of the outputs that are left."""
+    def _cures_in_forks(self, leak: Leak, portions: list[list[str]], left: set[str], modules: list[str]) -> list[Cure]:
+        """What one process found in forks of itself: nothing where forks can't tell, or there is no time."""
+        if self._is_late() or not portions:
+            return []
+        cold = self.found.cold[leak.victim]
+        limit = TRIALS * self._bench.policy["execute"]["limits"]["wall_seconds"]
+        ask = {"portions": portions, "left": sorted(left), "cold": fingerprint(cold.outcome)}
+        ask |= {"unstable": cold.unstable, "seconds": min(limit, self._deadline - time.monotonic())}
+        cures = self._together([*leak.polluters, leak.victim], preload=modules, trials=ask).cures or []
+        asked = {key for portion in portions for key in portion}
+        return [cure for cure in cures if cure.keys and asked.issuperset(cure.keys)]
 
-        def is_enough(part: list[str]) -> bool:
-            return part == keys or healed <= self._put_back(leak, part, modules, left)[0]
+    def _confirm(
+        self, leak: Leak, cures: Sequence[Cure], left: set[str], modules: list[str]
+    ) -> list[tuple[Cure, Mapping[str, Any]]] | None:
+        """Each cure with the lines that make its changes; None where there is none, or one does not do it again."""
+        confirmed = []
+        for cure in cures:
+            told = self._together([*leak.polluters, leak.victim], preload=modules, restore=cure.keys, watch=cure.keys)
+            still = self._still_unlike(leak.victim, told, leak.polluters)
+            if still & cure.outputs or not still <= left:  # to be watched may change it
+                again = None if self._is_late() else self._trial(leak, modules)(cure.keys)
+                if again is None or again & cure.outputs:
+                    return None
+            confirmed.append((cure, told.lines))
+        return confirmed or None
 
-        found = smallest_set(keys, is_enough)
-        return None if self._is_late() else found  # else what was not tested for want of time would be a cause
+    def _trial(self, leak: Leak, modules: list[str]) -> Trial:
+        """A trial is a process of its own."""
+        earlier = leak.polluters
 
-    def _healing(self, leak: Leak, keys: list[str], modules: list[str], left: set[str]) -> tuple[list[str], set[str]]:
-        """Changes that heal outputs, and which: all of these, else a half of what does other harm, and so on."""
-        waiting = [keys]
-        for _ in range(MOST_PARTS):
-            if not waiting or self._is_late():
-                break
-            part = waiting.pop(0)
-            healed, does_harm = self._put_back(leak, part, modules, left)
-            if healed:
-                return part, healed
-            if does_harm and len(part) > 1:
-                waiting += [part[: len(part) // 2], part[len(part) // 2 :]]
-        return [], set()
+        def trial(keys: list[str]) -> set[str] | None:
+            if self._is_late():
+                return None
+            shared = self._together([*earlier, leak.victim], preload=modules, restore=keys)
+            return self._still_unlike(leak.victim, shared, earlier)
 
-    def _put_back(self, leak: Leak, keys: list[str], modules: list[str], outputs: set[str]) -> tuple[set[str], bool]:
-        """Those of the outputs that are as cold once these old values are back, and whether it does other harm."""
-        if self._is_late():
-            return set(), False
-        shared = self._together([*leak.polluters, leak.victim], preload=modules, restore=keys)
-        still = self._unlike(leak.victim, shared) if len(shared.outcomes) == len(leak.polluters) + 1 else {"failure"}
-        does_harm = not still <= outputs
-        return set() if does_harm else outputs - still, does_harm
+        return trial
 
-    def _is_cured(self, victim: int, polluters: Sequence[int], keys: list[str], modules: list[str]) -> bool | None:
-        """Whether the victim is as cold once these old values are back; None where there is no time."""
-        if self._is_late():
-            return None
-        shared = self._together([*polluters, victim], preload=modules, restore=keys)
-        return len(shared.outcomes) == len(polluters) + 1 and not self._differs(victim, shared.outcomes[-1])
+    def _still_unlike(self, victim: int, shared: Shared, earlier: Sequence[int]) -> set[str]:
+        """The victim's outputs that are not as cold; what did harm leaves none."""
+        return self._unlike(victim, shared) if len(shared.outcomes) == len(earlier) + 1 else set(NO_RESULT)
+
+    def _is_cured(self, victim: int, leak: Leak, modules: list[str]) -> bool | None:
+        """Whether the causes are this victim's as well; None where there is no time."""
+        still = self._trial(replace(leak, victim=victim), modules)([cause.change.key for cause in leak.causes])
+        return None if still is None else not still
 
     def _explained(self, leak: Leak, victims: Sequence[int], modules: list[str]) -> dict[int, bool | None]:
         """Whether the causes are those of other victims too: of all at once where they go before every task, else one
@@ -425,7 +433,7 @@ class LeakSearch:
             healed = {n for n, o in zip(order, shared.outcomes, strict=False) if not self._differs(n, o)}
             answers = dict.fromkeys(healed.intersection(victims), True)
         left = [victim for victim in victims if victim not in answers]
-        cured = partial(self._is_cured, polluters=leak.polluters, keys=keys, modules=modules)
+        cured = partial(self._is_cured, leak=leak, modules=modules)
         return {**answers, **dict(zip(left, self._pool_map(cured, left), strict=True))}
 
     # --- runs

@@ -1,8 +1,10 @@
-"""Tasks that share one process in a sandbox: what is asked of `inside_leaks.py`, and what it says, taken as hostile."""
+"""Tasks that share one process in a sandbox: what is asked of `inside.leaks`, and what it says, taken as hostile."""
 
 import json
+import os
 import re
 import struct
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,13 +12,17 @@ from typing import Any
 
 from modelops_contracts import digest_bytes
 
+from .inside.causes import Cure
+from .inside.fingerprints import plain_result
 from .policy import Policy, scaled
 from .reading import Unreadable, read_apart
 from .tasks import Task
 from .workbench import Outcome, Output, Workbench
 
-PROGRAM = Path(__file__).with_name("inside_leaks.py")
 PER_TASK = ("wall_seconds", "cpu_seconds", "output_bytes", "stderr_bytes")  # limits that are of each task
+INSIDE = Path(__file__).with_name("inside")
+PACKAGE = "modelops_inside"  # its name in the sandbox, where no module of a bundle is called so
+TRIALS = 20  # tasks whose limits a process has for its trials in forks
 MAX_TEXT, MAX_CHANGES, MAX_HEAD = 2000, 2000, 4 << 20
 
 
@@ -66,7 +72,7 @@ class Shared:
     changes: list[Change] = field(default_factory=list)
     complete: bool = True  # whether the look could take everything in
     native: str = ""
-    problems: Mapping[str, str] = field(default_factory=dict)  # why something could not be put back
+    cures: list[Cure] | None = None  # None where forks could not tell
     lines: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     failure: Mapping[str, Any] | None = None  # of the process itself
 
@@ -78,14 +84,30 @@ class SharedProcess:
         self._bench = bench
 
     def run(self, tasks: Sequence[Task], policy: Policy | None = None, **asked: Any) -> Shared:
-        """One process. `asked` is what `inside_leaks.py` has besides the tasks."""
-        count = len(tasks) + 2
+        """One process. `asked` is what `inside.leaks` has besides the tasks."""
+        count = len(tasks) + 2 + (TRIALS if "trials" in asked else 0)
         wider = scaled(policy or self._bench.policy, PER_TASK, count)
         settings = self._bench.under(wider, f"shared-{count}")
         outcome = self._bench.instrument(
-            PROGRAM, {"tasks": list(tasks), **asked}, settings, timeout=self._bench.timeout_seconds * count
+            packed(self._bench.folder),
+            {"tasks": list(tasks), **asked},
+            settings,
+            timeout=self._bench.timeout_seconds * count,
         )
         return _parse(outcome, len(tasks))
+
+
+def packed(folder: Path) -> Path:
+    """The program for the sandbox, as one file that Python runs: a zip archive of `inside`."""
+    path = folder / "inside.zip"
+    if not path.exists():
+        aside = path.with_name(f"{path.name}.{os.urandom(4).hex()}")
+        with zipfile.ZipFile(aside, "w") as archive:
+            for source in sorted(INSIDE.glob("*.py")):
+                archive.write(source, f"{PACKAGE}/{source.name}")
+            archive.writestr("__main__.py", f"from {PACKAGE}.leaks import main as main\n")
+        os.replace(aside, path)
+    return path
 
 
 def _parse(outcome: Outcome, count: int) -> Shared:
@@ -112,7 +134,7 @@ def _parse(outcome: Outcome, count: int) -> Shared:
         _changes(told, outcome.outputs),
         told.get("complete") is not False and not told.get("left_out"),
         str(told.get("native", ""))[:MAX_TEXT],
-        {str(k): str(v)[:MAX_TEXT] for k, v in _json(outcome.outputs.get("restored")).items()},
+        _cures(_json(outcome.outputs.get("cures"))),
         {str(k): _line(v) for k, v in _json(outcome.outputs.get("lines")).items() if isinstance(v, dict)},
         outcome.failure,
     )
@@ -147,20 +169,19 @@ def is_of_task(failure: Mapping[str, Any] | None) -> bool:
     return failure is not None and failure.get("phase") in ("execute", "result") and failure["type"] not in of_caller
 
 
-def plain_result(content: bytes) -> bytes:
-    """An aggregation's result in one spelling, so that it can be compared; anything else as it is."""
-    try:
-        return json.dumps(json.loads(content), sort_keys=True).encode()
-    except (ValueError, RecursionError):
-        return content
-
-
 def _json(output: Output | None) -> dict[str, Any]:
     try:
         value = json.loads(output.read()) if output is not None and output.size <= 64 << 20 else {}
     except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def _cures(told: Mapping[str, Any]) -> list[Cure] | None:
+    entries = told.get("cures")
+    if told.get("problem") or not isinstance(entries, list):
+        return None
+    return [Cure([str(key) for key in keys], {str(name) for name in outputs}) for keys, outputs in entries]
 
 
 def _line(told: Mapping[str, Any]) -> dict[str, Any]:
