@@ -1033,6 +1033,54 @@ def wire(entrypoint, params, seed):
         "numpy.seterr(",
         ("numpy",),
     ),
+    "an options object with a word of its own on how it is pickled, which others hold": Leaky(
+        """
+class Options:
+    __slots__ = ("depth", "__dict__")
+    def __reduce__(self):
+        return Options, ()
+OPTIONS = Options()
+OPTIONS.depth = OPTIONS.scale = 1
+def held(options=OPTIONS):
+    return options
+def wire(entrypoint, params, seed):
+    out = f"{held().scale} {held().depth}"
+    held().scale = held().depth = 7
+    return {"out": out}
+""",
+        "module attribute",
+        "probe.OPTIONS",
+        "depth = 7",
+    ),
+    "how scipy's functions count errors": Leaky(
+        """
+from scipy import special
+def wire(entrypoint, params, seed):
+    try:
+        out = str(special.gammaln(0))
+    except special.SpecialFunctionError:
+        out = "raised"
+    special.seterr(all="raise")
+    return {"out": out}
+""",
+        "scipy error state",
+        "scipy.special.geterr()",
+        "special.seterr(",
+        ("scipy",),
+    ),
+    "numba's threads": Leaky(
+        """
+import numba
+def wire(entrypoint, params, seed):
+    out = numba.get_num_threads()
+    numba.set_num_threads(1)
+    return {"out": str(out)}
+""",
+        "threads of numba",
+        "numba.get_num_threads()",
+        "numba.set_num_threads(1)",
+        ("numba",),
+    ),
 }
 
 C_SOURCE = """

@@ -67,6 +67,8 @@ def test_a_leak_is_found_with_its_cause_and_its_line(
     assert bool(found.causes) is leaky.proven
     for cause in found.causes:
         assert leaky.line in cause["line"]["text"] and cause["line"]["file"].endswith(leaky.file), cause
+        led = cause["line"]["called_from"]  # of a dependency's line, the bundle's that led there
+        assert (led is None) is (leaky.file == "probe.py") and (led is None or led["file"] == "probe.py"), cause
     said = leaky.name if leaky.kind in leaky.name else f"{leaky.kind} {leaky.name}"  # nothing is named twice
     assert "task 1 changes tasks 2, 3" in found.text and said in found.text
     assert leaky.line in found.text or not leaky.proven

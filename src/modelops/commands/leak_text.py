@@ -52,8 +52,8 @@ def _show_leak(console: Console, leak: Report, inputs: Mapping[int, str]) -> Non
         console.print(Text("  cause: ", "bold red") + Text(words.KNOWN["causes"], "dim"))
         for cause in leak["causes"]:
             _line(console, words.change(cause), indent=4)
-            if words.line(cause):
-                _line(console, words.line(cause), indent=6, style="cyan")
+            for line in words.lines(cause):
+                _line(console, line, indent=6, style="cyan")
     if leak["imports"]:
         console.print(Text("  cause: ", "bold red") + Text(words.KNOWN["imports"], "dim"))
         _line(console, f"importing {', '.join(leak['imports'])}", indent=4)

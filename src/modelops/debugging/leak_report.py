@@ -17,10 +17,10 @@
 
 A difference has output, kind ("table", "json", "text", "bytes", "presence", "failure") and values, cold's first; and
 where it is, by its kind. It is measured: the runner makes the checksums. A change has key, kind, name, how ("added",
-"gone", "rebound", "content"), own, old, new, parts; of native data library, section, symbol and
-points (it looks like an address); and line (file,
-line, function, text) or null. These the process told of itself. That a change is a cause is measured: with the old
-value put back, the outputs are cold's.
+"gone", "rebound", "content"), own, old, new, parts; of native data library, section, symbol and points (it looks like
+an address); and line or null: file, line, function, text, and of a dependency's line `called_from`, the bundle's that
+led there. These the process told of itself. That a change is a cause is measured: with the old value put back, the
+outputs are cold's.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -104,5 +104,10 @@ def _leak(leak: Leak, folder: Path) -> Mapping[str, Any]:
 def _change(change: Change, line: Mapping[str, Any] | None, folder: Path) -> Mapping[str, Any]:
     fields = asdict(change)
     fields["parts"] = [list(part) for part in change.parts]
-    told = None if line is None else {**line, "file": own_path(line["file"], folder) or line["file"]}
-    return {**fields, "line": told}
+    return {**fields, "line": None if line is None else _line(line, folder)}
+
+
+def _line(line: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
+    caller = line.get("called_from")
+    named = {**line, "file": own_path(line["file"], folder) or line["file"]}
+    return {**named, "called_from": None if caller is None else _line(caller, folder)}

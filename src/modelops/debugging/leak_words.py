@@ -97,7 +97,14 @@ def _place_of(what: Mapping[str, Any]) -> str:
     return name if says_kind else f"{what['kind']} {name}"
 
 
-def line(what: Mapping[str, Any]) -> str:
-    """Where the change is made, or nothing."""
+def lines(what: Mapping[str, Any]) -> list[str]:
+    """Where the change is made, the bundle's line first where it is one of a dependency's, as far as it is known."""
     told = what["line"]
-    return f"{told['file']}:{told['line']} in {told['function']}: {told['text']}" if told and told["line"] else ""
+    if not (told and told["line"]):
+        return []
+    caller = told.get("called_from")
+    return [_line(caller), f"by {_line(told)}"] if caller and caller["line"] else [_line(told)]
+
+
+def _line(told: Mapping[str, Any]) -> str:
+    return f"{told['file']}:{told['line']} in {told['function']}: {told['text']}"

@@ -187,7 +187,9 @@ def _cures(told: Mapping[str, Any]) -> list[Cure] | None:
 def _line(told: Mapping[str, Any]) -> dict[str, Any]:
     line = told.get("line")
     texts = {name: str(told.get(name, ""))[:MAX_TEXT] for name in ("file", "function", "text")}
-    return {**texts, "line": line if isinstance(line, int) else 0}
+    caller = told.get("called_from")
+    led = {"called_from": _line({**caller, "called_from": None})} if isinstance(caller, dict) else {}
+    return {**texts, "line": line if isinstance(line, int) else 0, **led}
 
 
 def _changes(told: Mapping[str, Any], outputs: Mapping[str, Output]) -> list[Change]:

@@ -1,8 +1,8 @@
 """What of an outcome is compared: the checksum of each output, or the kind and words of the failure."""
 
 import hashlib
-import json
 from collections.abc import Collection, Mapping
+from json import dumps, loads  # bound before a bundle can patch them
 from typing import Any
 
 
@@ -27,6 +27,6 @@ def unlike(one: Any, other: Any, unstable: Collection[str] = ()) -> list[str]:
 def plain_result(content: bytes) -> bytes:
     """An aggregation's result in one spelling, so that it can be compared; anything else as it is."""
     try:
-        return json.dumps(json.loads(content), sort_keys=True).encode()
+        return dumps(loads(content), sort_keys=True).encode()
     except (ValueError, RecursionError):
         return content

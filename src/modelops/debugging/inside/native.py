@@ -13,20 +13,24 @@ PAGE, RANGES = 4096, 256
 
 
 class Library:
-    """A loaded shared library: where its writable data lies in memory, by its own program headers."""
+    """A loaded shared library: where its writable data lies in memory, by its own program headers.
+
+    The memory is opened each time: a fork that has it from its parent would read and write the parent's.
+    """
 
     def __init__(self, path: str, start: int, own: bool) -> None:
         self.path, self.own = path, own
-        self.memory = os.open("/proc/self/mem", os.O_RDWR | os.O_CLOEXEC)
         self.segments, self.bias = writable_segments(path, start)
 
     def read(self, offset: int, size: int) -> bytes:
         """Bytes at an address of the file's own numbering."""
-        return os.pread(self.memory, size, self.bias + offset)
+        with open("/proc/self/mem", "rb", buffering=0) as memory:
+            return os.pread(memory.fileno(), size, self.bias + offset)
 
     def write(self, offset: int, data: bytes) -> None:
         """Put bytes back."""
-        os.pwrite(self.memory, data, self.bias + offset)
+        with open("/proc/self/mem", "r+b", buffering=0) as memory:
+            os.pwrite(memory.fileno(), data, self.bias + offset)
 
     def image(self) -> "list[tuple[int, bytes]]":
         """All writable data, a page at most at a time where some of it can't be read."""

@@ -1,7 +1,7 @@
 """One task in this process, and what came of it."""
 
-import json
 import struct
+from json import dumps, loads  # bound before a bundle can patch them
 from typing import Any
 
 from .fingerprints import of_failure, of_outputs, plain_result
@@ -42,12 +42,12 @@ def run(task: dict[str, Any], wire: str, child: Any) -> "tuple[str | None, dict[
 def frame(failure: "str | None", outputs: dict[str, bytes], modules: "list[str]") -> bytes:
     """A task's outcome as it is sent: a length, JSON, outputs one after the other."""
     sizes = [[name, len(body)] for name, body in outputs.items()]
-    head = json.dumps({"outputs": sizes, "failure": failure, "modules": modules}).encode()
+    head = dumps({"outputs": sizes, "failure": failure, "modules": modules}).encode()
     return struct.pack(">I", len(head)) + head + b"".join(outputs.values())
 
 
 def fingerprint(failure: "str | None", outputs: dict[str, bytes]) -> Any:
     """What of a task's outcome is compared."""
     if failure is not None:
-        return of_failure(json.loads(failure))
+        return of_failure(loads(failure))
     return of_outputs({name: plain_result(body) if [*outputs] == [RESULT] else body for name, body in outputs.items()})

@@ -5,13 +5,13 @@ So first and last the victim runs in one with nothing put back. Where that does 
 is no answer, and each trial needs a process of its own. The cures are tried again in one either way.
 """
 
-import json
 import os
 import select
 import signal
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from json import dump, loads  # bound before a bundle can patch them
 from typing import Any
 
 from .causes import NO_RESULT, find_cures
@@ -65,14 +65,14 @@ class Forks:
             self.problem = f"files can't be put back: {error}"
         if self.problem:
             return None
-        return set(unlike(self.ask["cold"], json.loads(answer), self.ask["unstable"])) if answer else set(NO_RESULT)
+        return set(unlike(self.ask["cold"], loads(answer), self.ask["unstable"])) if answer else set(NO_RESULT)
 
     def answer(self, keys: "list[str]", run: Any, writer: int) -> None:
         """In the fork: it ends here, whatever happens."""
         try:
             put_back({key: self.saved[key] for key in keys if key in self.saved}, self.process)
             with open(writer, "w", encoding="utf-8", errors="surrogatepass") as file:
-                json.dump(run(), file)
+                dump(run(), file)
         finally:
             os._exit(0)
 

@@ -23,7 +23,8 @@ class Watcher:
         self.events, self.deadline = 0, time.process_time() + WATCH_SECONDS
         kinds = (Attribute, FunctionState, Cache)
         theirs = any(isinstance(place, kinds) and not place.own for place in self.places.values())
-        self.is_watched = process.is_theirs if theirs else process.is_own_file
+        self.is_own = process.is_own_file
+        self.is_watched = process.is_theirs if theirs else self.is_own
         sys.settrace(self.on_event)
 
     @staticmethod
@@ -42,7 +43,7 @@ class Watcher:
         if self.events > WATCH_EVENTS or time.process_time() > self.deadline or len(self.lines) == len(self.places):
             sys.settrace(None)
             return None
-        self.check()
+        self.check(frame)
         if event == "return":
             caller = frame.f_back
             watched = caller is not None and self.is_watched(caller.f_code.co_filename)
@@ -51,24 +52,37 @@ class Watcher:
             self.last = (frame.f_code, frame.f_lineno)
         return self.on_event
 
-    def check(self) -> None:
-        """Charge what changed since the last line to that line."""
+    def check(self, frame: Any) -> None:
+        """Charge what changed since the last line to that line, and to the bundle's line that led there."""
         for key, place in self.places.items():
             now = None if key in self.lines else self.glance(place)
             if now is not None and now != self.state[key]:  # it is None where there is no stack left to look
                 self.state[key] = now
                 if self.last:
                     code, line = self.last
-                    self.lines[key] = {"file": code.co_filename, "line": line, "function": called(code),
-                                       "text": source_line(code.co_filename, line)}  # fmt: skip
+                    led = None if self.is_own(code.co_filename) else self.own_frame(frame)
+                    by = led and told(led.f_code, led.f_lineno)
+                    self.lines[key] = {**told(code, line), "called_from": by}
+
+    def own_frame(self, frame: Any) -> Any:
+        """The innermost frame of the bundle's; None where there is none."""
+        while frame is not None and not self.is_own(frame.f_code.co_filename):
+            frame = frame.f_back
+        return frame
 
     def stop(self) -> dict[str, Any]:
         """The line of each key for which there is one."""
         goes_on = sys.gettrace() == self.on_event  # Python ends it where there is no stack left for it
         sys.settrace(None)
         if goes_on:
-            self.check()
+            self.check(None)
         return self.lines
+
+
+def told(code: Any, line: int) -> dict[str, Any]:
+    """A line of a function, for people."""
+    file = code.co_filename
+    return {"file": file, "line": line, "function": called(code), "text": source_line(file, line)}
 
 
 def source_line(file: str, number: int) -> str:
