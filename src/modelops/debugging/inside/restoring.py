@@ -26,6 +26,10 @@ def content_of(value: Any, others: "dict[int, Any]") -> Any:
             return value.serialize()
         if isinstance(value, threading.local):
             return types.SimpleNamespace(**copied(vars(value), others))
+        if is_plain(kind := type(value)) and (pickles_itself(kind) or hasattr(kind, "__deepcopy__")):
+            names = [*(attribute_of(value, "__dict__") or ()), *slots_of(kind)]
+            held = {name: part for name in names if (part := getattr(value, name, MISSING)) is not MISSING}
+            return types.SimpleNamespace(**{name: copied_or_same(part, others) for name, part in held.items()})
         return copied(value, others)
     except Exception:
         pass
@@ -84,10 +88,11 @@ def fill(value: Any, content: Any) -> bool:
     elif pickles_itself(type(value)) and not is_plain(type(value)):
         return False
     elif isinstance(own := attribute_of(value, "__dict__"), dict) or slots_of(type(value)):
+        slots = slots_of(type(value))
         if isinstance(own, dict):
             own.clear()
-            own.update(vars(content))
-        for name in slots_of(type(value)):
+            own.update({name: part for name, part in vars(content).items() if name not in slots})
+        for name in slots:
             if (part := getattr(content, name, MISSING)) is not MISSING:
                 object.__setattr__(value, name, part)
     else:
