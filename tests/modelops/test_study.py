@@ -483,7 +483,11 @@ def test_the_command_says_which_tasks_failed(bundle: Path, store: Path, tmp_path
         ("simulation", 7, 3, "task_exception"),
         ("aggregation", None, 3, "failed_inputs"),
     ]
-    assert "bad x" in done.stderr and '"seed": 7' in done.stderr and "3 of 6 tasks failed" in done.stderr
+    assert (
+        "bad x" in done.stderr
+        and '"x": 3}, seed 7: task_exception: ' in done.stderr
+        and "3 of 6 tasks failed" in done.stderr
+    )
     rows = polars.read_parquet(tmp_path / "out" / "tasks.parquet")
     assert rows["error_type"].to_list() == [None, None, "task_exception", "task_exception", None, "failed_inputs"]
 

@@ -54,6 +54,12 @@ def test_names_below_a_registry() -> None:
             place.below(name)
 
 
+def test_what_a_place_holds() -> None:
+    place = parse_place("ghcr.io/org/models")
+    assert place.holds("ghcr.io/org/models") and place.holds("ghcr.io/org/models/sir")
+    assert not place.holds("ghcr.io/org/models2") and not place.holds("ghcr.io/org")
+
+
 def test_challenges() -> None:
     header = 'Basic realm="a, b", Bearer realm="https://x/t?y=\\"z\\"",service=s, scope="repository:a:pull,push x"'
     basic, bearer = read_challenges(header)

@@ -16,11 +16,12 @@ from rich.text import Text
 
 from modelops.adapters.bundle import BundleError, LocalBundleRepository
 from modelops.places import default_storage_dir
+from modelops.printable import one_line
 from modelops.services.bundles import describe_bundle, find_bundle, open_target, pull_bundle
 from modelops.services.preflight import check_bundle
 from modelops.worker.settings import runner_settings
 
-from .findings import lines_of, printable
+from .findings import lines_of
 from .sandbox_options import Profile
 
 app = typer.Typer(
@@ -107,10 +108,10 @@ def show(
     tool = found.listing.get("tool")
     tool = tool if isinstance(tool, dict) else {}
     console.print(reference)
-    console.print(printable(f"made {found.listing.get('created')} by {tool.get('name')} {tool.get('version')}"))
+    console.print(one_line(f"made {found.listing.get('created')} by {tool.get('name')} {tool.get('version')}"))
     for kind, entries in (("model", registry.models), ("target", registry.targets)):
         for name, entry in entries.items():
-            console.print(printable(f"{kind} {name}: {entry.entrypoint}"))
+            console.print(one_line(f"{kind} {name}: {entry.entrypoint}"))
     table = Table("file", Column("bytes", justify="right"), box=None, pad_edge=False)
     for path, file in sorted(found.artifact.files.items()):
         table.add_row(Text(path), str(file.size))

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from modelops.printable import one_line
 from modelops.services.preflight import Finding
 
 
@@ -11,12 +12,7 @@ def lines_of(findings: Sequence[Finding]) -> list[str]:
         line
         for finding in findings
         for line in (
-            f"{finding.level}: {finding.check}: {printable(finding.message)}",
-            f"    {printable(finding.remedy)}",
+            f"{finding.level}: {finding.check}: {one_line(finding.message)}",
+            f"    {one_line(finding.remedy)}",
         )
     ]
-
-
-def printable(text: str) -> str:
-    """What others wrote, as a terminal can show it without doing what it says."""
-    return "".join(character if character.isprintable() else "?" for character in text)[:4000]

@@ -8,12 +8,9 @@ import json
 import logging
 import os
 import re
-import signal
-import sys
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -29,11 +26,12 @@ from modelops.adapters.bundle.registry import read_registry
 from modelops.adapters.exec_env.runner_settings import profile_digest
 from modelops.adapters.working_dir import clear_away
 from modelops.places import default_storage_dir
+from modelops.printable import one_line
 from modelops.services.bundles import FoundBundle, find_bundle
-from modelops.services.dask_simulation import DaskSimulationService, hush
+from modelops.services.dask_simulation import DaskSimulationService
 from modelops.services.preflight import Finding, check_bundle, check_parameters, names_of
 from modelops.services.study import Study
-from modelops.services.study_cluster import leave_nothing, study_cluster
+from modelops.services.study_cluster import study_cluster
 from modelops.services.study_folder import StudyFolder, StudyFolderError
 from modelops.services.study_inputs import parameter_sets, parse_grid, parse_params, parse_seeds, read_json, read_table
 from modelops.services.study_json import find_targets, read_study_json, study_of
@@ -42,6 +40,7 @@ from modelops.services.study_tables import write_tables
 from modelops.worker.settings import WorkerSettings, runner_settings
 
 from .findings import lines_of
+from .stopping import Stop, stoppable
 
 logger = logging.getLogger(__name__)
 
@@ -90,78 +89,75 @@ def study(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
 ) -> None:
     """Run a parameter study of a bundle, every task in a sandbox, and write the results as they come."""
+    console = _log_to_terminal(verbose)
+    with stoppable() as stop:
+        with _refusing():
+            _check_address(scheduler)
+            place, found = _out(out, file), find_bundle(bundle, repository)
+            plan = _plan(_Asked(file, entrypoint, params, grid, table, seeds, target, target_data), found)
+            limit = None if max_failures is None else limit_of_failures(max_failures, plan.points)
+            cluster = _Cluster(plan, found, scheduler, workers, threads, profile, timeout, not no_check)
+            cluster.check_here()
+            folder = StudyFolder(place, plan, _profile(profile, here=scheduler is None))
+        with _going_on(), folder:
+            if retry_failed:
+                folder.forget_failures()
+            _report(folder, *_run(folder, cluster, console, limit, stop))
+
+
+def _log_to_terminal(verbose: bool) -> Console:
     console = Console(stderr=True)
     handler = RichHandler(console=console, show_path=False) if console.is_terminal else logging.StreamHandler()
     logging.basicConfig(level="WARNING", format="%(message)s", handlers=[handler])
     logging.getLogger("modelops").setLevel("DEBUG" if verbose else "INFO")
-    with _stoppable() as stop:
-        try:
-            if scheduler is not None and not _SCHEDULER.fullmatch(scheduler):  # Dask then says so, and does not end
-                raise ValueError(f"{scheduler!r} is no address of a Dask scheduler, such as tcp://host:8786")
-            place = _out(out, file)
-            found = find_bundle(bundle, repository)
-            data = None if target_data is None else read_json(target_data, "--target-data")
-            if file is None:
-                asked = _Asked(entrypoint, params, grid, table, seeds)
-                plan = _asked_study(asked, found, target or [], data)
-            else:
-                _refuse(file, entrypoint=entrypoint, params=params, grid=grid, table=table, seeds=seeds)
-                plan = study_of(read_study_json(file), found.reference, read_registry(found.folder), target, data)
-            limit = None if max_failures is None else limit_of_failures(max_failures, plan.points)
-            if not no_check:
-                _check(plan, found, profile, inside=scheduler is None)
-            folder = StudyFolder(place, plan, _profile(profile, here=scheduler is None))
-        except (BundleError, ContractViolationError, StudyFolderError, ValueError, OSError) as error:
-            typer.echo(f"the study can't begin: {_words(error)}", err=True)
-            raise typer.Exit(2) from None
-        settings = WorkerSettings(
-            bundle_repository=found.directory,
-            bundle_registry=found.registry,
-            profile=profile,
-            timeout_seconds=timeout,
-        )
+    return console
 
-        def make_service() -> DaskSimulationService:
-            try:
-                return DaskSimulationService(scheduler, settings, n_workers=workers, threads_per_worker=threads)
-            except (OSError, ValueError) as error:
-                if scheduler is None:
-                    raise
-                raise _Refused(f"the Dask scheduler {scheduler!r} can't be reached: {error}") from None
 
-        def begin(service: DaskSimulationService) -> list[str]:
-            if scheduler is not None and not no_check:
-                targets = [target.entrypoint for target in plan.targets]
-                names = names_of(read_registry(found.folder), [plan.entrypoint], targets)
-                _tell(service.preflight(found.reference, names))
-            return list(service.executors().values())
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Within the block, what keeps a study from being begun is said, and ends the command."""
+    try:
+        yield
+    except (BundleError, ContractViolationError, StudyFolderError, ValueError, OSError) as error:
+        typer.echo(f"the study can't begin: {_words(error)}", err=True)
+        raise typer.Exit(2) from None
 
-        try:
-            with folder:
-                if retry_failed:
-                    folder.forget_failures()
-                _report(folder, *_run(folder, make_service, begin, console, limit, stop))
-        except _Refused as error:
-            typer.echo(f"the study can't begin: {error}", err=True)
-            raise typer.Exit(2) from None
-        except StudyFolderError as error:
-            typer.echo(
-                f"the study can't go on: {error}; all before is kept, and the same command goes on from there", err=True
-            )
-            raise typer.Exit(1) from None
+
+@contextmanager
+def _going_on() -> Iterator[None]:
+    """The same of a cluster, and of results that can't be written."""
+    try:
+        yield
+    except _Refused as error:
+        typer.echo(f"the study can't begin: {error}", err=True)
+        raise typer.Exit(2) from None
+    except StudyFolderError as error:
+        text = f"the study can't go on: {error}; all before is kept, and the same command goes on from there"
+        typer.echo(text, err=True)
+        raise typer.Exit(1) from None
 
 
 class _Asked(NamedTuple):
-    """A study as the options give it, without a file."""
+    """What is to be run: a study's file, or the options instead of one."""
 
+    file: Path | None
     entrypoint: str | None
     params: str | None
     grid: list[str] | None
     table: Path | None
     seeds: str | None
+    target: list[str] | None
+    target_data: str | None
 
 
-def _asked_study(asked: _Asked, found: FoundBundle, targets: list[str], data: dict[str, Any] | None) -> Study:
+def _plan(asked: _Asked, found: FoundBundle) -> Study:
+    data = None if asked.target_data is None else read_json(asked.target_data, "--target-data")
+    registry = read_registry(found.folder)
+    if asked.file is not None:
+        instead = {name: getattr(asked, name) for name in ("entrypoint", "params", "grid", "table", "seeds")}
+        if given := [f"--{name}" for name, value in instead.items() if value not in (None, [])]:
+            raise ValueError(f"{', '.join(given)} can't go with {str(asked.file)!r}, which says what is run")
+        return study_of(read_study_json(asked.file), found.reference, registry, asked.target, data)
     if asked.entrypoint is None:
         raise ValueError("name a study's file, or what to simulate with --entrypoint")
     rows = None if asked.table is None else read_table(asked.table)
@@ -170,15 +166,9 @@ def _asked_study(asked: _Asked, found: FoundBundle, targets: list[str], data: di
         asked.entrypoint,
         parameter_sets(parse_params(asked.params or "{}"), parse_grid(asked.grid or ()), rows),
         parse_seeds(asked.seeds or "1"),
-        targets=find_targets(targets, read_registry(found.folder)),
+        targets=find_targets(asked.target or (), registry),
         target_data=data,
     )
-
-
-def _refuse(file: Path, **options: object) -> None:
-    given = [f"--{name}" for name, value in options.items() if value not in (None, [])]
-    if given:
-        raise ValueError(f"{', '.join(given)} can't go with {str(file)!r}, which says what is run")
 
 
 def _out(out: Path | None, file: Path | None) -> Path:
@@ -187,14 +177,60 @@ def _out(out: Path | None, file: Path | None) -> Path:
     return out if out is not None else Path(f"{file.stem}.results")  # type: ignore[union-attr]
 
 
-def _check(plan: Study, found: FoundBundle, profile: str | None, *, inside: bool) -> None:
-    """Tell what the preflight finds here; `_Refused` where no task, or no target, could run."""
-    targets = [target.entrypoint for target in plan.targets]
-    settings = runner_settings(profile)
-    findings = check_bundle(found.folder, settings, entrypoints=[plan.entrypoint], targets=targets, inside=inside)
-    registry = read_registry(found.folder)
-    findings += check_parameters(registry, plan.entrypoint, (point.parameters.params for point in plan.points))
-    _tell(findings)
+def _check_address(scheduler: str | None) -> None:
+    """Dask says that an address is none, and does not end."""
+    if scheduler is not None and not _SCHEDULER.fullmatch(scheduler):
+        raise ValueError(f"{scheduler!r} is no address of a Dask scheduler, such as tcp://host:8786")
+
+
+class _Cluster(NamedTuple):
+    """Where a study is run, and what is looked for before that."""
+
+    plan: Study
+    found: FoundBundle
+    scheduler: str | None
+    workers: int
+    threads: int | None
+    profile: str | None
+    timeout: float | None
+    checks: bool
+
+    def check_here(self) -> None:
+        """Tell what the preflight finds on this machine; `_Refused` where no task, or no target, could run."""
+        if not self.checks:
+            return
+        folder, asked = self.found.folder, [self.plan.entrypoint]
+        settings, inside = runner_settings(self.profile), self.scheduler is None
+        findings = check_bundle(folder, settings, entrypoints=asked, targets=self._targets(), inside=inside)
+        sets = (point.parameters.params for point in self.plan.points)
+        _tell([*findings, *check_parameters(read_registry(folder), self.plan.entrypoint, sets)])
+
+    def make_service(self) -> DaskSimulationService:
+        """The service on this cluster, which is made where there is no scheduler."""
+        settings = WorkerSettings(
+            bundle_repository=self.found.directory,
+            bundle_registry=self.found.registry,
+            profile=self.profile,
+            timeout_seconds=self.timeout,
+        )
+        try:
+            return DaskSimulationService(
+                self.scheduler, settings, n_workers=self.workers, threads_per_worker=self.threads
+            )
+        except (OSError, ValueError) as error:
+            if self.scheduler is None:
+                raise
+            raise _Refused(f"the Dask scheduler {self.scheduler!r} can't be reached: {error}") from None
+
+    def begin(self, service: DaskSimulationService) -> list[str]:
+        """Tell what the preflight finds on workers elsewhere; which environment each worker has."""
+        if self.scheduler is not None and self.checks:
+            names = names_of(read_registry(self.found.folder), [self.plan.entrypoint], self._targets())
+            _tell(service.preflight(self.found.reference, names))
+        return list(service.executors().values())
+
+    def _targets(self) -> list[str]:
+        return [target.entrypoint for target in self.plan.targets]
 
 
 class _Refused(ValueError):
@@ -225,11 +261,10 @@ def _words(error: Exception) -> str:
 
 def _run(
     folder: StudyFolder,
-    make_service: Callable[[], DaskSimulationService],
-    begin: Callable[[DaskSimulationService], list[str]],
+    cluster: _Cluster,
     console: Console,
     limit: int | None,
-    stop: "_Stop",
+    stop: Stop,
 ) -> tuple[Ended, int, dict[str, Any]]:
     """Run what is missing: why it ended, the signal that ended it or 0, and what the summary tells of this start."""
     begun = time.monotonic()
@@ -244,74 +279,13 @@ def _run(
         with (
             stop.as_a_request(),
             _progress(console, before, total) as advance,
-            study_cluster(make_service, begin, stop.asked) as (service, executors),
+            study_cluster(cluster.make_service, cluster.begin, stop.asked) as (service, executors),
         ):
             ended = StudyRun(service, folder, max_failures=limit, stop=stop.asked, progress=advance).run()
     seconds = time.monotonic() - begun
     done = len(folder.simulations) + len(folder.losses) - before
     ran = {"executors": dict(Counter(executors)), "tasks": done, "seconds": round(seconds, 3)}
     return ended, stop.number, {**ran, "tasks_per_second": round(done / seconds, 2) if done else None}
-
-
-class _Stop:
-    """SIGINT and SIGTERM: a KeyboardInterrupt, or a request to stop. The second one is an interrupt everywhere."""
-
-    def __init__(self) -> None:
-        self.asked, self.number = threading.Event(), 0
-        self._interrupts, self._left = True, 2
-
-    @contextmanager
-    def on_signals(self) -> Iterator[None]:
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        before = [signal.signal(number, self._take) for number in numbers]
-        try:
-            yield
-        finally:
-            for number, handler in zip(numbers, before, strict=True):
-                signal.signal(number, handler)
-
-    @contextmanager
-    def as_a_request(self) -> Iterator[None]:
-        self._interrupts = False
-        try:
-            yield
-        finally:
-            self._interrupts = True
-
-    def ignore(self) -> None:
-        """The process ends now."""
-        self._left = 0
-
-    def _take(self, number: int, _: object) -> None:
-        again, self.number, self._left = self.asked.is_set(), number, self._left - 1
-        self.asked.set()
-        hush()  # the signal may be for the workers too
-        if (again or self._interrupts) and self._left >= 0:
-            raise KeyboardInterrupt
-
-
-@contextmanager
-def _stoppable() -> Iterator[_Stop]:
-    """Where a signal stops the block, so ends the process: what Python would take apart first takes 0.2 seconds."""
-    stop = _Stop()
-    with stop.on_signals():
-        try:
-            yield stop
-            return
-        except KeyboardInterrupt:
-            stop.ignore()
-            typer.echo("stopped; the same command goes on with what is written, or begins", err=True)
-            status = 128 + (stop.number or signal.SIGINT)
-        except typer.Exit as end:
-            if not stop.number:
-                raise
-            stop.ignore()
-            status = end.exit_code
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # a process that just starts has nothing to say
-        leave_nothing()
-        os._exit(status)
 
 
 def _report(folder: StudyFolder, ended: Ended, number: int, ran: dict[str, Any]) -> None:
@@ -324,13 +298,21 @@ def _report(folder: StudyFolder, ended: Ended, number: int, ran: dict[str, Any])
     summary = write_tables(folder, ran)
     print(json.dumps(summary, indent=2, default=str))
     for failure in summary["failures"][:SHOWN_FAILURES]:
-        typer.echo(f"failed: {json.dumps(failure, default=str)}", err=True)
+        typer.echo(_failure_line(failure), err=True)
     if ended is Ended.TOO_MANY_FAILURES:
         left = f"{planned - done:,} of {planned:,} simulations were not run"
         typer.echo(f"stopped by --max-failures; {left}, and the same command goes on with more allowed", err=True)
     if summary["failed"]:
         typer.echo(f"{summary['failed']} of {folder.study.size} tasks failed; {folder.path} has them all", err=True)
         raise typer.Exit(1)
+
+
+def _failure_line(failure: Mapping[str, Any]) -> str:
+    """An entry of the summary's failures, for people."""
+    what = f"seed {failure['seed']}" if "seed" in failure else f"target {failure['target']}"
+    parameters = one_line(json.dumps(failure["params"], ensure_ascii=False, default=str), 200)
+    why = one_line(f"{failure['error_type']}: {failure['error']}", 2000)
+    return f"failed: {failure['task']} of {parameters}, {one_line(what)}: {why}"
 
 
 @contextmanager

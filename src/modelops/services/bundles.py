@@ -58,7 +58,7 @@ def find_bundle(text: str, directory: Path | None = None, environ: Mapping[str, 
 def _in_registry(text: str, environ: Mapping[str, str]) -> FoundBundle:
     repository, target = resolve_target(text, environ)
     configured = environ.get(REGISTRY)
-    is_known = configured is not None and str(target.place).startswith(str(parse_place(configured)))
+    is_known = bool(configured) and parse_place(str(configured)).holds(str(target.place))
     registry = None if is_known else str(target.place)
     return FoundBundle(str(target), repository.ensure_local(str(target))[1], registry=registry)
 

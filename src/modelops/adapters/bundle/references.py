@@ -62,9 +62,13 @@ class Place(NamedTuple):
     def __str__(self) -> str:
         return f"{self.host}/{self.repository}" if self.repository else self.host
 
+    def holds(self, name: str) -> bool:
+        """Whether `name`, with its host, is this place or one below it."""
+        return f"{name}/".startswith(f"{self}/")
+
     def below(self, name: str) -> "Place":
         """The repository that `name` is of in this registry; a name that begins with this one's own stays."""
-        if name == str(self) or name.startswith(f"{self}/"):
+        if self.holds(name):
             return parse_place(name)
         if names_registry(name):
             problem = f"{name[:200]!r} is in another registry than {self}, the one of MODELOPS_BUNDLE_REGISTRY"
