@@ -9080,6 +9080,8 @@ class Server:
         first, second = (self.once_more(task, session) for _ in range(2))
         steady = {name for name, value in first.items() if second.get(name) == value}  # the rest tells of a clock
         same = steady and all(first[name] == given.get(name) for name in steady) and first.keys() == given.keys()
+        session.settle()
+        same = same and session.alive  # a task may give the same, and harm the sandbox
         if same:
             self.host.store.write("imported", digest_of("same", self.learned.key, session.request["modules"]), True)
         return "" if same else f"{doubt}, and a task gave something else after it"
