@@ -3966,7 +3966,7 @@ def own_extras(project: Project) -> set[str]:
 def read_other_files(draft: Draft, project: Project, table: dict[str, Any]) -> None:
     """requirements.txt, where it says what to install; what is there besides is named."""
     listed = take(table, "project.dependencies", list, None, "pyproject.toml") is not None
-    listed = listed or "dependencies" in project.dynamic
+    listed = listed or ("dependencies" in project.dynamic and project.kind == "built")
     names = (*UNREAD, "requirements.txt", "pylock.toml", "uv.lock")
     there = {name for name in names if os.path.lexists(os.path.join(draft.tree, name))}
     locked = sorted(there & {"pylock.toml", "uv.lock"})

@@ -578,6 +578,13 @@ def test_a_requirements_file_that_installs_the_project(go: Go, dependencies: str
     assert "six" in result.error["error"] and "requirements.txt is not read" in result.stderr
 
 
+def test_dependencies_that_no_build_will_tell(go: Go) -> None:
+    """`dynamic` says that the build tells them, and a virtual project has none."""
+    files = virtual(dependencies=None, **{"requirements.txt": "six==1.15.0\n"})
+    files["pyproject.toml"] = files["pyproject.toml"].replace("version =", 'dynamic = ["dependencies"]\nversion =')
+    assert go(files).outputs == {"out": b"1.15.0"}
+
+
 def test_what_is_left_out_of_a_workspace_need_not_be_a_project(go: Go) -> None:
     more = '[tool.uv.workspace]\nmembers = ["libs/*"]\nexclude = ["libs/old"]\n'
     more += "[tool.uv.sources]\nfoo = {workspace = true}\n"
