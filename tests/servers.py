@@ -522,6 +522,7 @@ class Listener:
         self.socket.listen(64)
         self.port = int(self.socket.getsockname()[1])
         self.heard: list[bytes] = []
+        self.called = threading.Event()
         self.thread = threading.Thread(target=self._accept, daemon=True)
         self.thread.start()
 
@@ -532,6 +533,7 @@ class Listener:
                 peer.settimeout(0.5)
                 with peer, contextlib.suppress(OSError):
                     self.heard.append(b"")
+                    self.called.set()
                     self.heard[-1] = peer.recv(4096)
                     peer.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n")
 
