@@ -1081,6 +1081,28 @@ def wire(entrypoint, params, seed):
         "numba.set_num_threads(1)",
         ("numba",),
     ),
+    "a text in memory": Leaky(
+        """
+import io
+LOG = io.StringIO()
+def wire(entrypoint, params, seed):
+    LOG.write(f"{seed},")
+    return {"out": LOG.getvalue()}
+""",
+        "module attribute",
+        "probe.LOG",
+        "LOG.write(",
+    ),
+    "how far a file was read": Leaky(
+        """
+TABLE = open("/bundle/pyproject.toml")
+def wire(entrypoint, params, seed):
+    return {"out": next(TABLE) + "."}
+""",
+        "module attribute",
+        "probe.TABLE",
+        "next(TABLE)",
+    ),
 }
 
 C_SOURCE = """

@@ -7,7 +7,18 @@ import types
 from collections import deque
 from typing import Any
 
-from .values import CODE, MISSING, SCALARS, attribute_of, in_context, is_plain, pickles_itself, slots_of
+from .values import (
+    CODE,
+    IN_MEMORY,
+    MISSING,
+    SCALARS,
+    attribute_of,
+    in_context,
+    is_plain,
+    is_read,
+    pickles_itself,
+    slots_of,
+)
 
 
 def as_before(value: Any, content: Any) -> Any:
@@ -24,6 +35,10 @@ def content_of(value: Any, others: "dict[int, Any]") -> Any:
             return [now if (now := in_context(value)) is MISSING else copied(now, others)]
         if attribute_of(value, "iterdump") and attribute_of(value, "serialize"):  # a database of sqlite3
             return value.serialize()
+        if isinstance(value, IN_MEMORY):
+            return value.getvalue(), value.tell()
+        if is_read(value):
+            return value.tell()
         if isinstance(value, threading.local):
             return types.SimpleNamespace(**copied(vars(value), others))
         if is_plain(kind := type(value)) and (pickles_itself(kind) or hasattr(kind, "__deepcopy__")):
@@ -71,6 +86,13 @@ def fill(value: Any, content: Any) -> bool:
         if content[0] is MISSING:
             raise TypeError("a context variable that had no value can't be without one again")
         value.set(content[0])
+    elif isinstance(value, IN_MEMORY):
+        value.seek(0)
+        value.truncate()
+        value.write(content[0])
+        value.seek(content[1])
+    elif is_read(value):
+        value.seek(content)
     elif isinstance(value, (list, bytearray)):
         value[:] = content
     elif isinstance(value, (dict, set, deque)):

@@ -4,6 +4,7 @@ import contextvars
 import functools
 import gc
 import hashlib
+import io
 import time
 import types
 from collections import deque
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from .look import Look
 
 LEAVES, NODES, DEPTH = 500, 20_000, 8  # of one place: leaves told apart, nodes looked at, levels
+IN_MEMORY = (io.StringIO, io.BytesIO)
 WORD = 8  # bytes of an address
 TEXT = 120  # characters of a value that are shown
 SCALARS = (type(None), bool, int, float, complex, str, bytes)
@@ -102,7 +104,7 @@ class Leaves:
         return True
 
     def opaque(self, value: Any, kind: type, path: str, depth: int) -> bool:
-        """What neither attributes nor pickling tell of: context variables, generators that wait, databases."""
+        """What neither attributes nor pickling tell of: context variables, generators that wait, streams, databases."""
         if kind is contextvars.ContextVar:
             self.leaf(path, f"ContextVar {value.name}")
             self.walk(in_context(value), path, depth)
@@ -110,6 +112,10 @@ class Leaves:
             frame = value.gi_frame
             self.leaf(path, identity(value) if frame is None else f"{identity(value)} at {frame.f_lasti}")
             self.walk({} if frame is None else dict(frame.f_locals), path, depth)
+        elif isinstance(value, IN_MEMORY) or is_read(value):
+            self.leaf(path, f"{kind.__name__} at {position(value)}")
+            if isinstance(value, IN_MEMORY):
+                self.walk(value.getvalue(), path, depth)
         elif kind.__module__ == "sqlite3" and kind.__name__ == "Connection":
             for number, line in enumerate(value.iterdump()):
                 self.walk(line, f"{path}<{number}>", depth)
@@ -190,6 +196,19 @@ class Leaves:
                 continue
             self.walk(item, f"{path}.{name}", depth)
         return True
+
+
+def is_read(value: Any) -> bool:
+    """Whether it is a file that is read: to ask one that is written for its position would write to it."""
+    return isinstance(value, io.IOBase) and not value.closed and value.seekable() and not value.writable()
+
+
+def position(stream: Any) -> Any:
+    """Where a stream stands; while one of text is iterated over, its buffer tells."""
+    try:
+        return stream.tell()
+    except OSError:
+        return f"{stream.buffer.tell()} of its buffer"
 
 
 def pickles_itself(kind: type) -> bool:
