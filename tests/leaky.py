@@ -1103,6 +1103,34 @@ def wire(entrypoint, params, seed):
         "probe.TABLE",
         "next(TABLE)",
     ),
+    "a class registered with an abstract one": Leaky(
+        """
+import numbers
+class Amount: pass
+def wire(entrypoint, params, seed):
+    out = str(issubclass(Amount, numbers.Real))
+    numbers.Real.register(Amount)
+    return {"out": out}
+""",
+        "registered classes",
+        "numbers.Real",
+        "numbers.Real.register(Amount)",
+    ),
+    "a variable that the C library alone has": Leaky(
+        """
+import ctypes
+libc = ctypes.CDLL(None)
+getenv, setenv = libc.getenv, libc.setenv
+getenv.restype = ctypes.c_char_p
+def wire(entrypoint, params, seed):
+    out = str(getenv(b"SCALE"))
+    setenv(b"SCALE", b"2", 1)
+    return {"out": out}
+""",
+        "environment of the C library",
+        "environ",
+        "setenv(b",
+    ),
 }
 
 C_SOURCE = """

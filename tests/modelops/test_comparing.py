@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from modelops_contracts import digest_bytes
 
 from modelops.debugging.compare import differences, differing
+from modelops.debugging.inside.causes import NO_RESULT, Cure, find_cures
 from modelops.debugging.inside.smallest import smallest_set
 from modelops.debugging.workbench import Outcome, Output
 
@@ -45,6 +46,37 @@ def test_of_several_that_are_enough_one_is_found(size: int, data: Any) -> None:
 
 def test_what_does_not_hold_twice_is_none() -> None:
     assert smallest_set([1, 2, 3], lambda part: False) is None
+
+
+def test_outputs_have_the_fewest_causes_each_and_what_does_harm_is_put_back_in_parts() -> None:
+    """`a` needs 2 and 5 back, `b` needs 11; 7 ends the process."""
+
+    def trial(keys: list[str]) -> set[str]:
+        if "7" in keys:
+            return set(NO_RESULT)
+        back = {name for name, needs in (("a", {"2", "5"}), ("b", {"11"})) if needs <= set(keys)}
+        return {"a", "b", "c"} - back
+
+    portions = [[str(number) for number in range(8)], [str(number) for number in range(8, 16)]]
+    assert find_cures([portions[0][:6], *portions], {"a", "b", "c"}, trial) == [
+        Cure(["2", "5"], {"a"}),
+        Cure(["11"], {"b"}),
+    ]
+    assert find_cures([["7", "11"]], {"b"}, lambda keys: trial(keys) - {"a", "c"}) == [Cure(["11"], {"b"})]
+
+
+@pytest.mark.parametrize("times", range(6))
+def test_what_was_not_tried_for_want_of_time_is_no_cause(times: int) -> None:
+    """Of eight changes the fourth is the cause: found in as many trials as that takes, or not at all."""
+    left = times
+
+    def trial(keys: list[str]) -> set[str] | None:
+        nonlocal left
+        left -= 1
+        return None if left < 0 else {"out"} - ({"out"} if "3" in keys else set())
+
+    found = find_cures([[str(number) for number in range(8)]], {"out"}, trial)
+    assert found == ([Cure(["3"], {"out"})] if left >= 0 else [])
 
 
 def test_tables_differ_by_cell() -> None:

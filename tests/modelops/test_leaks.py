@@ -178,21 +178,39 @@ def wire(entrypoint, params, seed):
 def test_outputs_that_differ_for_different_reasons_have_causes_of_their_own(
     leaks: Callable[..., Search], tmp_path: Path
 ) -> None:
-    """One of them can't be put back: that takes nothing from what is known of the other."""
+    """One of them can't be put back: that takes nothing from what is known of the others."""
     code = """
 import atexit
+import dateutil.tz
 SEEN = []
 def wire(entrypoint, params, seed):
-    outputs = {"seen": str(len(SEEN)), "exits": str(atexit._ncallbacks())}
+    marker = getattr(dateutil.tz.tzutc, "marker", "none")
+    outputs = {"seen": str(len(SEEN)), "exits": str(atexit._ncallbacks()), "tz": str(marker)}
     SEEN.append(seed)
+    dateutil.tz.tzutc.marker = seed
     atexit.register(print)
     return outputs
 """
-    found = leaks(write_bundle(tmp_path / "bundle", code), "1-2")
+    found = leaks(write_bundle(tmp_path / "bundle", code, pyproject=PROJECT.format(needs=["python-dateutil"])), "1-2")
     leak = found.report["leaks"][0]
-    assert [cause["name"] for cause in leak["causes"]] == ["probe.SEEN"], found.text
+    assert [cause["name"] for cause in leak["causes"]] == ["probe.SEEN", "dateutil.tz.tz.tzutc.marker"], found.text
     assert [what["name"] for what in leak["suspects"]] == ["atexit._ncallbacks()"]
     assert leak["note"] == "no cause was found for exits" and leak["note"] in found.text
+
+
+@pytest.mark.full("waits for forks that never end")
+def test_where_forks_do_not_tell_each_trial_is_a_process(leaks: Callable[..., Search], tmp_path: Path) -> None:
+    """No fork has the pool's thread: what waits for it waits until its time is over."""
+    code = """
+from concurrent.futures import ThreadPoolExecutor
+POOL = ThreadPoolExecutor(1)
+SEEN = []
+def wire(entrypoint, params, seed):
+    SEEN.append(seed)
+    return {"out": str(POOL.submit(len, SEEN).result())}
+"""
+    found = leaks(write_bundle(tmp_path / "bundle", code), "1-2")
+    assert {cause["name"] for cause in found.causes} == {"probe.SEEN"}, found.text
 
 
 @pytest.mark.full("another kind of leak")

@@ -384,7 +384,7 @@ class LeakSearch:
         ask |= {"unstable": cold.unstable, "seconds": min(limit, self._deadline - time.monotonic())}
         cures = self._together([*leak.polluters, leak.victim], preload=modules, trials=ask).cures or []
         asked = {key for portion in portions for key in portion}
-        return [cure for cure in cures if cure.keys and asked.issuperset(cure.keys)]
+        return [c for c in cures if c.keys and c.outputs and asked.issuperset(c.keys) and c.outputs <= left]
 
     def _confirm(
         self, leak: Leak, cures: Sequence[Cure], left: set[str], modules: list[str]
@@ -394,9 +394,9 @@ class LeakSearch:
         for cure in cures:
             told = self._together([*leak.polluters, leak.victim], preload=modules, restore=cure.keys, watch=cure.keys)
             still = self._still_unlike(leak.victim, told, leak.polluters)
-            if still & cure.outputs or not still <= left:  # to be watched may change it
-                again = None if self._is_late() else self._trial(leak, modules)(cure.keys)
-                if again is None or again & cure.outputs:
+            if not still <= left - cure.outputs:  # to be watched may change it
+                again = self._trial(leak, modules)(cure.keys)
+                if again is None or not again <= left - cure.outputs:
                     return None
             confirmed.append((cure, told.lines))
         return confirmed or None

@@ -55,7 +55,7 @@ class Change:
     @property
     def is_near(self) -> bool:
         """Whether it is the bundle's own, or one of the things that a process has once: not a dependency's."""
-        return self.own or not self.key.startswith(("attribute:", "class:", "function:", "cache:", "native:"))
+        return self.own or not self.key.startswith(("attribute:", "class:", "abc:", "function:", "cache:", "native:"))
 
     @property
     def is_native(self) -> bool:

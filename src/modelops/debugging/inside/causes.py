@@ -19,25 +19,25 @@ class Cure(NamedTuple):
     outputs: set[str]
 
 
-def find_cures(portions: Sequence[list[str]], left: set[str], trial: Trial) -> list[Cure]:
-    """Portions of keys are put back, the likeliest first, until no output is left that differs.
+def find_cures(portions: Sequence[list[str]], differ: set[str], trial: Trial) -> list[Cure]:
+    """Portions of keys are put back, the likeliest first, until no output is left of those that differ.
 
     Two outputs may differ for different reasons: each cure is for as many as one portion heals.
     """
     found: list[Cure] = []
-    left = set(left)
+    left = set(differ)
     for portion in portions:
         if not left:
             break
-        keys, healed = _healing(portion, left, trial)
-        enough = _fewest(keys, healed, left, trial) if healed else None
+        keys, healed = _healing(portion, differ, left, trial)
+        enough = _fewest(keys, healed, differ, trial) if healed else None
         if enough:
             found.append(Cure(enough, healed))
             left -= healed
     return found
 
 
-def _healing(portion: list[str], left: set[str], trial: Trial) -> tuple[list[str], set[str]]:
+def _healing(portion: list[str], differ: set[str], left: set[str], trial: Trial) -> tuple[list[str], set[str]]:
     """Keys that heal outputs, and which: all of these, else a half of what does other harm, and so on."""
     waiting = [portion]
     for _ in range(MOST_PARTS):
@@ -47,14 +47,15 @@ def _healing(portion: list[str], left: set[str], trial: Trial) -> tuple[list[str
         still = trial(part)
         if still is None:
             break
-        if still < left:
+        does_harm = not still <= differ
+        if left - still and not does_harm:
             return part, left - still
-        if not still <= left and len(part) > 1:
+        if does_harm and len(part) > 1:
             waiting += [part[: len(part) // 2], part[len(part) // 2 :]]
     return [], set()
 
 
-def _fewest(keys: list[str], healed: set[str], left: set[str], trial: Trial) -> list[str] | None:
+def _fewest(keys: list[str], healed: set[str], differ: set[str], trial: Trial) -> list[str] | None:
     """The fewest of the keys that heal as much; None where there was no time: what was not tested would be a cause."""
     is_late = False
 
@@ -64,7 +65,7 @@ def _fewest(keys: list[str], healed: set[str], left: set[str], trial: Trial) -> 
             return True
         still = None if is_late else trial(part)
         is_late = still is None
-        return still is not None and still <= left - healed
+        return still is not None and still <= differ - healed
 
     found = smallest_set(keys, is_enough)
     return None if is_late else found

@@ -8,10 +8,11 @@ from contextlib import suppress
 from typing import Any
 
 from .native import changed_ranges, load_libraries
-from .places import Attribute, Cache, FunctionState, Place, Setting
+from .places import Attribute, Cache, FunctionState, Place, Registry, Setting
 from .process import Process, threads
 from .values import MISSING, TEXT, WORD, Leaves, attribute_of, shown
 
+CARRIED = (FunctionState, Registry)  # places that come with a function or a class, and are no news by themselves
 LOOK_SECONDS = 20.0  # of processor time: a busy machine hides nothing
 
 
@@ -52,7 +53,7 @@ def look_at(process: Process, keys: Any) -> Look:
 
 def likelihood(change: "dict[str, Any]") -> "tuple[bool, int]":
     """What comes first: the bundle's own, then what a process has once, and caches before native data."""
-    ranks = {"attribute": 2, "class": 2, "function": 3, "cache": 4, "native": 5}
+    ranks = {"attribute": 2, "class": 2, "abc": 2, "function": 3, "cache": 4, "native": 5}
     return not change["own"], ranks.get(change["key"].partition(":")[0], 1)
 
 
@@ -64,7 +65,7 @@ def python_changes(before: Look, after: Look) -> "list[dict[str, Any]]":
         place = after.places.get(key) or before.places[key]
         leaves = [look.leaves[key].found if key in look.leaves else {} for look in (before, after)]
         digests = [look.leaves[key].digest if key in look.leaves else b"" for look in (before, after)]
-        if digests[0] == digests[1] or (key not in before.places and place.kind == "function state"):
+        if digests[0] == digests[1] or (key not in before.places and isinstance(place, CARRIED)):
             continue
         owner = key.split(":")[1] if key.startswith(("attribute:", "class:")) else ""
         if owner and key not in before.places and not any(k.startswith(f"attribute:{owner}:") for k in before.places):
@@ -75,7 +76,7 @@ def python_changes(before: Look, after: Look) -> "list[dict[str, Any]]":
             continue
         told.add(id(new))
         how = "added" if key not in before.places else "gone" if key not in after.places else \
-            "content" if old is new or isinstance(place, (FunctionState, Setting, Cache)) else "rebound"  # fmt: skip
+            "content" if old is new or isinstance(place, (*CARRIED, Setting, Cache)) else "rebound"  # fmt: skip
         parts = [] if how in ("added", "gone") else different_leaves(*leaves)
         found.append({"key": key, "kind": place.kind, "name": place.name, "how": how, "own": place.own,
                       "old": shown(old), "new": shown(new), "parts": parts})  # fmt: skip

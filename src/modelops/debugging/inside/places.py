@@ -1,5 +1,6 @@
 """Places: where state is, which can be compared, saved and put back."""
 
+import _abc  # type: ignore[import-not-found]
 import copy
 import functools
 import os
@@ -12,7 +13,7 @@ from typing import Any
 
 from .native import Library
 from .restoring import as_before, content_of
-from .values import CODE, MISSING, Leaves, cached_values, cell_content
+from .values import CODE, MISSING, Leaves, cached_values, cell_content, identity
 
 FILE_BYTES = 1 << 20  # of a file that can be put back
 FUNCTIONS = (types.FunctionType, functools._lru_cache_wrapper, staticmethod, classmethod)
@@ -127,6 +128,29 @@ class Cache(Place):
 
     def put_back(self, saved: Any) -> None:
         self.function.cache_clear()
+
+
+class Registry(Place):
+    """The classes that were registered with an abstract class, of which its attributes do not tell."""
+
+    kind = "registered classes"
+
+    def __init__(self, key: str, owner: Any, name: str) -> None:
+        super().__init__(key, name)
+        self.owner = owner
+
+    def get(self) -> Any:
+        found = [one for reference in _abc._get_dump(self.owner)[0] if (one := reference()) is not None]
+        return {identity(one): one for one in found}
+
+    def save(self, others: "dict[int, Any]") -> Any:
+        return self.get()
+
+    def put_back(self, saved: Any) -> None:
+        _abc._reset_registry(self.owner)
+        _abc._reset_caches(self.owner)
+        for one in saved.values():
+            self.owner.register(one)
 
 
 class Setting(Place):

@@ -4,6 +4,7 @@ import os
 import sys
 import threading
 import types
+from abc import ABCMeta
 from contextlib import suppress
 from typing import Any
 
@@ -18,6 +19,7 @@ from .places import (
     Module,
     Native,
     Place,
+    Registry,
     Variable,
     files,
     function_places,
@@ -111,7 +113,9 @@ class Process:
 
     def places_of_class(self, name: str, path: str, owner: type, theirs: bool, depth: int = 0) -> "list[Place]":
         """The attributes of a class and of the classes in it; of the standard library's, those that can be patched."""
-        found: list[Place] = []
+        found: list[Place] = (
+            [Registry(f"abc:{name}:{path}", owner, f"{name}.{path}")] if isinstance(owner, ABCMeta) else []
+        )
         for inner, item in list(vars(owner).items()):
             if inner in HIDDEN or not (theirs or isinstance(item, (types.FunctionType, *SCALARS))):
                 continue
@@ -133,7 +137,7 @@ class Process:
             return self.native_place(key, rest)
         if kind == "logger":
             return Logger(key, rest or "the root logger")
-        if kind not in ("attribute", "class", "function", "cache"):
+        if kind not in ("attribute", "class", "function", "cache", "abc"):
             return next((place for place in settings() if place.key == key), None)
         module = sys.modules.get(rest.partition(":")[0])
         if module is None:
@@ -149,6 +153,8 @@ class Process:
         path = rest.partition(":")[2]
         if kind == "attribute":
             return Attribute(key, module, path, f"{module.__name__}.{path}")
+        if kind == "abc":
+            return Registry(key, reached(module, path), f"{module.__name__}.{path}")
         if kind == "class":
             owner, _, attribute = path.partition(":")
             return ClassAttribute(key, reached(module, owner), attribute, f"{module.__name__}.{owner}.{attribute}")

@@ -14,6 +14,7 @@ import threading
 import time
 import warnings
 from contextlib import suppress
+from itertools import count
 from typing import Any
 
 from .places import Logger, Place, Setting
@@ -66,7 +67,15 @@ def settings() -> "list[Place]":
         name = signal.Signals(number).name if number in set(signal.Signals) else str(int(number))
         read, write = (functools.partial(call, number) for call in (signal.getsignal, signal.signal))
         found.append(Setting(f"signal:{int(number)}", "signal handler", name, read, write))
-    return [*found, *behind_functions(), *c_generator(), *resource_limits(), *loggers(), *generators()]
+    return [
+        *found,
+        *behind_functions(),
+        *c_environment(),
+        *c_generator(),
+        *resource_limits(),
+        *loggers(),
+        *generators(),
+    ]
 
 
 def stack_size() -> int:
@@ -149,6 +158,35 @@ def unregister_codecs(old: Any) -> None:
     """Take away the functions that came after these."""
     for function in codec_functions()[len(old) :]:
         codecs.unregister(function)
+
+
+def c_environment() -> "list[Place]":
+    """Environment variables of the C library that are not as in os.environ, which sees only what Python sets."""
+    ctypes: Any = sys.modules.get("ctypes")
+    if ctypes is None:
+        return []
+    libc = ctypes.CDLL(None)
+
+    def variables() -> "dict[bytes, bytes]":
+        entries = ctypes.POINTER(ctypes.c_char_p).in_dll(libc, "environ")
+        found: dict[bytes, bytes] = {}
+        for index in count() if entries else ():
+            if entries[index] is None:
+                break
+            name, _, value = entries[index].partition(b"=")
+            found[name] = value
+        return found
+
+    def read() -> Any:
+        now, known = variables(), os.environb
+        return {name: now.get(name) for name in {*now, *known} if now.get(name) != known.get(name)}
+
+    def write(old: Any) -> None:
+        for name in {*read(), *old}:
+            value = old[name] if name in old else os.environb.get(name)
+            libc.unsetenv(name) if value is None else libc.setenv(name, value, 1)
+
+    return [Setting("environ.c", "environment of the C library", "environ", read, write)]
 
 
 def c_generator() -> "list[Place]":

@@ -5,7 +5,7 @@ import time
 from typing import Any
 
 from .look import called
-from .places import Attribute, Cache, FunctionState, Place
+from .places import Attribute, Cache, FunctionState, Place, Registry
 from .process import Process
 from .values import TEXT
 
@@ -21,7 +21,7 @@ class Watcher:
         self.lines: dict[str, dict[str, Any]] = {}
         self.last: tuple[Any, int] | None = None
         self.events, self.deadline = 0, time.process_time() + WATCH_SECONDS
-        kinds = (Attribute, FunctionState, Cache)
+        kinds = (Attribute, FunctionState, Cache, Registry)
         theirs = any(isinstance(place, kinds) and not place.own for place in self.places.values())
         self.is_own = process.is_own_file
         self.is_watched = process.is_theirs if theirs else self.is_own
