@@ -4,6 +4,7 @@ import base64
 import email.utils
 import json
 import logging
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -288,6 +289,40 @@ def test_what_it_sends_slowly(server: LocalServer, tmp_path: Path, behaviour: Be
     assert error.type == "registry_unavailable" and error.retryable
     # What goes on for too long is not begun again; what is silent may have been an accident.
     assert server.paths().count(artifact.victim) == (3 if behaviour is hang else 1)
+
+
+@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize("by", ["another layer", "a signal"])
+def test_a_silent_layer_is_not_waited_for_once_it_is_of_no_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str, tls: bool
+) -> None:
+    """Its silence would be borne for an hour."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority().bundle))
+    silent, patience = threading.Event(), QUICK._replace(idle=3600, grace=3600)
+
+    def say_nothing(handler: Any) -> None:
+        silent.set()
+        hang(handler)
+
+    def fail(handler: Any) -> None:
+        silent.wait(60)
+        if by == "another layer":
+            status(404)(handler)
+        else:
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            hang(handler)
+
+    with LocalServer(tls=tls) as server:
+        artifact = Artifact()
+        server.behave(artifact.victim, say_nothing)
+        server.behave(f"/v2/org/x/blobs/sha256:{sha256_of(FILES['pyproject.toml'])}", fail)
+        digest = artifact.serve(server)
+        if by == "another layer":
+            assert refused(server, tmp_path, digest, patience).type == "bundle_not_found"
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                repository(server, tmp_path, patience).ensure_local(digest)
+    assert not list((tmp_path / "cache" / "oci").glob(".working-*"))
 
 
 @pytest.mark.parametrize(

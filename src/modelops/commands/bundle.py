@@ -141,6 +141,7 @@ def check(
 def saying_why() -> Iterator[None]:
     """Within the block, what a repository refuses is said on standard error, and ends the command with status 1."""
     logging.basicConfig(level="WARNING", format="%(message)s")
+    logging.getLogger("modelops").setLevel("INFO")  # what comes may take its time
     try:
         yield
     except BundleError as error:

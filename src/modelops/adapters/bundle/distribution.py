@@ -75,6 +75,10 @@ class RegistryClient:
         """Close every connection."""
         self._transport.close()
 
+    def give_up(self) -> None:
+        """End what other threads are about, which is an error there, and begin nothing again."""
+        self._transport.give_up()
+
     # --- reading
 
     def manifest(self, reference: str) -> bytes:
@@ -248,8 +252,10 @@ class RegistryClient:
     # --- what went wrong
 
     def _retrying(self, action: Callable[[], T]) -> T:
-        patience = self._transport.patience
+        patience, given_up = self._transport.patience, self._transport.given_up
         for attempt in range(1, patience.attempts + 1):
+            if given_up.is_set():
+                raise BundleError("registry_unavailable", "what was asked for is not wanted any more", retryable=True)
             try:
                 return action()
             except _Again as again:
@@ -260,7 +266,7 @@ class RegistryClient:
                     asked = "" if again.wait is None else f"; it asks to be left alone for {again.wait:.0f} seconds"
                     problem = f"the registry {self.place.host} {again} (asked {attempt} times{asked})"
                     raise BundleError("registry_unavailable", problem, retryable=True) from None
-            time.sleep(wait)
+            given_up.wait(wait)
         raise AssertionError("there is at least one attempt")
 
     @contextmanager

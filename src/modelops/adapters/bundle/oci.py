@@ -163,44 +163,35 @@ class OciBundleRepository:
             return self.cache.assemble(digest, artifact, working)
 
     def _fetch_blobs(self, registry: RegistryClient, blobs: list[Blob], working: WorkingDir) -> None:
-        def fetch(blob: Blob, stopping: threading.Event) -> None:
+        def fetch(blob: Blob) -> None:
             aside = working.path / blob.digest
             with aside.open("wb") as file:
-                registry.fetch(blob, lambda: _beginning(file, stopping))
+                registry.fetch(blob, lambda: _beginning(file))
             self.cache.adopt(aside, blob.digest)
 
-        in_parallel(fetch, sorted(blobs, key=lambda blob: -blob.size))
+        in_parallel(registry, fetch, sorted(blobs, key=lambda blob: -blob.size))
 
 
-def in_parallel(action: Callable[[Blob, threading.Event], None], blobs: list[Blob]) -> None:
-    """Call `action` on each; the first that raises ends the others, which look at their event."""
-    stopping = threading.Event()
+def in_parallel(registry: RegistryClient, action: Callable[[Blob], None], blobs: list[Blob]) -> None:
+    """Call `action` on each. The first that raises ends the others, also where they wait for the registry, as a signal
+    that comes meanwhile does."""
     with ThreadPoolExecutor(PARALLEL, thread_name_prefix="bundle-layers") as pool:
-        futures = [pool.submit(action, blob, stopping) for blob in blobs]
+        futures = [pool.submit(action, blob) for blob in blobs]
         try:
             for future in wait(futures, return_when=FIRST_EXCEPTION).done:
                 future.result()
-        finally:
-            stopping.set()
+        except BaseException:
             for future in futures:
                 future.cancel()
+            registry.give_up()
+            raise
 
 
-class _Stopped(Exception):
-    """Another layer has failed."""
-
-
-def _beginning(file: io.BufferedWriter, stopping: threading.Event) -> Callable[[bytes], object]:
+def _beginning(file: io.BufferedWriter) -> Callable[[bytes], object]:
     """A sink that writes a file from its beginning."""
     file.seek(0)
     file.truncate()
-
-    def write(data: bytes) -> None:
-        if stopping.is_set():
-            raise _Stopped
-        file.write(data)
-
-    return write
+    return file.write
 
 
 # --- what is sent
@@ -262,11 +253,10 @@ def _send(registry: RegistryClient, tag: str, copy: Path, blobs: Mapping[str, Bl
         raise BundleError("bundle_too_large", problem)
     places = {blob: copy / path for path, blob in blobs.items()}
 
-    def upload(blob: Blob, stopping: threading.Event) -> None:
-        if not stopping.is_set():
-            registry.upload(blob, lambda: places[blob].open("rb"))
+    def upload(blob: Blob) -> None:
+        registry.upload(blob, lambda: places[blob].open("rb"))
 
-    in_parallel(upload, list(places))
+    in_parallel(registry, upload, list(places))
     registry.upload(Blob(sha256_of(index), len(index)), lambda: io.BytesIO(index))
     registry.put_manifest(tag, manifest)
     return f"sha256:{sha256_of(manifest)}"

@@ -6,14 +6,16 @@ What it lacks is a limit for a whole exchange: its time-outs are for one read, a
 """
 
 import logging
+import socket
 import ssl
 import threading
 import time
 import urllib.request
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 from urllib.parse import SplitResult, unquote, urlsplit
+from weakref import WeakSet
 
 import httpcore
 
@@ -56,6 +58,8 @@ class Transport:
 
     def __init__(self, patience: Patience) -> None:
         self.patience = patience
+        self.given_up = threading.Event()
+        self._backend = _Backend()
         self._pools: dict[str, httpcore.ConnectionPool] = {}
         self._lock = threading.Lock()
 
@@ -75,6 +79,11 @@ class Transport:
         finally:
             _clock.deadline = None
 
+    def give_up(self) -> None:
+        """End all that goes on, in other threads too: what they wait for does not come."""
+        self.given_up.set()
+        self._backend.hang_up()
+
     def close(self) -> None:
         """Close every connection."""
         with self._lock:
@@ -92,13 +101,11 @@ class Transport:
                 self._pools[proxy] = self._make_pool(proxy)
             return self._pools[proxy]
 
-    @staticmethod
-    def _make_pool(proxy: str) -> httpcore.ConnectionPool:
-        backend = _Backend()
+    def _make_pool(self, proxy: str) -> httpcore.ConnectionPool:
         # The system's certificates; OpenSSL reads SSL_CERT_FILE and SSL_CERT_DIR.
         context = ssl.create_default_context()
         if not proxy:
-            return httpcore.ConnectionPool(ssl_context=context, max_connections=16, network_backend=backend)
+            return httpcore.ConnectionPool(ssl_context=context, max_connections=16, network_backend=self._backend)
         parts = _proxy_address(proxy)
         login = None
         if parts.username is not None:
@@ -108,7 +115,7 @@ class Transport:
             proxy_auth=login,
             ssl_context=context,
             max_connections=16,
-            network_backend=backend,
+            network_backend=self._backend,
         )
 
 
@@ -164,6 +171,25 @@ class _Backend(httpcore.NetworkBackend):
 
     def __init__(self) -> None:
         self._inner = httpcore.SyncBackend()
+        self._streams: WeakSet[_Stream] = WeakSet()
+        self._is_broken = False
+        self._lock = threading.Lock()
+
+    def hang_up(self) -> None:
+        """Break every connection. A thread that waits for a byte would not see that its socket is closed."""
+        with self._lock:
+            self._is_broken = True
+            for stream in self._streams:
+                stream.hang_up()
+
+    def watch(self, inner: httpcore.NetworkStream) -> "_Stream":
+        """A stream that keeps to the clock, and that `hang_up` breaks."""
+        stream = _Stream(inner, self)
+        with self._lock:
+            self._streams.add(stream)
+            if self._is_broken:
+                stream.hang_up()
+        return stream
 
     def connect_tcp(
         self,
@@ -174,12 +200,19 @@ class _Backend(httpcore.NetworkBackend):
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.NetworkStream:
         with _clock.limit(timeout) as limit:
-            return _Stream(self._inner.connect_tcp(host, port, limit, local_address, socket_options))
+            return self.watch(self._inner.connect_tcp(host, port, limit, local_address, socket_options))
 
 
 class _Stream(httpcore.NetworkStream):
-    def __init__(self, inner: httpcore.NetworkStream) -> None:
-        self._inner = inner
+    def __init__(self, inner: httpcore.NetworkStream, backend: _Backend) -> None:
+        self._inner, self._backend = inner, backend
+
+    def hang_up(self) -> None:
+        """Let nothing come any more, nor be sent."""
+        found = self.get_extra_info("socket")
+        if isinstance(found, socket.socket):
+            with suppress(OSError):
+                socket.socket.shutdown(found, socket.SHUT_RDWR)  # below TLS, which would say goodbye first
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         with _clock.limit(timeout) as limit:
@@ -196,7 +229,7 @@ class _Stream(httpcore.NetworkStream):
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.NetworkStream:
         with _clock.limit(timeout) as limit:
-            return _Stream(self._inner.start_tls(ssl_context, server_hostname, limit))
+            return self._backend.watch(self._inner.start_tls(ssl_context, server_hostname, limit))
 
     def get_extra_info(self, info: str) -> object:
         return self._inner.get_extra_info(info)
