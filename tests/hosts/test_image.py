@@ -86,11 +86,11 @@ def run(image: Image, builder: Builder) -> Run:
 
 
 def test_it_is_small(image: Image, verdict: Verdict) -> None:
-    """As a registry holds it: compressed."""
+    """As a registry holds it, compressed; unpacked it is what tools/deploy/README.md says, or little more."""
     with image.archive.open("rb") as file:
         squeezed = sum(len(gzip.compress(part, 6)) for part in iter(lambda: file.read(64 * MIB), b""))
     unpacked = image.archive.stat().st_size
-    assert squeezed < 250 * MIB, f"{squeezed / MIB:.0f} MiB"
+    assert squeezed < 150 * MIB and unpacked < 375 * MIB, f"{squeezed / MIB:.0f} MiB, {unpacked / MIB:.0f} unpacked"
     verdict("the image", f"{squeezed / MIB:.0f} MiB compressed, {unpacked / MIB:.0f} MiB unpacked")
 
 
