@@ -56,10 +56,15 @@ class Docker:
         self.daemon: subprocess.Popen[bytes] | None = None
 
     def run(self, job: Job, rootfs: Rootfs) -> "subprocess.CompletedProcess[str]":
+        self.begin()
         with self.lock:
-            self.daemon = self.daemon or self.start()
             self.load(rootfs)
         return captured(run_arguments(self.socket, job, index_settings()))
+
+    def begin(self) -> None:
+        """Start the daemon, unless it runs."""
+        with self.lock:
+            self.daemon = self.daemon or self.start()
 
     def start(self) -> "subprocess.Popen[bytes]":
         self.place.mkdir()

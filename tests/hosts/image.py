@@ -33,7 +33,6 @@ echo ready
 exec sleep infinity
 """
 
-
 # What podman would raise else, which a root without CAP_SYS_RESOURCE may not.
 LIMITS = ("--ulimit", "nofile=1024:1024", "--ulimit", "nproc=4096:4096")
 
@@ -56,23 +55,13 @@ class Image:
         if not (self.place / "base").exists():
             make_base(self.place / "base")
         shutil.copytree(ROOT / "tests/bundles", self.place / "bundles", dirs_exist_ok=True)
-        call(
-            "unshare", "--mount", "sh", "-c", f"tar -C {self.place}/base -c . | {self.program} import - localhost/base"
-        )
+        enter = ["unshare", "--mount"]
+        call(*enter, "sh", "-c", f"tar -C {self.place}/base -c . | {self.program} import - localhost/base")
         settings = [f"--build-arg={name}={value}" for name, value in index_settings().items()]
         build = ["build", "--isolation=chroot", "--network=host", "--build-arg=BASE=localhost/base", *settings]
-        call(
-            "unshare",
-            "--mount",
-            str(self.program),
-            *build,
-            "-f",
-            str(ROOT / "tools/deploy/Containerfile"),
-            "-t",
-            NAME,
-            str(ROOT),
-        )
-        call("unshare", "--mount", str(self.program), "save", "-o", str(self.archive), NAME)
+        build += ["-f", f"{ROOT}/tools/deploy/Containerfile", "-t", NAME, str(ROOT)]
+        call(*enter, str(self.program), *build)
+        call(*enter, str(self.program), "save", "-o", str(self.archive), NAME)
         self.archive.chmod(0o644)
 
     def run(

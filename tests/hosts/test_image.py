@@ -60,8 +60,7 @@ def run(image: Image, builder: Builder) -> Run:
 
     def in_docker(arguments: Sequence[str]) -> list[str]:
         if "docker" not in loaded:
-            with builder.docker.lock:
-                builder.docker.daemon = builder.docker.daemon or builder.docker.start()
+            builder.docker.begin()
             call("docker", "--host", builder.docker.socket, "load", "--input", str(image.archive))
             loaded.add("docker")
         return ["docker", "--host", builder.docker.socket, *arguments]
