@@ -7275,7 +7275,7 @@ class Resolver:
         self.obtained: dict[Place, tuple[WheelFile, str]] = {}  # and the tree that paths in its metadata are of
         self.commits: dict[str, str] = {}  # of git URLs
         self.from_sdists: set[str] = set()  # sha256 of wheels that were built of an index's sdists
-        self.unbuilt: dict[str, Failure] = {}  # sdists of an index that can't be built, and why
+        self.unbuilt: dict[str, Failure] = {}  # sdists of an index that can't be built or used, and why
         self.building: tuple[str, ...] = ()
         host.secrets.extend(self.index.secrets)
 
@@ -7350,7 +7350,11 @@ class Resolver:
             try:
                 files, sources, stubs = self.fetch(gathered, requirements)
             except Failure as failure:
-                raise next((why for name, why in self.unbuilt.items() if name in failure.error), failure) from None
+                if failure.retryable or not sdists:
+                    raise next((why for name, why in self.unbuilt.items() if name in failure.error), failure) from None
+                self.unbuilt |= dict.fromkeys(sdists, failure)  # what their metadata ask for can't be met
+                sdists.clear()
+                continue
             if not sources and not stubs:
                 return sorted(files), set(gathered.pins)
             asked += [Requirement(name, "", "", "", NOT_ASKED) for name in stubs]

@@ -47,6 +47,8 @@ def server() -> Iterator[LocalServer]:
             files = tiny(name, MINE, version="2.0")
             files["backend/tiny_backend.py"] += "" if name == "newer" else code
             running.add(*sdist(name, "2.0", files))
+        running.add(*wheel("picky", "1.0", {"picky.py": "WHOSE = 'the wheel'\n"}))
+        running.add(*sdist("picky", "2.0", tiny("picky", MINE, 'dependencies = ["six<1.16"]\n', version="2.0")))
         yield running
 
 
@@ -678,6 +680,10 @@ def test_who_gets_an_old_version_is_told(go: Go) -> None:
     broken = go(virtual(ask.format("broken"), dependencies=("broken",)))
     assert broken.outputs == {"out": b"the wheel"} and told.format("broken", "broken: the build") in broken.stderr
     assert go(virtual(ask.format("broken"), dependencies=("broken==2.0",))).error["type"] == "build_failed"
+    picky = go(virtual(ask.format("picky"), dependencies=("picky", "six>=1.17")))
+    assert picky.outputs == {"out": b"the wheel"} and told.format("picky", "the dependencies") in picky.stderr
+    error = go(virtual(SIX, dependencies=("picky==2.0", "six>=1.17"))).error
+    assert error["type"] in ("dependency_unavailable", "dependency_conflict") and "six<1.16" in error["error"]
     quiet = go(virtual(SIX, dependencies=("six<1.17", "wantsfoo")))
     assert quiet.outputs and "older versions" not in quiet.stderr and "phase: build" not in quiet.stderr
 
