@@ -110,6 +110,7 @@ def test_fields_that_are_not_known_are_told(caplog: pytest.LogCaptureFixture) ->
         ({"parameter_sets": [{"params": {}, "weight": 1}]}, "weight beside"),
         ({"n_replicates": 0}, "n_replicates"),
         ({"n_replicates": "2"}, "n_replicates"),
+        ({"n_replicates": 10**12}, "2 parameter sets with 1,000,000,000,000 seeds each"),
         ({"outputs": "a"}, "outputs"),
         ({"targets": [1]}, "targets"),
     ],
@@ -121,7 +122,8 @@ def test_what_is_wrong_is_said(fields: dict[str, Any], words: str) -> None:
 
 def test_files(tmp_path: Path) -> None:
     path = tmp_path / "study.json"
-    for text in ("", "[]", "{}", '{"model": 1}', "[" * 100_000):
+    twice = json.dumps(SOBOL).replace("{", '{"model": "models.other", ', 1)
+    for text in ("", "[]", "{}", '{"model": 1}', "[" * 100_000, twice):
         path.write_text(text)
         with pytest.raises(ValueError, match=r"study\.json"):
             read_study_json(path)

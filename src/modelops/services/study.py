@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 from modelops_contracts import ContractViolationError, SimTask, UniqueParameterSet
 
+MAX_SIMULATIONS = 10_000_000  # of which a study knows in memory; a slip of the pen has more
+
 
 class Target(NamedTuple):
     """What evaluates the simulations of a parameter set: its name in the study, and its entry point."""
@@ -52,7 +54,9 @@ class Study:
         cls, bundle_ref: str, entrypoint: str, sets: Iterable[UniqueParameterSet], seeds: Sequence[int], **fields: Any
     ) -> "Study":
         """Every parameter set with every seed."""
-        points = [Point(parameters, seed) for parameters in sets for seed in seeds]
+        all_sets = list(sets)
+        check_size(len(all_sets), len(seeds))
+        points = [Point(parameters, seed) for parameters in all_sets for seed in seeds]
         return cls(bundle_ref, entrypoint, points, **fields)
 
     def task(self, index: int) -> SimTask:
@@ -90,3 +94,9 @@ class Study:
             return SimTask(self.bundle_ref, self.entrypoint, point.parameters, point.seed, outputs=self.outputs)
         except ContractViolationError as error:
             raise ValueError(str(error)) from None
+
+
+def check_size(sets: int, seeds: int) -> None:
+    """ValueError where so many sets with so many seeds each are too many for a study."""
+    if sets * seeds > MAX_SIMULATIONS:
+        raise ValueError(f"{sets:,} parameter sets with {seeds:,} seeds each are over {MAX_SIMULATIONS:,} simulations")

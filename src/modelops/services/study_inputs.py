@@ -9,6 +9,8 @@ from typing import Any
 
 from modelops_contracts import ContractViolationError, Scalar, UniqueParameterSet
 
+from modelops.strict_json import parse_json
+
 _TWICE = re.compile(r"(.*)_duplicated_[0-9]+", re.DOTALL)  # what polars makes of a column's name that was there
 
 
@@ -43,7 +45,7 @@ def read_json(text: str, option: str) -> Any:
     is_file = text.startswith("@")
     content = Path(text[1:]).read_bytes() if is_file else text
     try:
-        return json.loads(content)
+        return parse_json(content)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{option}{f' {text}' if is_file else ''} is not JSON: {error}") from None
 

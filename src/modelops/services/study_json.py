@@ -8,7 +8,6 @@ simulation; one without has `n_replicates`, with seeds derived from it (`replica
 """
 
 import hashlib
-import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -17,8 +16,9 @@ from typing import Any
 from modelops_contracts import ContractViolationError, UniqueParameterSet, parse_entrypoint
 
 from modelops.adapters.bundle.registry import BundleRegistry
+from modelops.strict_json import parse_json
 
-from .study import Point, Study, Target
+from .study import Point, Study, Target, check_size
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ _TOLD = {"sampling_method", "metadata"}
 def read_study_json(path: Path) -> dict[str, Any]:
     """The object in a study's file. ValueError where it is not one."""
     try:
-        body = json.loads(path.read_text(encoding="utf-8"))
+        body = parse_json(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{str(path)!r} is not JSON: {error}") from None
     if not isinstance(body, dict) or not {"model", "scenario", "parameter_sets"} <= body.keys():
@@ -88,6 +88,7 @@ def points(body: Mapping[str, Any]) -> Iterator[Point]:
         raise ValueError("parameter_sets: must be a list with at least one set")
     if type(replicates) is not int or replicates < 1:
         raise ValueError(f"n_replicates: must be a positive integer, not {replicates!r}")
+    check_size(len(sets), replicates)
     seen: set[tuple[str, int]] = set()
     for number, entry in enumerate(sets, start=1):
         try:

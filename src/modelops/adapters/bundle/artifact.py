@@ -11,6 +11,8 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from modelops.strict_json import parse_json
+
 from .errors import BundleError
 
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
@@ -199,19 +201,12 @@ def _folded(name: str) -> str:
 
 def _object(data: bytes, what: str) -> dict[str, Any]:
     try:
-        body = json.loads(data, object_pairs_hook=_without_doubles, parse_constant=_refuse_constant)
+        body = parse_json(data, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deep" if isinstance(error, RecursionError) else str(error)
         raise _invalid(what, f"it is not JSON: {reason[:200]}") from None
     if not isinstance(body, dict):
         raise _invalid(what, "it is not a JSON object")
-    return body
-
-
-def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    body = dict(pairs)
-    if len(body) != len(pairs):
-        raise ValueError("an object has a key twice")
     return body
 
 
