@@ -1,6 +1,7 @@
 """The command `modelops`."""
 
 import importlib
+import os
 from typing import Any
 
 import typer
@@ -19,7 +20,10 @@ class Commands(TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"modelops.commands.{cmd_name}")
+        try:
+            module = importlib.import_module(f"modelops.commands.{cmd_name}")
+        except KeyboardInterrupt:
+            os._exit(130)  # nothing has begun, and to take apart what is imported takes as long again
         if hasattr(module, "app"):
             return typer.main.get_command(module.app)
         single = typer.Typer(add_completion=False)

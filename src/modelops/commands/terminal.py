@@ -1,7 +1,5 @@
 """How the commands for people print: never a control character of a bundle, amounts in human units."""
 
-from collections.abc import Sequence
-
 from rich.console import Console
 from rich.text import Text
 
@@ -42,9 +40,3 @@ def amount(name: str, value: float) -> str:
     if name.endswith("_bytes"):
         return size(value)
     return seconds(value) if name.endswith(SECONDS) else f"{value:g}"
-
-
-def listed(items: Sequence[object], most: int = 10) -> str:
-    """`1, 2, 3 and 7 more`."""
-    shown = ", ".join(map(str, items[:most]))
-    return shown if len(items) <= most else f"{shown} and {len(items) - most} more"
