@@ -2,6 +2,7 @@
 
 import io
 import json
+import shlex
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 
 from modelops.adapters.exec_env.runner_settings import find_runner
 from modelops.cli import app
+from modelops.commands.run_report import debug_command
 from modelops.debugging.kinds import kind_of
 from modelops.debugging.policy import PolicyError, limits_of, with_limits
 from modelops.debugging.workbench import Output
@@ -71,6 +73,13 @@ def test_a_failure_shows_where_and_how_to_stand_there(command: Callable[..., Res
     own = [line for line in done.stdout.splitlines() if line.startswith("> ")]
     assert len(own) == 2 and all("/bundle/probe.py" in line for line in own)
     assert "modelops debug probe@sha256:" in done.stdout and "--seed 3" in done.stdout
+
+
+def test_a_crash_is_debugged_under_gdb() -> None:
+    task = {"entrypoint": "m", "params": {}, "seed": 3}
+    commands = [shlex.split(debug_command("probe@sha256:00", task, {"type": kind})) for kind in ("crashed", "timeout")]
+    assert ["--native" in words for words in commands] == [True, False]
+    assert all(words[-2:] == ["--seed", "3"] for words in commands)
 
 
 def test_the_line_as_it_is(command: Callable[..., Result]) -> None:

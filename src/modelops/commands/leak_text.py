@@ -76,6 +76,7 @@ def _show_unstable(console: Console, report: Report) -> None:
         console.print(
             plain(f"{words.numbers([entry['number'] for entry in failed])}: no result cold ({kinds})", "yellow")
         )
+        _line(console, f"task {failed[0]['number']}: {failed[0]['error']}")
     for verdict, text in (
         ("nondeterministic", "other results in each cold run, so by itself no leak"),
         (

@@ -77,7 +77,7 @@ def _run(
     if as_json:
         print(json.dumps(_line(outcome, opened.reference, task, profile)))
     elif outcome.failure:
-        command = debug_command(opened.reference, task)
+        command = debug_command(opened.reference, task, outcome.failure)
         show_failure(results, outcome.failure, opened.bench.bundle, command)
     else:
         show_result(results, outcome, written)

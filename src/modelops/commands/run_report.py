@@ -167,9 +167,11 @@ def marked_traceback(text: str, bundle: Path) -> Text:
     return marked
 
 
-def debug_command(reference: str, task: Task) -> str:
-    """The command line that runs the same task under the debugger."""
+def debug_command(reference: str, task: Task, failure: Mapping[str, Any]) -> str:
+    """The command line that runs the same task under the debugger, under gdb where a signal ended it."""
     words = ["modelops", "debug", reference]
+    if failure.get("type") == "crashed":
+        words.append("--native")
     if is_aggregation(task):
         return shlex.join([*words, "--task", "FILE"])
     words += ["--entrypoint", task["entrypoint"], "--params", json.dumps(task["params"]), "--seed", str(task["seed"])]

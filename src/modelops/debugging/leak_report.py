@@ -5,8 +5,8 @@
     profile         the sandbox profile
     verdict         "leak", "no leak", "nondeterministic" or "could not tell"; status is the exit status with it
     tasks           number (from 1), task, verdict of the cold runs ("stable", "hash seed", "nondeterministic",
-                    "unknown"), failure (its type) or null, unstable (names of outputs), differences (with `by`: what
-                    by, "nondeterministic" or "hash seed"), unseeded
+                    "unknown"), failure (its type) and error (its words) or null, unstable (names of outputs),
+                    differences (with `by`: what by, "nondeterministic" or "hash seed"), unseeded
     orders          by name: tasks in their order, and which differ from cold; "fork" are forks of the warm server
     leaks           polluters and victims (numbers), examined (the victim that was looked at), differences,
                     causes and suspects (changes), imports (modules whose import alone is enough), note
@@ -36,6 +36,7 @@ from .tasks import Task
 VERSION = 1
 VERDICTS = {0: "no leak", 1: "leak", 2: "could not tell", 3: "nondeterministic"}
 MAX_SUSPECTS = 50
+MAX_ERROR = 500  # characters of a task's error
 
 Report = dict[str, Any]
 
@@ -75,11 +76,13 @@ def _numbers(numbers: Iterable[int]) -> list[int]:
 
 
 def _task(number: int, task: Task, cold: Any) -> Mapping[str, Any]:
+    failure = cold.outcome.failure
     return {
         "number": number,
         "task": task if "target_entrypoint" not in task else {"target_entrypoint": task["target_entrypoint"]},
         "verdict": cold.verdict,
-        "failure": cold.outcome.failure and cold.outcome.failure.get("type"),
+        "failure": failure and failure.get("type"),
+        "error": failure and str(failure.get("error", ""))[:MAX_ERROR],
         "unstable": sorted({*cold.unstable, *cold.by_hash_seed}),
         "differences": cold.differences,
         "unseeded": cold.unseeded,
