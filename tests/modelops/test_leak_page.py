@@ -5,9 +5,9 @@ from typing import Any
 
 from browser import page_as_shown
 
+from modelops.debugging.findings import NONDETERMINISTIC, UNKNOWN, Cause, Cold, Findings, Leak
 from modelops.debugging.leak_page import leak_page
 from modelops.debugging.leak_report import could_not_tell, leak_report
-from modelops.debugging.leaks import NONDETERMINISTIC, UNKNOWN, Cause, Cold, Findings, Leak
 from modelops.debugging.shared import Change
 from modelops.debugging.workbench import Outcome
 

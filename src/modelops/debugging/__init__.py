@@ -1,5 +1,5 @@
 """Run one task for a person, stand where it failed, find what leaks between tasks.
 
-The files `inside_*.py` are programs for the runner's `--instrument`: they run in the sandbox, with the bundle. All else
-runs outside and takes what comes out of a sandbox as the data of a hostile process.
+What lies in `inside` runs in the sandbox, with the bundle, by the runner's `--instrument`. All else runs outside and
+takes what comes out of a sandbox as the data of a hostile process.
 """

@@ -14,7 +14,7 @@ from .tasks import Task, check_task, read_text
 from .terminal import inner_terminal, relay
 from .workbench import Outcome, Workbench
 
-PROGRAM = Path(__file__).with_name("inside_debug.py")
+PROGRAM = Path(__file__).with_name("inside") / "debug.py"
 PROFILE = "debug"
 MAX_FAILURE = 64 << 20  # bytes of a file
 
@@ -39,7 +39,7 @@ class Session:
     mode: str = "debugger"  # or "shell", "native"
 
     def request(self) -> dict[str, Any]:
-        """As `inside_debug.py` takes it."""
+        """As `inside.debug` takes it."""
         script = None if self.script is None else list(self.script)
         breaks = [list(place) for place in self.breaks]
         return {"task": self.task, "script": script, "breaks": breaks, "stop_after": self.stop_after, "mode": self.mode}

@@ -28,8 +28,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from .findings import Cold, Findings, Leak
 from .frames import own_path
-from .leaks import Findings, Leak
 from .shared import Change
 from .tasks import Task
 
@@ -75,7 +75,7 @@ def _numbers(numbers: Iterable[int]) -> list[int]:
     return [number + 1 for number in numbers]
 
 
-def _task(number: int, task: Task, cold: Any) -> Mapping[str, Any]:
+def _task(number: int, task: Task, cold: Cold) -> Mapping[str, Any]:
     failure = cold.outcome.failure
     return {
         "number": number,

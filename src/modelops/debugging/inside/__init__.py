@@ -1,1 +1,4 @@
-"""A program for the runner's `--instrument`, packed by `instrument`: it runs in the sandbox, with the bundle."""
+"""What runs in the sandbox, with the bundle: `leaks`, packed with all beside it, and `debug`, a file by itself.
+
+It uses the standard library alone. `causes`, `fingerprints` and `smallest` are used outside as well.
+"""
