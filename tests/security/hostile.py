@@ -5,13 +5,15 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Iterable, Mapping
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from accounts import HERE, SLOW, Account
-from conftest import RUNNER, Result, Runner, parse_line, start_of, write_bundle
+from conftest import RUNNER, Result, Runner, new_store, parse_line, start_of, write_bundle
 from evidence import TRIED
 
 CALLS_THE_TASK = """
@@ -141,6 +143,18 @@ class HostileRunner(Runner):
                 return
             self.peak = max(self.peak, int(found[0].split()[1]) * 1024)
             time.sleep(0.02)
+
+    @contextmanager
+    def fresh(self) -> Iterator["HostileRunner"]:
+        """The same with a store in which nothing is kept but what is of the host: `--no-cache` makes that anew, and it
+        takes longer than all else."""
+        other = HostileRunner(self.account, self.profile)
+        other.store = new_store(self.account.folder / f"store-{uuid.uuid4().hex}", self, **self.privileges())
+        try:
+            yield other
+        finally:
+            self.peak = other.peak
+            subprocess.run(["rm", "-rf", str(other.store)], check=True)
 
     def brief(self) -> "HostileRunner":
         """The same, small limits and all, with limits of time that are soon over."""
