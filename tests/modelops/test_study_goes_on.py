@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import dask
 import polars
 import psutil
 import pytest
@@ -300,6 +301,12 @@ def test_a_published_study_that_cannot_begin(
 ) -> None:
     done = command.here(tmp_path / "out", *arguments)
     assert done.exit_code == 2 and words in done.stderr and not (tmp_path / "out").exists()
+
+
+def test_a_scheduler_that_is_not_there(command: Command, tmp_path: Path) -> None:
+    with dask.config.set({"distributed.comm.timeouts.connect": "0.2s"}):
+        done = command.here(tmp_path / "out", "--scheduler", "tcp://127.0.0.1:1")
+    assert done.exit_code == 2 and "the Dask scheduler 'tcp://127.0.0.1:1' can't be reached" in done.stderr
 
 
 @pytest.fixture

@@ -47,7 +47,8 @@ def study_cluster(
             pass
         if stop.is_set():  # also where it has failed: the signal may be for the workers too
             raise KeyboardInterrupt
-        yield made[0], starting.result()
+        found = starting.result()
+        yield made[0], found
     finally:
         if made and stop.is_set():
             wait([_in_background(partial(made[0].close, PATIENCE_SECONDS))], CLOSING_SECONDS)
