@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import struct
 from typing import Any
 
 import polars
@@ -14,6 +15,7 @@ from modelops_contracts import digest_bytes
 from modelops.debugging.compare import differences, differing
 from modelops.debugging.inside.causes import NO_RESULT, Cure, find_cures
 from modelops.debugging.inside.smallest import smallest_set
+from modelops.debugging.shared import parse_shared
 from modelops.debugging.workbench import Outcome, Output
 
 
@@ -126,3 +128,40 @@ VALUES = st.none() | st.booleans() | st.integers() | st.text()
 def test_equal_json_has_no_difference(value: Any) -> None:
     data = json.dumps(value).encode()
     assert differences(outcome(x=data), outcome(x=data)) == []
+
+
+ANY_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=20,
+)
+FIELDS = ("changes", "cures", "problem", "key", "parts", "file", "offset", "size", "line", "called_from", "complete")
+
+
+def frame(head: Any, body: bytes) -> bytes:
+    text = json.dumps(head).encode()
+    return struct.pack(">I", len(text)) + text + body
+
+
+SENT = st.binary(max_size=40) | st.dictionaries(
+    st.sampled_from(FIELDS) | st.text(),
+    ANY_JSON | st.lists(st.dictionaries(st.sampled_from(FIELDS), ANY_JSON, max_size=4), max_size=3),
+    max_size=4,
+).map(lambda value: json.dumps(value).encode())
+TASK = st.builds(
+    frame,
+    ANY_JSON
+    | st.fixed_dictionaries({"outputs": st.just([]), "failure": st.none(), "modules": ANY_JSON})
+    | st.fixed_dictionaries(
+        {"outputs": ANY_JSON, "failure": st.none() | ANY_JSON | ANY_JSON.map(json.dumps)},
+        optional={"modules": ANY_JSON},
+    ),
+    st.binary(max_size=20),
+)
+
+
+@given(st.dictionaries(st.sampled_from(["changes", "cures", "lines"]), SENT), TASK | SENT)
+def test_whatever_a_process_sends_is_taken_or_left(told: dict[str, bytes], task: bytes) -> None:
+    shared = parse_shared(outcome(**told, **{"task.0": task}), 2)
+    assert len(shared.outcomes) <= 1
+    assert shared.cures is None or all(isinstance(key, str) for cure in shared.cures for key in cure.keys)

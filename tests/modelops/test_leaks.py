@@ -1,9 +1,14 @@
 """`modelops leaks`: every kind of leak is found and named, nothing else is, and the report says both."""
 
 import json
+import os
+import pty
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -415,6 +420,26 @@ def wire(entrypoint, params, seed):
     text = page.read_text()
     assert "probe.STATE" in text and "&lt;script&gt;" in text
     assert "<script" not in text and "http" not in text.replace("http-equiv", "") and "\x1b" not in text
+
+
+def test_on_a_terminal_it_says_how_far_it_is(store: Path, tmp_path: Path) -> None:
+    code = "SEEN = []\ndef wire(e, p, s):\n    SEEN.append(s)\n    return {'out': str(len(SEEN))}\n"
+    bundle = write_bundle(tmp_path / "bundle", code)
+    command = [sys.executable, "-m", "modelops", "leaks", str(bundle), "--entrypoint", "main", "--seeds", "1-2"]
+    env = {**os.environ, "MODELOPS_RUNNER_STORE_DIR": str(store), "VENVS_DIR": str(tmp_path / "venvs"), "TERM": "xterm"}
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, env=env) as process:
+        os.close(theirs)
+        shown = b""
+        with suppress(OSError):  # EIO: it has ended
+            while part := os.read(ours, 1 << 16):
+                shown += part
+        assert process.stdout is not None and b"task 1 changes task 2" in process.stdout.read()
+    os.close(ours)
+    assert process.returncode == 1
+    for stage in ("cold runs", "shared processes", "earlier tasks", "causes"):
+        assert stage in shown.decode(), shown
+    assert "2/2" in shown.decode()
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ class SharedProcess:
             settings,
             timeout=self._bench.timeout_seconds * count,
         )
-        return _parse(outcome, len(tasks))
+        return parse_shared(outcome, len(tasks))
 
 
 def packed(folder: Path) -> Path:
@@ -110,7 +110,8 @@ def packed(folder: Path) -> Path:
     return path
 
 
-def _parse(outcome: Outcome, count: int) -> Shared:
+def parse_shared(outcome: Outcome, count: int) -> Shared:
+    """What a process of so many tasks sent, as far as it is in its form."""
     outcomes: list[Outcome] = []
     modules: list[str] = []
     for number in range(count):
@@ -124,7 +125,8 @@ def _parse(outcome: Outcome, count: int) -> Shared:
             return Shared(outcomes, failure=failure)
         outcomes.append(found)
         if number < count - 1:
-            modules = [name for name in head.get("modules", ()) if isinstance(name, str)][:5000]
+            named = head.get("modules")
+            modules = [name for name in named if isinstance(name, str)][:5000] if isinstance(named, list) else []
     if len(outcomes) < count and is_of_task(outcome.failure):
         outcomes.append(Outcome(failure=outcome.failure))
     told = _json(outcome.outputs.get("changes"))
@@ -178,10 +180,14 @@ def _json(output: Output | None) -> dict[str, Any]:
 
 
 def _cures(told: Mapping[str, Any]) -> list[Cure] | None:
+    """What the forks found; None where they could not tell, or it is not in its form."""
     entries = told.get("cures")
     if told.get("problem") or not isinstance(entries, list):
         return None
-    return [Cure([str(key) for key in keys], {str(name) for name in outputs}) for keys, outputs in entries]
+    try:
+        return [Cure([str(key) for key in keys], {str(name) for name in outputs}) for keys, outputs in entries]
+    except (TypeError, ValueError):
+        return None
 
 
 def _line(told: Mapping[str, Any]) -> dict[str, Any]:
