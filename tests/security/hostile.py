@@ -6,8 +6,7 @@ import subprocess
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -144,14 +143,14 @@ class HostileRunner(Runner):
             self.peak = max(self.peak, int(found[0].split()[1]) * 1024)
             time.sleep(0.02)
 
-    @contextmanager
-    def fresh(self) -> Iterator["HostileRunner"]:
-        """The same with a store in which nothing is kept but what is of the host: `--no-cache` makes that anew, and it
+    def afresh(self, *arguments: Any, **options: Any) -> Result:
+        """A run with a store in which nothing is kept but what is of the host: `--no-cache` makes that anew, and it
         takes longer than all else."""
+        patient = HostileRunner(self.account, self.profile.replace("brief", "small"))
         other = HostileRunner(self.account, self.profile)
-        other.store = new_store(self.account.folder / f"store-{uuid.uuid4().hex}", self, **self.privileges())
+        other.store = new_store(self.account.folder / f"store-{uuid.uuid4().hex}", patient, **self.privileges())
         try:
-            yield other
+            return other(*arguments, **options)
         finally:
             self.peak = other.peak
             subprocess.run(["rm", "-rf", str(other.store)], check=True)

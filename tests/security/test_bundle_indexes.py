@@ -100,7 +100,7 @@ def go(hostile: HostileRunner, net: Net, explicit: bool) -> Result:
     more = f'[[tool.uv.index]]\nname = "theirs"\nurl = "{net.index.url()}"\n'
     more += 'explicit = true\n[tool.uv.sources]\nextra = {index = "theirs"}\n' if explicit else ""
     write_tree(place, bundle(["extra", "open"], more, "extra"))
-    return hostile(place, None, "--no-cache", env=net.environment(), name="where an index of the bundle's own leads")
+    return hostile.afresh(place, None, env=net.environment(), name="where an index of the bundle's own leads")
 
 
 @turns("case", NOWHERE, ("root", "default"), ("user", "default"))

@@ -253,7 +253,7 @@ def test_an_index_of_the_bundle_gets_nothing_of_the_caller(hostile: HostileRunne
             said = more.replace("EXPLICIT", "explicit = true\n" if explicit else "")
             write_tree(place, bundle(["extra", "bar-baz"], said, "extra"))
             second.log.clear()
-            result = hostile(place, None, "--no-cache", env=env, name="an index of the bundle's own")
+            result = hostile.afresh(place, None, env=env, name="an index of the bundle's own")
             assert result.outputs == {"out": b"mine"}
             assert server.saw("caller:s3cr3t") and second.log and not second.saw("s3cr3t")
             assert explicit is not any("bar" in path for path in second.paths())

@@ -10,7 +10,6 @@ import sys
 import tarfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import nullcontext
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -99,8 +98,8 @@ def bundle_with(hostile: HostileRunner, *dependencies: str, wire: str = WIRE, ba
 def go(
     hostile: HostileRunner, bundle: Path, server: LocalServer, name: str, *options: str, cache: bool = False, **env: Any
 ) -> Any:
-    with nullcontext(hostile) if cache else hostile.fresh() as runner:
-        result = runner(bundle, None, *options, env=server.environment(**env), name=name)
+    start = hostile if cache else hostile.afresh
+    result = start(bundle, None, *options, env=server.environment(**env), name=name)
     if result.code:
         assert result.error["type"] != "internal_error", result.error
     return result

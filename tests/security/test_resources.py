@@ -329,7 +329,7 @@ def test_a_file_that_is_huge(hostile: HostileRunner) -> None:
     with LocalServer() as server:
         server.add(*wheel("dep", "1.0", {"dep.py": ""}))
         server.behave("/files/", huge(1 << 30))
-        result = hostile(dependent(hostile, "dep"), None, "--no-cache",
+        result = hostile.afresh(dependent(hostile, "dep"), None,
                          env=server.environment(), name="an index with a file of 1 GiB")  # fmt: skip
         assert result.error["phase"] == "fetch", result.error
 
@@ -345,8 +345,8 @@ def test_servers_that_are_each_in_time(hostile: HostileRunner) -> None:
             server.behave(f"/files/{file}", late(4 * SLOW_MACHINE, data))
             urls.append(f"{name} @ {server.url('/files/' + file)}")
         settings = server.environment()
-        assert hostile(dependent(hostile, urls[0]), None, "--no-cache", env=settings, name="one late file").code == 0
-        result = hostile(dependent(hostile, *urls), None, "--no-cache", env=settings, name="four late files")
+        assert hostile.afresh(dependent(hostile, urls[0]), None, env=settings, name="one late file").code == 0
+        result = hostile.afresh(dependent(hostile, *urls), None, env=settings, name="four late files")
         assert (result.error["phase"], result.error["type"]) == ("fetch", "timeout"), result.error
         CONTROLS_DONE.add("four late files")
 
@@ -387,7 +387,7 @@ def test_a_wheel_with_a_huge_directory(hostile: HostileRunner) -> None:
         server.behave(f"/files/{name}", plain(data[:start] + directory + end))
         bundle = dependent(hostile, f"dep @ {server.url('/files/' + name)}")
         settings = server.environment()
-        result = hostile(bundle, None, "--no-cache", env=settings, name="400,000 names in a wheel")
+        result = hostile.afresh(bundle, None, env=settings, name="400,000 names in a wheel")
     assert (result.error["phase"], result.error["type"]) == ("install", "wheel_invalid"), result.error
     assert hostile.peak < 150 << 20
     with tempfile.TemporaryFile() as file:
@@ -413,10 +413,9 @@ def test_a_wheel_that_unpacks_to_much(member: str, hostile: HostileRunner) -> No
             new.writestr("other", bytes(200 << 20))
     with LocalServer() as server:
         server.add(name, buffer.getvalue())
-        result = hostile(
+        result = hostile.afresh(
             dependent(hostile, "dep"),
             None,
-            "--no-cache",
             env=server.environment(),
             name=f"a bomb in {member}",
         )
@@ -434,10 +433,9 @@ def test_an_sdist_whose_header_is_huge(kind: str, hostile: HostileRunner) -> Non
     member.type, member.size = kind.encode(), 200 << 20
     with LocalServer() as server:
         server.add(*sdist("dep", "1.0", {"setup.py": ""}, members=[(member, bytes(200 << 20))]))
-        result = hostile(
+        result = hostile.afresh(
             dependent(hostile, "dep"),
             None,
-            "--no-cache",
             env=server.environment(),
             name=f"an sdist with a header {kind!r} of 200 MB",
         )

@@ -96,7 +96,7 @@ def bundle_that_starts_with(hostile: HostileRunner, server: LocalServer, code: s
 
 def go(hostile: HostileRunner, server: LocalServer, code: str, name: str) -> Any:
     bundle = bundle_that_starts_with(hostile, server, code)
-    return hostile(bundle, None, "--no-cache", env=server.environment(), name=name)
+    return hostile.afresh(bundle, None, env=server.environment(), name=name)
 
 
 @runs(*BOTH)
@@ -146,5 +146,5 @@ def test_in_a_build(hostile: HostileRunner, server: LocalServer) -> None:
     bundle = hostile.bundle(WIRE, backend=TINY_BACKEND)
     text = (bundle / "pyproject.toml").read_text()
     (bundle / "pyproject.toml").write_text(text.replace("requires = []", 'requires = ["dep"]'))
-    error = hostile(bundle, None, "--no-cache", env=server.environment(), name="a .pth file that delays a build").error
+    error = hostile.afresh(bundle, None, env=server.environment(), name="a .pth file that delays a build").error
     assert (error["phase"], error["type"]) == ("build", "timeout"), error
