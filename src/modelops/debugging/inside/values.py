@@ -242,7 +242,9 @@ def slots_of(kind: type) -> list[str]:
 
 def is_plain(kind: type) -> bool:
     """Whether its attributes are all that an object of this class holds: no base of it has data of its own in C."""
-    return kind.__basicsize__ <= object.__basicsize__ + WORD * (len(slots_of(kind)) + len(("__dict__", "__weakref__")))
+    slots = slots_of(kind)
+    most = object.__basicsize__ + WORD * (len(slots) + len(("__dict__", "__weakref__")))
+    return bool(kind.__dictoffset__ or slots) and kind.__basicsize__ <= most
 
 
 def scalar(value: Any) -> str:
