@@ -27,7 +27,6 @@ from json import dumps
 from typing import Any
 
 from .look import Look, likelihood, look_at, native_changes, python_changes, thread_change
-from .native import load_libraries
 from .process import Process, put_back, save
 from .tasks import frame, run
 from .trials import Forks
@@ -76,7 +75,7 @@ def prepare(preload: "list[str]", wire: str, process: Process, child: Any) -> No
     for name in preload:
         with suppress(BaseException):
             importlib.import_module(name)
-    if load_libraries(process):  # one of them may draw from the C library's generator
+    if process.load_libraries():  # one of them may draw from the C library's generator
         with suppress(Exception):
             importlib.import_module("ctypes")
 

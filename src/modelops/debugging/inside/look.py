@@ -7,10 +7,10 @@ import time
 from contextlib import suppress
 from typing import Any
 
-from .native import changed_ranges, load_libraries
+from .native import changed_ranges
 from .places import Attribute, Cache, FunctionState, Place, Registry, Setting
 from .process import Process, threads
-from .values import MISSING, TEXT, WORD, Leaves, attribute_of, shown
+from .values import MISSING, TEXT, WORD, Known, Leaves, attribute_of, shown
 
 CARRIED = (FunctionState, Registry)  # places that come with a function or a class, and are no news by themselves
 LOOK_SECONDS = 20.0  # of processor time: a busy machine hides nothing
@@ -24,25 +24,20 @@ class Look:
         self.places: dict[str, Place] = {}
         self.values: dict[str, Any] = {}
         self.leaves: dict[str, Leaves] = {}
-        self.roots: dict[int, str] = {}
-        self.walked: dict[int, int] = {}
+        known = Known()
         for place in places:
             with suppress(Exception):
                 if place.key not in self.places:
                     self.values[place.key] = value = place.get()
                     self.places[place.key] = place
                     if isinstance(place, Attribute):
-                        self.roots.setdefault(id(value), place.key)
+                        known.roots.setdefault(id(value), place.key)
         for key, value in self.values.items():
-            self.leaves[key] = Leaves(value, deadline, key, self)
+            self.leaves[key] = Leaves(value, deadline, key, known)
         self.complete = time.process_time() < deadline
         self.threads = threads()
-        libraries = load_libraries(process) if with_native else []
+        libraries = process.load_libraries() if with_native else []
         self.images = {library.path: (library, library.image()) for library in libraries}
-
-    def knows(self, value: Any, key: str, depth: int) -> bool:
-        """Whether a value is told of elsewhere, as far as it would be seen from here."""
-        return self.roots.get(id(value), key) != key or self.walked.get(id(value), depth + 1) <= depth
 
 
 def look_at(process: Process, keys: Any) -> Look:

@@ -2,12 +2,10 @@
 
 import os
 import struct
-from typing import TYPE_CHECKING
+from collections.abc import Collection
+from typing import Any
 
-from .values import WORD, names_in
-
-if TYPE_CHECKING:
-    from .process import Process
+from .values import WORD
 
 PAGE, RANGES = 4096, 256
 
@@ -68,8 +66,9 @@ def writable_segments(path: str, start: int) -> "tuple[list[tuple[int, int]], in
     return [entry for entry in found if entry[1] > 0], start - lowest // PAGE * PAGE
 
 
-def load_libraries(process: "Process") -> "list[Library]":
-    """The libraries of the bundle's environment. The interpreter, libc and allocators are left out."""
+def load_libraries(own: "Collection[Any]") -> "list[Library]":
+    """The libraries of the bundle's environment, the `own` files first. The interpreter, libc and allocators are left
+    out."""
     starts: dict[str, int] = {}
     try:
         with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as file:
@@ -81,7 +80,6 @@ def load_libraries(process: "Process") -> "list[Library]":
     except OSError:
         return []
     left_out = ("libpython", "libjemalloc", "libmimalloc", "libtcmalloc")
-    own = {names_in(module).get("__file__") for _, module, _ in process.modules() if process.is_own(module)}
     found = []
     for path, start in starts.items():
         if ".so" in os.path.basename(path) and not os.path.basename(path).startswith(left_out):

@@ -163,10 +163,16 @@ class Process:
         outer = rest.partition("<")[0]
         return next((p for p in function_places(outer, outer.replace(":", "."), value) if p.key == key), None)
 
+    def load_libraries(self) -> list[Library]:
+        """The libraries with data that can change, the bundle's own first."""
+        return load_libraries(
+            {names_in(module).get("__file__") for _, module, _ in self.modules() if self.is_own(module)}
+        )
+
     def native_place(self, key: str, rest: str) -> Place | None:
         """The place of `path:offset:size` in a loaded library."""
         path, offset, size = rest.rsplit(":", 2)
-        self.libraries = self.libraries or {library.path: library for library in load_libraries(self)}
+        self.libraries = self.libraries or {library.path: library for library in self.load_libraries()}
         library = self.libraries.get(path)
         return None if library is None else Native(key, library, int(offset, 16), int(size))
 

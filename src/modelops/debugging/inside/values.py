@@ -9,10 +9,7 @@ import time
 import types
 from collections import deque
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from .look import Look
+from typing import Any
 
 LEAVES, NODES, DEPTH = 500, 20_000, 8  # of one place: leaves told apart, nodes looked at, levels
 IN_MEMORY = (io.StringIO, io.BytesIO)
@@ -23,18 +20,29 @@ CODE = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, type, t
 MISSING: Any = type("Missing", (), {"__repr__": lambda self: "nothing"})()
 
 
+class Known:
+    """What a look told of by now: the values of places (`roots`, by id), and what was taken apart (`walked`: by id, how
+    deep it lay, 0 where all of it was seen)."""
+
+    def __init__(self) -> None:
+        self.roots: dict[int, str] = {}
+        self.walked: dict[int, int] = {}
+
+    def knows(self, value: Any, key: str, depth: int) -> bool:
+        """Whether a value is told of elsewhere, as far as it would be seen from here."""
+        return self.roots.get(id(value), key) != key or self.walked.get(id(value), depth + 1) <= depth
+
+
 class Leaves:
     """The parts of one value: a digest of all, and the first of them by path.
 
-    In a look, what is the value of another place (`roots`, by id) or was taken apart before (`walked`: by id, how
-    deep it lay, 0 where all of it was seen) is named, and not taken apart again: what all share would be seen
-    thousands of times.
+    In a look, what is `known` is named, and not taken apart again: what all share would be seen thousands of times.
     """
 
-    def __init__(self, value: Any, deadline: float, key: str = "", look: "Look | None" = None) -> None:
+    def __init__(self, value: Any, deadline: float, key: str = "", known: "Known | None" = None) -> None:
         self.found: dict[str, str] = {}
         self.nodes, self.deadline = 0, deadline
-        self.key, self.look = key, look
+        self.key, self.known = key, known
         self.cuts, self.is_full = 0, False
         self.seen: dict[int, int] = {}
         self.hash = hashlib.blake2b(digest_size=16)
@@ -59,7 +67,7 @@ class Leaves:
             return self.leaf(path, identity(value))
         if id(value) in self.seen:
             return self.leaf(path, f"again {self.seen[id(value)]}")
-        if self.look is not None and self.look.knows(value, self.key, depth):
+        if self.known is not None and self.known.knows(value, self.key, depth):
             return self.leaf(path, identity(value))
         if depth > DEPTH:
             self.cuts += 1
@@ -71,8 +79,8 @@ class Leaves:
         self.kept.append(value)
         cuts = self.cuts
         self.take_apart(value, kind, path, depth + 1)
-        if self.look is not None and not self.is_full:
-            self.look.walked[id(value)] = 0 if self.cuts == cuts else depth
+        if self.known is not None and not self.is_full:
+            self.known.walked[id(value)] = 0 if self.cuts == cuts else depth
 
     def take_apart(self, value: Any, kind: type, path: str, depth: int) -> None:
         """By the first way that fits. What answers with errors of its own is still the same thing or another."""
