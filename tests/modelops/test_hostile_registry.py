@@ -320,8 +320,10 @@ def test_a_silent_layer_is_not_waited_for_once_it_is_of_no_use(
         if by == "another layer":
             assert refused(server, tmp_path, digest, patience).type == "bundle_not_found"
         else:
+            before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
             with pytest.raises(KeyboardInterrupt):
                 repository(server, tmp_path, patience).ensure_local(digest)
+            signal.signal(signal.SIGINT, before)
     assert not list((tmp_path / "cache" / "oci").glob(".working-*"))
 
 

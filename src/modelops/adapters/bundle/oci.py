@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from datetime import UTC, datetime
 from functools import partial
@@ -176,8 +176,9 @@ def in_parallel(registry: RegistryClient, action: Callable[[Blob], None], blobs:
     """Call `action` on each. The first that raises ends the others, also where they wait for the registry, as a signal
     that comes meanwhile does."""
     with ThreadPoolExecutor(PARALLEL, thread_name_prefix="bundle-layers") as pool:
-        futures = [pool.submit(action, blob) for blob in blobs]
+        futures: list[Future[None]] = []
         try:
+            futures += (pool.submit(action, blob) for blob in blobs)
             for future in wait(futures, return_when=FIRST_EXCEPTION).done:
                 future.result()
         except BaseException:
