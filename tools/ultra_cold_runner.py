@@ -4359,7 +4359,9 @@ class Store:
                 if found is None:
                     make()
                     found = load()
-        assert found is not None
+        if found is None:
+            problem = f"what was just made in {self.base} is not there; let only the runner change its store"
+            raise Failure("host", "store_unavailable", f"{problem}, and run again", True)
         return found
 
     def derived(self, name: str, make: Callable[[], bytes], *parts: object) -> bytes:
@@ -4404,14 +4406,16 @@ def keep_folder(aside: str, folder: str, inner: str, record: Mapping[str, Any]) 
 
 
 def kept_record(folder: str, inner: str) -> dict[str, Any] | None:
-    """The record of a kept folder, if every file of its `inner` is as it was when it was kept."""
+    """The record of a kept folder, if every file of its `inner` is as it was when it was kept. What is not is left to
+    who makes it again: another run may just have."""
+    if not os.path.lexists(folder):
+        return None
     record = load_json(f"{folder}/record.json")
     digest = record.pop("digest", "") if isinstance(record, dict) else None
-    known = digest == digest_of(record, list_files(f"{folder}/{inner}"))
-    if not known and os.path.lexists(folder):
-        Log.line(f"what is kept in {folder} is damaged or was altered; it is made again")
-        remove_tree(folder)
-    return record if known else None
+    if digest == digest_of(record, list_files(f"{folder}/{inner}")):
+        return dict(record)
+    Log.line(f"what is kept in {folder} is damaged or was altered; it is made again")
+    return None
 
 
 def check_owner(path: str) -> None:

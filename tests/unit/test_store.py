@@ -1,0 +1,41 @@
+"""What is kept between runs, where another run is at it in the same moment."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def keep(runner: Any, top: Path) -> Path:
+    aside, folder = top / "aside", top / "kept"
+    (aside / "bin").mkdir(parents=True)
+    (aside / "bin" / "true").write_text("x")
+    runner.keep_folder(str(aside), str(folder), "bin", {"covered": []})
+    return folder
+
+
+def test_what_another_run_keeps_while_it_is_looked_for_stays(
+    runner_module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = runner_module.load_json
+
+    def late(path: str) -> Any:
+        found = plain(path)
+        keep(runner_module, tmp_path)
+        return found
+
+    keep(runner_module, tmp_path)
+    assert runner_module.kept_record(str(tmp_path / "kept"), "bin") == {"covered": []}
+    (tmp_path / "kept" / "record.json").unlink()
+    with monkeypatch.context() as patched:  # what was damaged is made again meanwhile
+        patched.setattr(runner_module, "load_json", late)
+        assert runner_module.kept_record(str(tmp_path / "kept"), "bin") is None
+    assert runner_module.kept_record(str(tmp_path / "kept"), "bin") == {"covered": []}
+
+
+def test_what_is_gone_before_it_is_used_is_told(runner_module: Any, tmp_path: Path) -> None:
+    with runner_module.ExitStack() as cleanup:
+        store = runner_module.Store(str(tmp_path / "store"), None, cleanup)
+        with pytest.raises(runner_module.Failure) as raised:
+            store.once("key", lambda: None, lambda: None)
+    assert raised.value.type == "store_unavailable" and raised.value.retryable
