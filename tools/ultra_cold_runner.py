@@ -9095,10 +9095,15 @@ class Server:
         return "" if same else f"{doubt}, and a task gave something else after it"
 
     def once_more(self, task: dict[str, Any], session: Session) -> dict[str, Any]:
-        outputs = Outputs(None, 0, Notes(self.host.profile.caches))
-        with suppress(Failure):
+        """The gist of what a task gives there, if it succeeds. A fork that hangs is given up sooner than a task."""
+        outputs, limits = Outputs(None, 0, Notes(self.host.profile.caches)), session.limits
+        session.limits = limits._replace(wall_seconds=min(limits.wall_seconds, 3 * self.TRIAL))
+        try:
             return gist(task_result(self.host, session.run_task(task, outputs), task, outputs)[0])
-        return {}
+        except Failure:
+            return {}
+        finally:
+            session.limits = limits
 
     def problem(self, ready: Ready, session: Session) -> str:
         policy = self.host.profile.serve
