@@ -708,7 +708,7 @@ class Caches:
             return
         room, left = self.policy["bytes"], self.policy["files"]
         for folder in self.policy["folders"]:
-            for top, _, names in [] if os.path.islink(HOME + "/" + folder) else os.walk(HOME + "/" + folder):
+            for top, names in folders_below(HOME + "/" + folder):
                 for name in sorted(names):
                     path = top + "/" + name
                     status = os.lstat(path)
@@ -880,12 +880,11 @@ def enter_place() -> None:
 
 
 def leave_working_directory() -> None:
-    import shutil
-
     os.chdir(BUNDLE)
-    for folder, _, _ in os.walk(SHADOW):
+    for folder, _ in folders_below(SHADOW):
         os.chmod(folder, 0o755)
-    shutil.rmtree(SHADOW, ignore_errors=True)
+    if os.path.isdir(SHADOW):
+        remove_folder(SHADOW)
 
 
 def import_learned(names: "list[str]") -> "tuple[str, str]":
@@ -1143,11 +1142,40 @@ def left_behind(caches: Caches) -> str:
     except ProcessLookupError:
         pass
     kept = [HOME + "/" + folder for folder in caches.policy["folders"]]
-    for top, folders, names in [*os.walk("/tmp"), *os.walk("/dev/shm")]:
+    for top, names in [*folders_below("/tmp"), *folders_below("/dev/shm")]:
         if names and not any((top + "/").startswith(folder + "/") for folder in kept):
             return "importing its modules leaves the file " + top + "/" + names[0]
-        caches.made += [top + "/" + name for name in folders if top + "/" + name != HOME]
+        caches.made += [top] if top not in ("/tmp", "/dev/shm", HOME) else []
     return ""
+
+
+def folders_below(top: str) -> "Iterator[tuple[str, list[str]]]":
+    """Each folder and the names of its files, as `os.walk`, which recurses up to Python 3.11; no link is followed."""
+    left = [] if os.path.islink(top) else [top]
+    while left:
+        folder = left.pop()
+        try:
+            entries = list(os.scandir(folder))
+        except OSError:
+            continue
+        yield folder, [entry.name for entry in entries if not entry.is_dir(follow_symlinks=False)]
+        left += [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+
+
+def remove_folder(top: str) -> None:
+    """As `shutil.rmtree`, which recurses up to Python 3.12; a folder is moved up first, as its path may be too long."""
+    left = [top]
+    while left:
+        deeper = []
+        for entry in list(os.scandir(left[-1])):
+            if entry.is_dir(follow_symlinks=False):
+                deeper.append(top + "/" + os.urandom(8).hex())
+                os.rename(entry.path, deeper[-1])
+            else:
+                os.unlink(entry.path)
+        if not deeper:
+            os.rmdir(left.pop())
+        left += deeper
 
 
 def read_exactly(fd: int, size: int) -> bytes:
@@ -1264,12 +1292,10 @@ def end_others() -> None:
 
 def empty_folders() -> None:
     """Remove what lies where a task can write. Whatever goes wrong ends this process."""
-    import shutil
-
     for folder in ("/tmp", "/dev/shm"):
-        for entry in os.scandir(folder):
+        for entry in list(os.scandir(folder)):
             if entry.is_dir(follow_symlinks=False):
-                shutil.rmtree(entry.path)
+                remove_folder(entry.path)
             else:
                 os.unlink(entry.path)
     os.mkdir(HOME)

@@ -62,7 +62,11 @@ def bomb(params, seed):
 def litter(params, seed):
     for folder in ("/tmp", "/dev/shm", "/tmp/home"):
         open(folder + "/left", "w").write("x")
-    os.makedirs("/tmp/deep/" + "d/" * 50)
+    os.mkdir("/tmp/deep")
+    os.chdir("/tmp/deep")
+    for _ in range(3000):  # more than Python recurses, and more than a path may be long
+        os.mkdir("d")
+        os.chdir("d")
     if os.fork() == 0:
         os.setsid()
         if os.fork() == 0:
@@ -72,7 +76,9 @@ def litter(params, seed):
 
 def look(params, seed):
     processes = sorted(int(n) for n in os.listdir("/proc") if n.isdigit())
-    return [sorted(os.listdir("/tmp")), os.listdir("/dev/shm"), os.listdir("/tmp/home"), len(processes)]
+    with open(f"/proc/{os.getppid()}/stat") as file:
+        started = file.read().rpartition(")")[2].split()[19]  # it is another sandbox where this changes
+    return [sorted(os.listdir("/tmp")), os.listdir("/dev/shm"), os.listdir("/tmp/home"), len(processes), started]
 
 def descriptors(params, seed):
     return sorted(int(n) for n in os.listdir("/proc/self/fd"))

@@ -1,12 +1,15 @@
 """A look at the process: what many places share is taken apart once, changes once, and is no part of a copy."""
 
+import subprocess
 import sys
 import types
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from modelops.debugging.inside import look as looking
+from modelops.debugging.inside import places
 from modelops.debugging.inside.process import Process, put_back, save
 from modelops.debugging.inside.values import identity
 
@@ -71,3 +74,15 @@ def test_what_only_says_that_it_is_a_module_is_passed_over(
     package.lib = library  # type: ignore[attr-defined]
     process = Process(types.ModuleType("child"))
     assert look(process).complete and identity(library).startswith("Library @")
+
+
+def test_a_tree_deeper_than_python_recurses_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    depth = sys.getrecursionlimit() + 100
+    subprocess.run(["mkdir", "-p", "/".join("d" * depth)], check=True)
+    monkeypatch.setattr(places, "TOPS", (str(tmp_path),))
+    try:
+        found = places.files()
+    finally:
+        subprocess.run(["rm", "-rf", "d"], check=True)
+    assert len(found) == depth + 1 and found[-1].name.endswith("/d/d")

@@ -15,6 +15,7 @@ from .native import Library
 from .restoring import as_before, content_of
 from .values import CODE, MISSING, Leaves, cached_values, cell_content, identity
 
+TOPS = ("/dev/shm", "/tmp")  # where a task can write, its home among them
 FILE_BYTES = 1 << 20  # of a file that can be put back
 FUNCTIONS = (types.FunctionType, functools._lru_cache_wrapper, staticmethod, classmethod)
 
@@ -327,10 +328,22 @@ def function_places(key: str, name: str, value: Any, depth: int = 0) -> "list[Pl
 def files() -> "list[Place]":
     """Every folder and file below /tmp, the home among them, and in shared memory; the count is bounded."""
     found: list[Place] = []
-    for top in ("/tmp", "/dev/shm"):
-        for folder, _, names in os.walk(top):
-            paths = [os.path.join(folder, name) for name in sorted(names)]
-            found += [Folder(f"folder:{folder}", folder), *(File(f"file:{path}", path) for path in paths)]
-            if len(found) > 5000:
-                break
+    folders = [*TOPS]
+    while folders and len(found) <= 5000:  # not os.walk: up to Python 3.11 it recurses, and a task nests as it likes
+        folder = folders.pop()
+        found.append(Folder(f"folder:{folder}", folder))
+        for path, is_folder in sorted(entries(folder), reverse=True):
+            if is_folder:
+                folders.append(path)
+            else:
+                found.append(File(f"file:{path}", path))
     return found
+
+
+def entries(folder: str) -> "list[tuple[str, bool]]":
+    """Path of what a folder holds, and whether it is a folder; none where it can't be read."""
+    try:
+        with os.scandir(folder) as found:
+            return [(entry.path, entry.is_dir(follow_symlinks=False)) for entry in found]
+    except OSError:
+        return []
