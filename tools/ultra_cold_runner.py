@@ -6816,7 +6816,7 @@ class Host(NamedTuple):
     stage: Stage
     bwrap: str
     uv: str | None
-    unpacker: "Unpacker"
+    background: "Background"
     seccomp: list[bytes]
     times: dict[str, float]
     spent: dict[str, float]  # seconds that the sandboxes of each phase before the task have taken
@@ -6905,6 +6905,15 @@ def make_sandbox(
     placed = list(dict.fromkeys(links))
     over = tuple(staged(covers))
     return Sandbox(phase, policy, common, staged(wanted), placed, environment, cwd, command, over)
+
+
+SURVEY = "survey"
+
+
+def survey_ahead(host: Host, interpreter: Interpreter) -> None:
+    """What the task's sandbox gets of the host's software, while others run: on a new store it is half a second."""
+    policy = host.profile.execute
+    survey_system(host.store, policy, system_mounts(policy, [interpreter])[0])
 
 
 def told_environment(variables: Mapping[str, str], limits: Limits) -> dict[str, str]:
@@ -7216,14 +7225,14 @@ class Downloads(FileReceiver):
         policy = host.profile.dependencies
         notes = ("lock", "without wheels")
         super().__init__(host.store.scratch(f"fetched-{os.urandom(4).hex()}"), policy.max_packages + 1, notes)
-        self.unpacker, self.interpreter, self.policy = host.unpacker, interpreter, policy
+        self.background, self.interpreter, self.policy = host.background, interpreter, policy
         self.entries: list[dict[str, str]] = []
         self.bytes = 0
 
     def data(self, chunk: bytes) -> None:
         super().data(chunk)
         self.bytes += len(chunk)
-        self.unpacker.go_on()
+        self.background.go_on()
         self.tell()
 
     def closed(self) -> None:
@@ -7245,7 +7254,7 @@ class Downloads(FileReceiver):
             named = os.path.join(self.folder, f"wheel-{name}", file_name)
             os.mkdir(os.path.dirname(named))
             os.link(path, named)
-            self.unpacker.add(WheelFile("", sha256, named), self.interpreter)
+            self.background.unpack(WheelFile("", sha256, named), self.interpreter)
 
 
 class Place(NamedTuple):
@@ -7700,6 +7709,7 @@ class Resolver:
             "credentials": {**indexes, "SSL_CERT_FILE": CA_FILE},
             "authorization": self.index.authorization if indexes or request["locked"] is None else {},
         }
+        self.host.background.begin(SURVEY, lambda: survey_ahead(self.host, self.interpreter))
         tools = [Mount(self.host.stage.source(self.host.uv), uv)]
         box = make_sandbox(self.host, "fetch", [own, self.interpreter], own.executable, [*tools, *mounts], "/tmp")
         box.environment["SSL_CERT_FILE"] = CA_FILE
@@ -8038,27 +8048,34 @@ def parse_lines(body: bytes | None) -> list[Any]:
 # install
 
 
-class Unpacker:
-    """Unpacks wheels in a few processes of its own, while later ones are still downloaded.
+class Background:
+    """Work of the trusted side in a few processes of its own, while a sandbox runs: wheels are unpacked while later
+    ones are still downloaded.
 
-    They are forks of the trusted side, each for one wheel, and end with it.
+    They are forks of the trusted side, each for one piece of work, and end with it.
     """
 
     WORKERS = 2
 
     def __init__(self, store: Store, policy: DependencyPolicy) -> None:
         self.store, self.policy = store, policy
-        self.waiting: list[tuple[str, WheelFile, Interpreter]] = []
+        self.waiting: list[tuple[str, Callable[[], object]]] = []
         self.running: dict[int, str] = {}  # pid to key
         self.known: set[str] = set()
 
-    def add(self, wheel: WheelFile, interpreter: Interpreter) -> str:
+    def begin(self, key: str, work: Callable[[], object]) -> None:
+        """Have something done, once. A Failure of it is kept for `result`."""
+        if key not in self.known:
+            self.known.add(key)
+            self.waiting.append((key, work))
+        self.go_on()
+
+    def unpack(self, wheel: WheelFile, interpreter: Interpreter) -> str:
         """Have a wheel unpacked, if its tree is not kept. Returns the tree's key."""
         key = digest_of("tree", wheel.sha256, os.path.basename(wheel.path), interpreter.key())
-        if key not in self.known and not os.path.exists(self.store.path("trees", key)):
-            self.known.add(key)
-            self.waiting.append((key, wheel, interpreter))
-        self.go_on()
+        if not os.path.exists(self.store.path("trees", key)):
+            aside = self.store.scratch(f"tree-{key}")
+            self.begin(key, lambda: unpack_tree(wheel, aside, interpreter, self.policy))
         return key
 
     def go_on(self, wait: bool = False) -> None:
@@ -8071,20 +8088,21 @@ class Unpacker:
                     del self.running[pid]
                 wait = False
         while self.waiting and len(self.running) < self.WORKERS:
-            key, wheel, interpreter = self.waiting.pop(0)
-            with Killed.held():
-                pid = os.fork()
-                if pid == 0:
-                    self.work(key, wheel, interpreter)
-                RUNNING.add(pid)
-                self.running[pid] = key
+            self.start(*self.waiting.pop(0))
 
-    def work(self, key: str, wheel: WheelFile, interpreter: Interpreter) -> NoReturn:
+    def start(self, key: str, work: Callable[[], object]) -> None:
+        with Killed.held():
+            pid = os.fork()
+            if pid == 0:
+                self.do(key, work)
+            RUNNING.add(pid)
+            self.running[pid] = key
+
+    def do(self, key: str, work: Callable[[], object]) -> NoReturn:
         aside = self.store.scratch(f"tree-{key}")
         try:
             Killed.disown()
-            os.makedirs(os.path.join(aside, "files"), mode=0o755)
-            unpack_tree(wheel, aside, interpreter, self.policy)
+            work()
         except BaseException as error:
             failure = error if isinstance(error, Failure) else host_failure(error) or internal_error(error)
             remove_tree(aside)  # where the disk is full, that makes room to say so
@@ -8093,12 +8111,19 @@ class Unpacker:
         finally:
             os._exit(0)
 
-    def result(self, key: str) -> str:
-        """Where a tree is unpacked to; raises the Failure that kept it from it."""
-        while key in self.running.values() or any(key == other for other, *_ in self.waiting):
+    def finish(self, key: str) -> None:
+        """Wait until something is done, if it was begun; it waits for nothing else."""
+        for item in [item for item in self.waiting if item[0] == key]:
+            self.waiting.remove(item)
+            self.start(*item)
+        while key in self.running.values():
             self.go_on(wait=True)
             Killed.check()
         self.known.discard(key)
+
+    def result(self, key: str) -> str:
+        """Where a tree is unpacked to; raises the Failure that kept it from it."""
+        self.finish(key)
         aside = self.store.scratch(f"tree-{key}")
         told = load_json(aside + ".failed")
         if told is not None:
@@ -8121,6 +8146,7 @@ class Unpacker:
 
 def unpack_tree(wheel: WheelFile, aside: str, interpreter: Interpreter, policy: DependencyPolicy) -> None:
     files = os.path.join(aside, "files")
+    os.makedirs(files, mode=0o755)
     check_file_hash(wheel)
     with deadline(policy.unpack_seconds, "install", "dependencies.unpack_seconds"):
         metadata = unpack_wheel(wheel.path, files, interpreter.library, policy.max_wheel_bytes)
@@ -8136,12 +8162,12 @@ def write_manifest(folder: str, content: Mapping[str, Any]) -> None:
 def install_wheel(resolver: Resolver, wheel: WheelFile) -> Tree:
     """The unpacked tree of a wheel: the kept one, or a new one made aside and renamed into place."""
     host = resolver.host
-    key = host.unpacker.add(wheel, resolver.interpreter)
+    key = host.background.unpack(wheel, resolver.interpreter)
     place = host.store.path("trees", key)
 
     def make() -> None:
-        host.unpacker.add(wheel, resolver.interpreter)  # a kept one may have been damaged
-        os.rename(host.unpacker.result(key), place)
+        host.background.unpack(wheel, resolver.interpreter)  # a kept one may have been damaged
+        os.rename(host.background.result(key), place)
 
     with timed(host, "install"):
         return host.store.once(key, lambda: read_tree(place), make)
@@ -8152,7 +8178,7 @@ def install_wheels(resolver: Resolver, wheels: Iterable[WheelFile]) -> list[Tree
     were seen to want."""
     limit, used, trees, wheels = resolver.policy.max_environment_bytes, 0, [], list(wheels)
     for wheel in wheels:
-        resolver.host.unpacker.add(wheel, resolver.interpreter)
+        resolver.host.background.unpack(wheel, resolver.interpreter)
     for wheel in wheels:
         trees.append(install_wheel(resolver, wheel))
         used += sum(size + BLOCK for _, size, *_ in trees[-1].files)
@@ -8633,6 +8659,7 @@ def caches_for_task(host: Host, files: Mapping[str, bytes], told: bool) -> dict[
 
 def execute_box(host: Host, workshop: "Workshop", more: Iterable[Mount] = ()) -> Sandbox:
     environment = workshop.environment
+    host.background.finish(SURVEY)
     mounts = [Mount(workshop.bundle.path, BUNDLE), Mount(environment.venv, VENV), *environment.mounts, *more]
     return make_sandbox(host, "execute", [workshop.interpreter], f"{VENV}/bin/python", mounts, BUNDLE)
 
@@ -8776,10 +8803,10 @@ def open_host(options: Options, cleanup: ExitStack) -> Host:
     made_of = (profile.seccomp, version, os.uname().machine)
     packed = store.derived("seccomp", lambda: marshal.dumps(seccomp_programs(profile.seccomp)), *made_of)
     programs: list[bytes] = marshal.loads(packed)
-    unpacker = Unpacker(store, profile.dependencies)
-    cleanup.callback(unpacker.close)
+    background = Background(store, profile.dependencies)
+    cleanup.callback(background.close)
     watching = open_watching(options.trace, profile.trace, options.profile)
-    return Host(profile, store, identity, stage, bwrap, find_tool("uv"), unpacker, programs, {}, {}, [], watching)
+    return Host(profile, store, identity, stage, bwrap, find_tool("uv"), background, programs, {}, {}, [], watching)
 
 
 def check_psutil() -> None:
