@@ -3023,6 +3023,9 @@ class Rules(NamedTuple):
     require_hashes: bool = False
 
 
+PLAIN_VERSION = r"[0-9][A-Za-z0-9.+!]{0,100}"
+
+
 class Project(NamedTuple):
     """What a folder of a source tree says about itself. `kind` is "built", "virtual", or empty: nothing to install."""
 
@@ -3039,6 +3042,11 @@ class Project(NamedTuple):
     requires_python: str = ""
     dynamic: list[str] = []  # noqa: RUF012
     asks_scm: str = ""  # what would ask a version-control system for the version, which is not there
+
+    def is_static(self) -> bool:
+        """Whether its pyproject.toml says all that its wheel will say of itself (PEP 621)."""
+        said = bool(self.name and re.fullmatch(PLAIN_VERSION, self.version))
+        return self.kind == "built" and said and not {"dependencies", "optional-dependencies"} & {*self.dynamic}
 
 
 class Plan(NamedTuple):
@@ -5771,6 +5779,7 @@ class Supervisor:
     def step(self, longest: float = float("inf")) -> bool:
         """Wait for the next thing to happen and handle it; false when the sandbox is to end."""
         Killed.check()
+        self.host.background.go_on()
         now = time.monotonic()
         deadline = self.begun + self.limits.wall_seconds - self.spent
         if self.watch:
@@ -7232,7 +7241,6 @@ class Downloads(FileReceiver):
     def data(self, chunk: bytes) -> None:
         super().data(chunk)
         self.bytes += len(chunk)
-        self.background.go_on()
         self.tell()
 
     def closed(self) -> None:
@@ -7312,6 +7320,8 @@ class Resolver:
         self.markers = marker_environment(interpreter)
         self.places = dict(self.own_places())
         self.obtained: dict[Place, tuple[WheelFile, str]] = {}  # and the tree that paths in its metadata are of
+        self.drafting = False
+        self.drafts: dict[Place, tuple[WheelFile, str]] = {}  # wheels of the bundle's that are still to be built
         self.commits: dict[str, str] = {}  # of git URLs
         self.from_sdists: set[str] = set()  # sha256 of wheels that were built of an index's sdists
         self.unbuilt: dict[str, Failure] = {}  # sdists of an index that can't be built or used, and why
@@ -7348,7 +7358,7 @@ class Resolver:
         import copy
 
         inner = copy.copy(self)
-        inner.building = (*self.building, name)
+        inner.building, inner.drafting, inner.drafts = (*self.building, name), False, {}
         rules = self.plan.rules._replace(constraints=self.plan.rules.build_constraints, overrides=(), resolution="")
         rules = rules._replace(excluded=frozenset(), placed=frozenset(), require_hashes=False, prerelease="")
         inner.plan = self.plan._replace(lock="", rules=rules)
@@ -7377,8 +7387,29 @@ class Resolver:
         return store.once(key, load, make)
 
     def resolve(self, requirements: list[Requirement]) -> tuple[list[WheelFile], set[str]]:
-        """Ask until every dependency is a wheel: what has a place first, then sdists, which are built offline. Returns
-        the wheels, and the names of those that were not taken from an index as they are."""
+        """The wheels that requirements need, and the names of those that were not taken from an index as they are.
+
+        The bundle's own projects are built last, while what was downloaded is unpacked; where one asks for something
+        else than its pyproject.toml said, all is asked again.
+        """
+        self.drafting = not self.building
+        files, local = self.ask(requirements)
+        self.drafting, drafts, self.drafts = False, self.drafts, {}
+        built = {draft: self.obtain(place, draft.name)[0] for place, (draft, _) in drafts.items()}
+        for place, (draft, tree) in drafts.items():
+            extras = self.project_at(place).extras
+            if self.needs(draft, tree, extras) != self.needs(built[draft], tree, extras):
+                return self.ask(requirements)
+        return sorted(built.get(file, file) for file in files), local
+
+    def needs(self, wheel: WheelFile, tree: str, extras: Collection[str]) -> list[Any]:
+        """What a wheel is to others: its version, and what it asks for here with these extras."""
+        asked = self.requires(wheel, tree, extras)
+        told = {(item.key, item.extra_names, frozenset(item.versions.split(",")), item.url) for item in asked}
+        return [os.path.basename(wheel.path).split("-")[1], told]
+
+    def ask(self, requirements: list[Requirement]) -> tuple[list[WheelFile], set[str]]:
+        """Ask until every dependency is a wheel: what has a place first, then sdists, which are built offline."""
         asked = list(requirements)
         sdists: dict[str, Pin] = {}
         for _ in range(self.ROUNDS):
@@ -7474,13 +7505,30 @@ class Resolver:
 
     def obtain(self, place: Place, name: str) -> tuple[WheelFile, str]:
         """The wheel of a place, and the tree that paths in its metadata are of. Its name must be the one asked for."""
-        if place not in self.obtained:
-            self.obtained[place] = self.from_tree(place, name) if place.tree else self.from_url(place.path, name)
-        wheel = self.obtained[place][0]
-        if name and canonical_name(name) != wheel.name:
-            problem = f"{place.path} is the project {wheel.name}, and {name} was asked for"
+        found = self.obtained.get(place) or self.draft(place)
+        if found is None:
+            found = self.obtained[place] = (
+                self.from_tree(place, name) if place.tree else self.from_url(place.path, name)
+            )
+        if name and canonical_name(name) != found[0].name:
+            problem = f"{place.path} is the project {found[0].name}, and {name} was asked for"
             raise Failure("build", "build_failed", problem)
-        return self.obtained[place]
+        return found
+
+    def draft(self, place: Place) -> tuple[WheelFile, str] | None:
+        """A wheel with what the pyproject.toml of a folder of the bundle says of it, and without files."""
+        if not self.drafting or place.tree != self.bundle.path:
+            return None
+        if place not in self.drafts and os.path.isdir(require_place(place.tree, place.path, "the bundle")):
+            project = self.project_at(place)
+            if project.is_static():
+                self.drafts[place] = write_project_wheel(self.host.store, project, project.version, {}), place.tree
+        return self.drafts.get(place)
+
+    def project_at(self, place: Place) -> Project:
+        if place == Place(self.bundle.path, "."):
+            return self.plan.project
+        return read_project(place.tree, place.path, self.policy, True)
 
     def from_tree(self, place: Place, name: str) -> tuple[WheelFile, str]:
         """A wheel, an sdist or a folder of the bundle, or of the archive that asked for it."""
@@ -7498,9 +7546,7 @@ class Resolver:
 
     def from_folder(self, place: Place) -> WheelFile:
         """Build a folder; of the bundle's own what was built is kept."""
-        own, project = place.tree == self.bundle.path, self.plan.project
-        if not own or place.path != ".":
-            project = read_project(place.tree, place.path, self.policy, True)
+        own, project = place.tree == self.bundle.path, self.project_at(place)
         if not any(os.path.lexists(os.path.join(place.tree, place.path, name)) for name in PROJECT_FILES):
             raise refused(place.path, "it has no pyproject.toml, setup.py or setup.cfg that says what it is")
         if project.kind == "virtual":
@@ -7860,7 +7906,7 @@ def virtual_wheel(store: Store, project: Project, tree: str, own: bool) -> Wheel
     if not project.name:
         raise invalid(f"{project.folder}/pyproject.toml: [project] has no name")
     version = project.version or "0"
-    if not re.fullmatch(r"[0-9][A-Za-z0-9.+!]{0,100}", version):
+    if not re.fullmatch(PLAIN_VERSION, version):
         raise invalid(f"project.version {version[:100]!r} is not a version (PEP 440)")
     listed = ""
     for group, points in project.points.items():
@@ -7871,15 +7917,21 @@ def virtual_wheel(store: Store, project: Project, tree: str, own: bool) -> Wheel
         there = [folder for folder in folders if os.path.isdir(os.path.join(tree, folder))]
         lines = [os.path.normpath(os.path.join(BUNDLE, folder)) for folder in there]
         more[f"_{canonical_name(project.name).replace('-', '_')}.pth"] = "".join(f"{line}\n" for line in lines)
-    name = canonical_name(project.name)
-    file = f"{name.replace('-', '_')}-{version}-py3-none-any.whl"
-    aside = store.scratch(f"virtual-{os.urandom(4).hex()}")
-    write_zip(aside, wheel_members(name, version, virtual_metadata(project), more))
-    return keep_wheel(store, file, file_hash(aside, "sha256"), aside)
+    draft = write_project_wheel(store, project, version, more)
+    return keep_wheel(store, os.path.basename(draft.path), draft.sha256, draft.path)
 
 
-def virtual_metadata(project: Project) -> str:
-    """The dependencies of a virtual project as core metadata has them."""
+def write_project_wheel(store: Store, project: Project, version: str, more: Mapping[str, str]) -> WheelFile:
+    """A wheel, in scratch, with the metadata that a project has in its pyproject.toml."""
+    folder, name = store.scratch(f"written-{os.urandom(4).hex()}"), canonical_name(project.name)
+    path = os.path.join(folder, f"{name.replace('-', '_')}-{version}-py3-none-any.whl")
+    os.mkdir(folder)
+    write_zip(path, wheel_members(name, version, project_metadata(project), more))
+    return WheelFile(name, file_hash(path, "sha256"), path)
+
+
+def project_metadata(project: Project) -> str:
+    """The dependencies of a project as core metadata has them."""
 
     def line(item: Requirement, extra: str) -> str:
         url = f"file://{os.path.join(BUILD_TREE, item.path)}" if item.path is not None else item.url

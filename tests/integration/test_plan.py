@@ -286,6 +286,30 @@ def test_wheels_and_sdists_of_the_bundle(go: Go, tmp_path: Path) -> None:
     assert go(virtual(code, more, ("foo", "bar"), **files)).outputs == {"out": b"minemine"}
 
 
+MODEL = f'[project.entry-points."{GROUP}"]\nexecute = "model:wire"\n'
+
+
+def test_dependencies_are_fetched_before_the_bundle_is_built(go: Go) -> None:
+    result = go(tiny("model", SIX, f'dependencies = ["six<1.16"]\n{MODEL}'))
+    assert result.outputs == {"out": b"1.15.0"}
+    phases = [line for line in result.stderr.splitlines() if line.startswith("phase: ")]
+    assert phases == ["phase: fetch", "phase: build", "phase: execute"]
+
+
+@pytest.mark.parametrize("told", ['["six==1.16.0"]', '["six; extra == \'none\'", "beyond", "six<1.17,>1.15"]'])
+def test_what_a_backend_says_is_obeyed_where_the_pyproject_says_something_else(go: Go, told: str) -> None:
+    files = tiny("model", SIX, f'dependencies = ["six<1.16"]\n{MODEL}')
+    files["backend/tiny_backend.py"] = files["backend/tiny_backend.py"].replace('project.get("dependencies", [])', told)
+    assert go(files).outputs == {"out": b"1.16.0"}
+
+
+def test_what_a_build_needs_of_the_bundle_is_built_before_it(go: Go) -> None:
+    more = f'dependencies = ["six", "bar"]\n{MODEL}[tool.uv.sources]\nbar = {{ path = "bar" }}\n'
+    files = tiny("model", SIX, more, requires='"bar"') | tiny("bar", MINE, folder="bar")
+    files["backend/tiny_backend.py"] += "\nimport bar\nassert bar.WHOSE == 'mine'\n"
+    assert go(files).outputs == {"out": b"1.17.0"}
+
+
 def test_metadata_that_names_the_place_of_a_build(go: Go) -> None:
     """As poetry and hatch write the path of a dependency: absolute, where the backend ran."""
     more = 'dependencies = ["foo @ file:///tmp/source/libs/foo"]\n'
