@@ -87,8 +87,8 @@ class ResultPipe:
             self.before_done()
         label = name.encode("utf-8", "surrogatepass")
         with self.lock:
-            self._write(frame_header(kind, len(label), len(body)) + label)
-            self._write(body)
+            write_all(self.fd, frame_header(kind, len(label), len(body)) + label)
+            write_all(self.fd, body)
 
     def send_file(self, name: str, path: str) -> None:
         import stat
@@ -99,18 +99,19 @@ class ResultPipe:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise ChildError("bad_result", path + " is not a regular file")
             size = os.fstat(fd).st_size
-            self._write(frame_header(OUTPUT, len(label), size) + label)
+            write_all(self.fd, frame_header(OUTPUT, len(label), size) + label)
             while size > 0:
                 chunk = file.read(min(size, 1 << 20))
                 if not chunk:
                     raise ChildError("bad_result", path + " shrank while it was read")
-                self._write(chunk)
+                write_all(self.fd, chunk)
                 size -= len(chunk)
 
-    def _write(self, data: bytes) -> None:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(self.fd, view) :]
+
+def write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
 
 
 def frame_header(kind: bytes, name_length: int, body_length: int) -> bytes:
@@ -134,8 +135,13 @@ def child_main() -> None:
         os.set_inheritable(fd, False)
     tell_stacks(request["stacks_fd"])
     pipe.send(STARTED)
+    work_and_leave(pipe, lambda: PHASES[request["phase"]](request, pipe))
+
+
+def work_and_leave(pipe: ResultPipe, work: "Any") -> None:
+    """Report what the work raises, and end this process: no atexit handlers, no waiting for threads."""
     try:
-        PHASES[request["phase"]](request, pipe)
+        work()
     except BaseException as error:
         close_others([pipe.fd])  # the work is over, and may have used up the descriptors
         report_exception(pipe, error)
@@ -143,7 +149,7 @@ def child_main() -> None:
         try:
             sys.stderr.flush()
         finally:
-            os._exit(0)  # no atexit handlers, no waiting for threads: the task is over
+            os._exit(0)
 
 
 STACKS_SIGNAL = 60  # a real-time signal, which no library takes for its own
@@ -820,7 +826,7 @@ def fork_ahead(request: "dict[str, Any]", pipe: ResultPipe, generators: "Generat
     if pid == 0:
         for fd in (writing, *request["descriptors"].values()):
             os.close(fd)
-        run_forked(reading, request, pipe, generators)
+        work_and_leave(pipe, lambda: run_forked(reading, request, pipe, generators))
     os.close(reading)
     return pid, writing
 
@@ -829,11 +835,10 @@ def hand_over(tasks: int, door: int) -> None:
     """Pass a task on to the fork that waits for it; where that is dead, to nobody."""
     left = int.from_bytes(read_exactly(tasks, 8), "big")
     while left > 0:
-        chunk = memoryview(read_exactly(tasks, min(left, 1 << 16)))
+        chunk = read_exactly(tasks, min(left, 1 << 16))
         left -= len(chunk)
         try:
-            while chunk:
-                chunk = chunk[os.write(door, chunk) :]
+            write_all(door, chunk)
         except BrokenPipeError:
             pass
     os.close(door)
@@ -1226,25 +1231,16 @@ def let_threads_end() -> None:
 
 
 def run_forked(door: int, request: "dict[str, Any]", pipe: ResultPipe, generators: "Generators") -> None:
-    try:
-        set_rlimits(request["task_rlimits"])
-        generators.restore()
-        body = read_all(door)
-        os.close(door)
-        if not body:
-            os._exit(0)  # the server is closed
-        set_dumpable(True)
-        pipe.send(STARTED)
-        enter_place()
-        run_task_code({"task": marshal.loads(body), "wire": request["wire"]}, pipe)
-    except BaseException as error:
-        close_others([pipe.fd])  # the work is over, and may have used up the descriptors
-        report_exception(pipe, error)
-    finally:
-        try:
-            sys.stderr.flush()
-        finally:
-            os._exit(0)
+    set_rlimits(request["task_rlimits"])
+    generators.restore()
+    body = read_all(door)
+    os.close(door)
+    if not body:
+        os._exit(0)  # the server is closed
+    set_dumpable(True)
+    pipe.send(STARTED)
+    enter_place()
+    run_task_code({"task": marshal.loads(body), "wire": request["wire"]}, pipe)
 
 
 def wait_for_task(pid: int, tasks: int) -> int:
@@ -2938,12 +2934,6 @@ def regular_file(fd: int) -> FileIO | None:
 def new_file(path: str, mode: int) -> FileIO:
     """A file that was not there before, nor a link in its place."""
     return FileIO(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, stat.S_IMODE(mode)), "w")
-
-
-def write_all(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
 
 
 def write_file(path: str, data: bytes) -> None:
