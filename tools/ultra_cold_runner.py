@@ -4265,10 +4265,7 @@ class Stage:
     def _copy(self, path: str, name: str) -> str:
         """A single file needs no mount, which a container may refuse."""
         target = os.path.join(self.scratch, f"staged-{name}")
-        try:
-            os.link(path, target)
-        except OSError:
-            copy_plain(path, target, os.stat(path).st_mode)
+        link_or_copy(path, target, os.stat(path).st_mode)
         return target
 
     def _bind(self, path: str, name: str) -> str:
@@ -4740,7 +4737,7 @@ def stamp(path: str) -> tuple[int, int, int]:
 
 def link_tree(tree: Tree, venv: str, mounted: Collection[str] = ()) -> None:
     """Hard-link a kept tree into a venv, but for the folders that are `mounted`; each file is checked against the
-    manifest on the way.
+    manifest on the way (see `intact`).
 
     Where two wheels have the same file the first one wins. A sandbox sees the links read-only.
     """
@@ -4750,7 +4747,7 @@ def link_tree(tree: Tree, venv: str, mounted: Collection[str] = ()) -> None:
     for name, size, mtime, mode in tree.files:
         source, target = f"{tree.path}/{name}", f"{venv}/{name}"
         if stamp(source) != (size, mtime, mode):
-            raise KeptDamage(tree.path, name)
+            raise KeptDamage(f"{name} in {tree.path} was altered")
         if name.startswith(apart):
             continue
         folder = os.path.dirname(target)
@@ -4798,11 +4795,18 @@ def copy_plain(source: str, target: str, mode: int) -> None:
 
 
 class KeptDamage(Exception):
-    """Something kept is not what it was when it was kept; it is removed and made again."""
+    """Something kept is not what it was when it was kept."""
 
-    def __init__(self, path: str, name: str) -> None:
-        super().__init__(f"{name} in {path} was altered")
-        self.path = path
+
+@contextmanager
+def intact(tree: Tree) -> Iterator[None]:
+    """A kept tree that was altered, or is gone, is not used, but removed."""
+    try:
+        yield
+    except (KeptDamage, FileNotFoundError) as error:
+        remove_tree(os.path.dirname(tree.path))
+        problem = f"{error}; what was kept has been removed, run again"
+        raise Failure("install", "store_damaged", problem, True) from None
 
 
 # --- seccomp: two programs made by libseccomp from the profile's lists
@@ -7473,8 +7477,7 @@ class Resolver:
 
     def requires(self, wheel: WheelFile, tree: str, extras: Collection[str]) -> list[Requirement]:
         """What a wheel's metadata ask for under this interpreter, with these extras."""
-        base = "" if tree else None
-        lines = wheel_requires(wheel.path)
+        base, lines = "" if tree else None, install_wheel(self, wheel).requires
         parsed = [parse_requirement(line, self.policy, f"the metadata of {wheel.name}", base) for line in lines]
         fitting = [item for item in parsed if not item.marker or marker_holds(item.marker, self.markers, extras)]
         return [item._replace(marker="") for item in fitting]
@@ -7934,22 +7937,6 @@ def project_metadata(project: Project) -> str:
     return "".join(lines)
 
 
-def wheel_requires(path: str) -> list[str]:
-    import zipfile
-
-    try:
-        check_directory_size(path)
-        with zipfile.ZipFile(path) as archive:
-            sizes = {info.filename: info.file_size for info in archive.infolist()}
-            named = (name for name in sizes if name.endswith(".dist-info/METADATA") and sizes[name] < 4 * MIB)
-            text = archive.read(next(named)).decode("utf-8", "replace")
-    except Exception as error:  # as for wheels
-        if is_own(error):
-            raise
-        raise wheel_error(os.path.basename(path), f"it has no readable METADATA: {clip(str(error))}") from None
-    return requires_of(text)
-
-
 def requires_of(metadata: str) -> list[str]:
     """The Requires-Dist lines of core metadata."""
     head = metadata.replace("\r", "").partition("\n\n")[0]
@@ -8261,7 +8248,7 @@ def remember_imported(store: Store, trees: Iterable[str], notes: Mapping[str, by
         before = set(store.read("imported", os.path.basename(path)) or [])
         if own - before:
             store.write("imported", os.path.basename(path), sorted(own | before))
-        more = more or bool(own - {*(store.read("imported", f"hard-{os.path.basename(path)}") or [])})
+        more = more or bool(own)
     return more
 
 
@@ -8275,13 +8262,12 @@ SMALL_WHEEL = 100  # modules to compile; more than that take a sandbox of their 
 
 def add_bytecode(host: Host, interpreter: Interpreter, trees: list[Tree]) -> list[Tree]:
     """Compile what runs were seen to import and what has no bytecode yet, small wheels together. It only saves time:
-    what can't be compiled stays without, and is not tried again."""
+    what can't be compiled is not tried again."""
     wanted: dict[int, list[str]] = {}
     for number, tree in enumerate(trees):
         names = {name for name, *_ in tree.files}
         imported = names & {*(host.store.read("imported", tree_key(tree)) or [])}
         modules = {name for name in imported if bytecode_name(name, interpreter) not in names}
-        modules -= {*(host.store.read("imported", f"hard-{tree_key(tree)}") or [])} if modules else set()
         if modules:
             wanted[number] = sorted(modules)
     small = [number for number, modules in wanted.items() if len(modules) <= SMALL_WHEEL]
@@ -8291,10 +8277,7 @@ def add_bytecode(host: Host, interpreter: Interpreter, trees: list[Tree]) -> lis
         with timed(host, "install"):
             made = compile_modules(host, interpreter, [(trees[number], wanted[number]) for number in batch])
             for place, number in enumerate(batch):
-                own = {module: path for (index, module), path in made.items() if index == place}
-                key, hard = f"hard-{tree_key(trees[number])}", {*wanted[number]} - own.keys()
-                if hard:
-                    host.store.write("imported", key, sorted(hard | {*(host.store.read("imported", key) or [])}))
+                own = {module: made.get((place, module), "") for module in wanted[number]}
                 trees[number] = keep_bytecode(host.store, interpreter, trees[number], own)
     return trees
 
@@ -8307,11 +8290,9 @@ def compile_modules(
     modules = [f"{number}/{module}" for number, (_, names) in enumerate(wanted) for module in names]
     sources = host.store.scratch(f"sources-{os.urandom(4).hex()}")
     for number, (tree, names) in enumerate(wanted):
-        check_unaltered(tree, names)
-        for name in names:
-            target = os.path.join(sources, str(number), name)
-            os.makedirs(os.path.dirname(target), mode=0o755, exist_ok=True)
-            link_or_copy(os.path.join(tree.path, name), target, 0o644)
+        chosen = {*names}
+        with intact(tree):
+            link_tree(tree._replace(files=[file for file in tree.files if file[0] in chosen]), f"{sources}/{number}")
     box = make_sandbox(host, "compile", [interpreter], interpreter.executable, [Mount(sources, TREE)], "/tmp")
     workers = min(len(os.sched_getaffinity(0)), 8, 1 + len(modules) // 50)
     receiver = FileReceiver(host.store.scratch(f"compiled-{os.urandom(4).hex()}"), len(modules))
@@ -8329,19 +8310,9 @@ def compile_modules(
     return {(int(number), module): receiver.files[name][0] for name, (number, _, module) in split.items()}
 
 
-def check_unaltered(tree: Tree, names: Iterable[str]) -> None:
-    """The sources are those that were hashed when the wheel was unpacked."""
-    known = {name: tuple(rest) for name, *rest in tree.files}
-    for name in names:
-        path = os.path.join(tree.path, name)
-        if not os.path.lexists(path) or stamp(path) != known[name]:
-            remove_tree(os.path.dirname(tree.path))
-            text = f"{name} in {tree.path} was altered; what was kept has been removed, run again"
-            raise Failure("install", "store_damaged", text, retryable=True)
-
-
 def keep_bytecode(store: Store, interpreter: Interpreter, tree: Tree, made: Mapping[str, str]) -> Tree:
-    """Add bytecode to a kept tree. Whoever has read the old manifest goes on with what that names."""
+    """Add bytecode to a kept tree, for what has none an empty file, which Python passes over. Whoever has read the old
+    manifest goes on with what that names."""
     folder = os.path.dirname(tree.path)
     with store.locked(tree_key(tree)):
         tree = read_tree(folder) or tree  # another run may have added some
@@ -8351,7 +8322,10 @@ def keep_bytecode(store: Store, interpreter: Interpreter, tree: Tree, made: Mapp
             target = os.path.join(tree.path, name)
             if name not in known:
                 os.makedirs(os.path.dirname(target), mode=0o755, exist_ok=True)
-                os.rename(path, target)
+                if path:
+                    os.rename(path, target)
+                else:
+                    write_file(target, b"")
                 files.append([name, *stamp(target)])
         write_manifest(folder, {"files": files, "groups": tree.groups, "requires": tree.requires})
     return tree._replace(files=files)
@@ -8371,7 +8345,7 @@ def make_venv(path: str, interpreter: Interpreter) -> None:
 def assemble(
     resolver: Resolver, trees: list[Tree], venv: str, whole: bool = False, but: Container[str] = ()
 ) -> list[Mount]:
-    """A fresh venv with the trees linked into it. A kept tree that was altered is not used, but removed.
+    """A fresh venv with the trees linked into it.
 
     Large folders of one tree are not linked, unless the venv is to be `whole` or they are named by `but`: returns
     where a sandbox is to mount them.
@@ -8384,14 +8358,10 @@ def assemble(
         raise Failure("host", "store_unavailable", f"{problem}; name another directory with --store-dir")
     with timed(resolver.host, "install"):
         for tree in trees:
-            try:
+            with intact(tree):
                 if tree.path in mounted:
                     resolver.host.store.hold(os.path.dirname(tree.path))
                 link_tree(tree, venv, mounted.get(tree.path, []))
-            except (KeptDamage, FileNotFoundError) as error:
-                remove_tree(os.path.dirname(tree.path))
-                problem = f"{error}; what was kept has been removed, run again"
-                raise Failure("install", "store_damaged", problem, True) from None
     return [Mount(f"{path}/{inner}", f"{VENV}/{inner}") for path, inners in mounted.items() for inner in inners]
 
 
