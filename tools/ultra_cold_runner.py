@@ -5118,6 +5118,13 @@ class Cgroup:
 
     ROOT = "/sys/fs/cgroup"
     OVERHEAD = 2  # processes of bwrap itself, outside and inside
+    OLD: ClassVar = {  # names of version 1, which has a folder for each controller
+        "memory.max": "memory.limit_in_bytes",
+        "memory.current": "memory.usage_in_bytes",
+        "memory.peak": "memory.max_usage_in_bytes",
+        "memory.events": "memory.oom_control",
+        "cgroup.procs": "pids/cgroup.procs",
+    }
 
     def __init__(self, paths: dict[str, str]) -> None:
         self.paths = paths  # controller to directory; version 2 has the one key ""
@@ -5172,25 +5179,26 @@ class Cgroup:
         return ""
 
     def limit(self, limits: Limits) -> None:
-        pids = limits.processes + self.OVERHEAD
+        self.write("memory.max", limits.memory_bytes)
+        self.write("pids.max", limits.processes + self.OVERHEAD)
+        both = limits.memory_bytes  # with swap, as version 1 counts it; absent where swap is not accounted
+        for name, value in (("memory.swap.max", 0), ("memory.oom.group", 1), ("memory.memsw.limit_in_bytes", both)):
+            with suppress(OSError):
+                self.write(name, value)
+
+    def place(self, name: str) -> str:
+        """Where a file is that version 2 has under this name, or version 1 alone."""
         if "" in self.paths:
-            self.write("", "memory.max", limits.memory_bytes)
-            self.write("", "pids.max", pids)
-            for name, value in (("memory.swap.max", 0), ("memory.oom.group", 1)):
-                with suppress(OSError):
-                    self.write("", name, value)
-            return
-        self.write("memory", "memory.limit_in_bytes", limits.memory_bytes)
-        with suppress(OSError):  # absent where swap is not accounted
-            self.write("memory", "memory.memsw.limit_in_bytes", limits.memory_bytes)
-        self.write("pids", "pids.max", pids)
+            return os.path.join(self.paths[""], name)
+        old = self.OLD.get(name, name)
+        controller = re.split("[./]", old)[0]
+        return os.path.join(self.paths[controller], old.rpartition("/")[2])
 
-    def write(self, controller: str, name: str, value: object) -> None:
-        with open(os.path.join(self.paths[controller], name), "w", encoding="utf-8") as file:
-            file.write(str(value))
+    def write(self, name: str, value: object) -> None:
+        write_file(self.place(name), str(value).encode())
 
-    def read(self, controller: str, name: str) -> str:
-        return text_of(os.path.join(self.paths["" if "" in self.paths else controller], name))
+    def read(self, name: str) -> str:
+        return text_of(self.place(name))
 
     def open_doors(self) -> None:
         for controller, path in self.paths.items():
@@ -5206,48 +5214,42 @@ class Cgroup:
             os.write(door, b"0")
 
     def pids(self) -> list[int]:
-        return [int(pid) for pid in self.read("pids", "cgroup.procs").split()]
+        return [int(pid) for pid in self.read("cgroup.procs").split()]
 
     def peak_memory(self) -> int:
-        return int(self.read("memory", "memory.peak" if "" in self.paths else "memory.max_usage_in_bytes") or 0)
+        return int(self.read("memory.peak") or 0)
 
     def peak_pids(self) -> int:
-        return int(self.read("pids", "pids.peak").strip() or 0)
+        return int(self.read("pids.peak") or 0)
 
     def mark(self) -> None:
         """Start a new task: what was counted until now is not of it."""
         self.before = self.counters()
-        for controller, name in (("memory", "memory.max_usage_in_bytes"), ("", "memory.peak")):
-            with suppress(KeyError, OSError):  # version 2 can do it from Linux 6.12 on
-                self.write(controller, name, 0)
+        with suppress(OSError):  # version 2 can do it from Linux 6.12 on
+            self.write("memory.peak", 0)
 
     def counters(self) -> dict[str, float]:
         """User and system time of every process that was ever in the group, in seconds; processes killed for want of
         memory, times that memory was short, and refusals of pids."""
         if "" in self.paths:
-            user, system = (self.keyed("", "cpu.stat", f"{kind}_usec") / 1e6 for kind in ("user", "system"))
+            user, system = (self.keyed("cpu.stat", f"{kind}_usec") / 1e6 for kind in ("user", "system"))
+            short = self.keyed("memory.events", "max")
         else:
-            used = (self.read("cpuacct", f"cpuacct.usage_{kind}") for kind in ("user", "sys"))
-            user, system = (int(text.strip() or 0) / 1e9 for text in used)
-        memory = self.keyed("memory", "memory.events" if "" in self.paths else "memory.oom_control", "oom_kill")
-        short = self.keyed("", "memory.events", "max") if "" in self.paths else self.failures()
-        pids = self.keyed("pids", "pids.events", "max")
+            user, system = (int(self.read(f"cpuacct.usage_{kind}") or 0) / 1e9 for kind in ("user", "sys"))
+            short = sum(int(self.read(f"memory.{kind}failcnt") or 0) for kind in ("", "memsw."))
+        memory, pids = self.keyed("memory.events", "oom_kill"), self.keyed("pids.events", "max")
         return {"user": user, "system": system, "memory": memory, "short": short, "pids": pids}
-
-    def failures(self) -> int:
-        return sum(int(self.read("memory", f"memory.{kind}failcnt") or 0) for kind in ("", "memsw."))
 
     def is_full(self, limit: int) -> bool:
         """Whether the group is at its memory limit with what can't be given back, as the cached pages of files can."""
-        usage = int(self.read("memory", "memory.current" if "" in self.paths else "memory.usage_in_bytes") or 0)
-        files = sum(self.keyed("memory", "memory.stat", f"{state}_file") for state in ("active", "inactive"))
-        return usage - files > 0.9 * limit
+        files = sum(self.keyed("memory.stat", f"{state}_file") for state in ("active", "inactive"))
+        return int(self.read("memory.current") or 0) - files > 0.9 * limit
 
     def since(self) -> dict[str, float]:
         return {name: value - self.before.get(name, 0) for name, value in self.counters().items()}
 
-    def keyed(self, controller: str, name: str, key: str) -> int:
-        for line in self.read(controller, name).splitlines():
+    def keyed(self, name: str, key: str) -> int:
+        for line in self.read(name).splitlines():
             if line.split()[0] == key:
                 return int(line.split()[1])
         return 0
@@ -5256,7 +5258,7 @@ class Cgroup:
         """Kill every member, also those that are forked meanwhile."""
         if "" in self.paths:
             with suppress(OSError):
-                self.write("", "cgroup.kill", 1)
+                self.write("cgroup.kill", 1)
                 return
         for _ in range(1000):
             members = self.pids()
@@ -6140,7 +6142,7 @@ class Monitor:
         """Whether the task was waiting for memory up to now: the kernel takes pages back for long before it kills."""
         if cgroup is None or not cgroup.is_full(limit):
             return False
-        waiting = cgroup.keyed("memory", "memory.oom_control", "under_oom") > 0  # version 1 alone has it
+        waiting = cgroup.keyed("memory.events", "under_oom") > 0  # version 1 alone has it
         return waiting or time.monotonic() - self.short_at < self.STALL
 
     def violation(self, limits: Limits, policy: PhasePolicy, cgroup: Cgroup | None) -> Violation | None:
