@@ -833,14 +833,14 @@ def fork_ahead(request: "dict[str, Any]", pipe: ResultPipe, generators: "Generat
 
 def hand_over(tasks: int, door: int) -> None:
     """Pass a task on to the fork that waits for it; where that is dead, to nobody."""
+    from contextlib import suppress
+
     left = int.from_bytes(read_exactly(tasks, 8), "big")
     while left > 0:
         chunk = read_exactly(tasks, min(left, 1 << 16))
         left -= len(chunk)
-        try:
+        with suppress(BrokenPipeError):
             write_all(door, chunk)
-        except BrokenPipeError:
-            pass
     os.close(door)
 
 
