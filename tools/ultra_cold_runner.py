@@ -1299,13 +1299,6 @@ def empty_folders() -> None:
         os.utime(path)
 
 
-def shell(request: "dict[str, Any]", pipe: ResultPipe) -> None:
-    """Give an engineer a shell where the task would run."""
-    enter_working_directory(request["shadow"])
-    take_terminal(request)
-    os.execve("/bin/sh", ["sh"], dict(os.environ, PS1="sandbox$ "))
-
-
 def take_terminal(request: "dict[str, Any]") -> None:
     """Make the terminal standard input, output and error; its keys make signals here, unless a session has it."""
     import fcntl
@@ -1869,7 +1862,6 @@ PHASES = {
     "instrument": instrument,
     "probe": probe,
     "serve": serve,
-    "shell": shell,
 }
 
 
@@ -1930,7 +1922,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from io import FileIO
 from types import SimpleNamespace as Options
 from typing import Any, ClassVar, Literal, NamedTuple, NoReturn, TypeVar, get_args, get_origin
@@ -2787,7 +2779,6 @@ class Bundle(NamedTuple):
 
     path: str
     digest: str
-    bytes: int
     plan: "Plan"
 
 
@@ -3531,16 +3522,11 @@ class Draft:
             self.add_origin(name, self.read_source(name, source, where, folder), where)
 
     def read_index(self, entry: Mapping[str, Any], where: str, folder: str) -> None:
-        known = {"name": str, "url": str, "explicit": bool, "default": bool, "format": str}
-        said = {key: entry[key] for key in known if entry.get(key) is not None}
-        if "url" not in said or any(not isinstance(value, known[key]) for key, value in said.items()):
-            raise invalid(f"{where}: an index has a url and a name, both strings")
-        flat = said.get("format", "simple") == "flat"
-        kind = {"explicit": said.get("explicit", False), "default": said.get("default", False), "flat": flat}
-        name = said.get("name", "")
-        if not re.fullmatch(r"[\w.-]{0,100}", name):
-            raise invalid(f"{where}: {name[:100]!r} is not the name of an index")
-        self.add_index(said["url"], where, name, folder, **kind)
+        name, url = (take(entry, key, str, "", where) for key in ("name", "url"))
+        kind = {key: take(entry, key, bool, False, where) for key in ("explicit", "default")}
+        if not url or not re.fullmatch(r"[\w.-]{0,100}", name):
+            raise invalid(f"{where}: {name[:100]!r} is not the name of an index, or it has no url")
+        self.add_index(url, where, name, folder, flat=take(entry, "format", str, "", where) == "flat", **kind)
 
     def read_source(self, name: str, entry: Mapping[str, Any], where: str, folder: str) -> Origin:
         places = ("path", "git", "url", "index", "workspace")
@@ -4224,6 +4210,20 @@ def close_lock(path: str, fd: int) -> None:
     os.close(fd)
 
 
+@contextmanager
+def locked(path: str, waiting: str) -> Iterator[None]:
+    """Hold a lock, which others may have first; then the log says so."""
+    lock = open_lock(path, wait=False)
+    if lock is None:
+        Log.line(waiting)
+        lock = open_lock(path, wait=True)
+    assert lock is not None
+    try:
+        yield
+    finally:
+        close_lock(path, lock)
+
+
 class Libc:
     """System calls that Python 3.11 has no name for."""
 
@@ -4347,19 +4347,9 @@ class Store:
     def scratch(self, name: str) -> str:
         return os.path.join(self.run, name)
 
-    @contextmanager
-    def locked(self, key: str) -> Iterator[None]:
+    def locked(self, key: str) -> AbstractContextManager[None]:
         """One builder at a time for a key; the others wait, and then find what it kept."""
-        path = self.path("locks", key)
-        lock = open_lock(path, wait=False)
-        if lock is None:
-            Log.line("another run prepares the same environment; waiting for it")
-            lock = open_lock(path, wait=True)
-        assert lock is not None
-        try:
-            yield
-        finally:
-            close_lock(path, lock)
+        return locked(self.path("locks", key), "another run prepares the same environment; waiting for it")
 
     def hold(self, folder: str) -> None:
         """Keep others from pruning a folder as long as this run lives, which mounts something of it.
@@ -5741,7 +5731,7 @@ class Supervisor:
                 **privileges,
             )
         except OSError as error:
-            raise start_failure(self.box.phase, f"{error.filename or self.host.bwrap}: {error.strerror}") from None
+            raise start_failure(f"{error.filename or self.host.bwrap}: {error.strerror}") from None
         for given in (result[1], stderr[1], status[1], gate[0], stacks[1]):
             given.close()
         for end, take in ((result[0], self.on_result), (stderr[0], self.on_stderr), (status[0], self.on_status)):
@@ -6392,7 +6382,7 @@ START_FAILURES = [
 ]
 
 
-def start_failure(phase: str, message: str) -> Failure:
+def start_failure(message: str) -> Failure:
     """The host error for a sandbox that never ran its command, with the remedy for this host."""
     text = message.strip()[-2000:] or "bwrap gave no reason"
     for pattern, kind, remedy in START_FAILURES:
@@ -6471,7 +6461,7 @@ def failure_of(outcome: Outcome, phase: str) -> Failure | None:
     if outcome.done is not None:
         return None
     if outcome.exit_code is None:
-        return start_failure(phase, stderr)
+        return start_failure(stderr)
     if outcome.exit_code > 128:
         return signal_failure(outcome.exit_code - 128, phase, stderr, outcome.stacks)
     text = f"the {phase} phase ended with exit status {outcome.exit_code} and without a result"
@@ -6657,18 +6647,10 @@ def hint_module(cause: Cause, profile: Profile, bundle: str) -> str:
 
 # Modules whose distribution has another name.
 IMPORTED_FROM = {
-    "Bio": "biopython",
-    "PIL": "pillow",
-    "attr": "attrs",
-    "bs4": "beautifulsoup4",
-    "cv2": "opencv-python-headless",
-    "dateutil": "python-dateutil",
-    "pkg_resources": "setuptools<82",
-    "skimage": "scikit-image",
-    "sklearn": "scikit-learn",
-    "umap": "umap-learn",
-    "yaml": "pyyaml",
-}
+    "Bio": "biopython", "PIL": "pillow", "attr": "attrs", "bs4": "beautifulsoup4", "cv2": "opencv-python-headless",
+    "dateutil": "python-dateutil", "pkg_resources": "setuptools<82", "skimage": "scikit-image",
+    "sklearn": "scikit-learn", "umap": "umap-learn", "yaml": "pyyaml",
+}  # fmt: skip
 
 
 def declared_names(bundle: str) -> list[tuple[str, str]]:
@@ -7632,7 +7614,7 @@ class Resolver:
         links = self.host.store.scratch(f"links-{os.urandom(4).hex()}")
         os.mkdir(links)
         unasked = sorted(set(self.places) - set(gathered.pins))
-        stubs = {name: write_stub(links, name) for name in unasked}
+        stubs = {name: write_wheel(links, name, "0", "", {}) for name in unasked}
         for pin in gathered.pins.values():
             copy_plain(pin.wheel.path, os.path.join(links, os.path.basename(pin.wheel.path)), 0o644)
         request = self.question(gathered, stubs, requirements)
@@ -7863,21 +7845,15 @@ def file_hash(path: str, algorithm: str) -> str:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
 
-def write_zip(path: str, members: Mapping[str, str]) -> None:
-    """A zip file that is the same for the same members."""
-    import zipfile
-
-    with zipfile.ZipFile(path, "x") as archive:
-        for name, text in members.items():
-            archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), text)
-
-
-def wheel_members(name: str, version: str, metadata: str, more: Mapping[str, str]) -> dict[str, str]:
-    """The files of a wheel that we write ourselves; INFO in a name stands for its metadata folder."""
+def write_wheel(folder: str, name: str, version: str, metadata: str, more: Mapping[str, str]) -> str:
+    """Write a wheel of our own, the same for the same content, and return its file name. INFO in the name of a member
+    stands for its metadata folder."""
     import base64
     import hashlib
+    import zipfile
 
-    info = f"{name.replace('-', '_')}-{version}.dist-info"
+    stem = f"{name.replace('-', '_')}-{version}"
+    info, file = f"{stem}.dist-info", f"{stem}-py3-none-any.whl"
     head = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
     members = {
         f"{info}/METADATA": head + metadata,
@@ -7886,13 +7862,9 @@ def wheel_members(name: str, version: str, metadata: str, more: Mapping[str, str
     }
     digests = {path: base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()) for path, text in members.items()}
     record = "".join(f"{path},sha256={digest.decode().rstrip('=')},\n" for path, digest in digests.items())
-    return {**members, f"{info}/RECORD": record}
-
-
-def write_stub(folder: str, name: str) -> str:
-    """A wheel that holds the place of a source which nothing has asked for yet. Returns its file name."""
-    file = f"{name.replace('-', '_')}-0-py3-none-any.whl"
-    write_zip(os.path.join(folder, file), wheel_members(name, "0", "", {}))
+    with zipfile.ZipFile(os.path.join(folder, file), "x") as archive:
+        for path, text in {**members, f"{info}/RECORD": record}.items():
+            archive.writestr(zipfile.ZipInfo(path, (1980, 1, 1, 0, 0, 0)), text)
     return file
 
 
@@ -7919,9 +7891,8 @@ def virtual_wheel(store: Store, project: Project, tree: str, own: bool) -> Wheel
 def write_project_wheel(store: Store, project: Project, version: str, more: Mapping[str, str]) -> WheelFile:
     """A wheel, in scratch, with the metadata that a project has in its pyproject.toml."""
     folder, name = store.scratch(f"written-{os.urandom(4).hex()}"), canonical_name(project.name)
-    path = os.path.join(folder, f"{name.replace('-', '_')}-{version}-py3-none-any.whl")
     os.mkdir(folder)
-    write_zip(path, wheel_members(name, version, project_metadata(project), more))
+    path = os.path.join(folder, write_wheel(folder, name, version, project_metadata(project), more))
     return WheelFile(name, file_hash(path, "sha256"), path)
 
 
@@ -8238,12 +8209,7 @@ def remember_imported(store: Store, trees: Iterable[str], notes: Mapping[str, by
     """Note which modules of kept trees a sandbox said to have imported without bytecode. Its word decides no more
     than which of our own sources are worth compiling. Returns whether an environment made anew
     would have more of it."""
-    try:
-        sources = json.loads(notes.get("learned") or b"{}").get("sources", [])
-        told = {source for source in sources if isinstance(source, str)}
-    except (ValueError, AttributeError, TypeError, RecursionError):
-        return False
-    more = False
+    told, more = {*told_in_notes(notes, "sources")}, False
     for path in trees if told else ():
         tree = read_tree(path)
         own = told & {name for name, *_ in tree.files} if tree else set()
@@ -8252,6 +8218,15 @@ def remember_imported(store: Store, trees: Iterable[str], notes: Mapping[str, by
             store.write("imported", os.path.basename(path), sorted(own | before))
         more = more or bool(own)
     return more
+
+
+def told_in_notes(notes: Mapping[str, bytes], key: str) -> list[str]:
+    """The `modules` or `sources` that a sandbox named, see `tell_learned`; none where that is no note of ours."""
+    try:
+        names = json.loads(notes.get("learned") or b"{}").get(key, [])
+        return [name for name in names if isinstance(name, str)]
+    except (ValueError, AttributeError, TypeError, RecursionError):
+        return []
 
 
 def bytecode_name(module: str, interpreter: Interpreter) -> str:
@@ -8810,7 +8785,7 @@ def open_host(options: Options, cleanup: ExitStack) -> Host:
         try:
             os.chown(store.run, -1, identity.gid)
         except PermissionError as error:  # root in name only: a container without capabilities
-            raise start_failure("execute", str(error)) from None
+            raise start_failure(str(error)) from None
         os.chmod(store.run, 0o710)
     stage = Stage(os.path.join(store.base, "stage"), store.run, identity)
     version = list(load_libseccomp().seccomp_version().contents)
@@ -8891,8 +8866,8 @@ def run_task(options: Options, host: Host, cleanup: ExitStack) -> dict[str, Any]
 def open_bundle(path: str, host: Host) -> Bundle:
     target = host.store.scratch("bundle")
     with deadline(host.profile.bundle.inspect_seconds, "bundle", "bundle.inspect_seconds"):
-        digest, size = snapshot(path, target, host.profile.bundle)
-        return Bundle(target, digest, size, read_plan(target, host.profile.dependencies, index_settings(os.environ)))
+        digest, _ = snapshot(path, target, host.profile.bundle)
+        return Bundle(target, digest, read_plan(target, host.profile.dependencies, index_settings(os.environ)))
 
 
 def metrics(times: Mapping[str, float], usage: Usage, total: float, preloaded: int = 0) -> dict[str, float]:
@@ -8996,11 +8971,7 @@ class Learned:
     def take(self, notes: Mapping[str, bytes]) -> bool:
         """Add what the notes of a task say; whether any of it is new."""
         before = (len(self.modules), dict(self.files))
-        try:
-            told = json.loads(notes.get("learned") or b"{}")
-            self.take_modules(told.get("modules", []))
-        except (ValueError, AttributeError, TypeError, RecursionError):
-            pass  # no note of ours
+        self.take_modules(told_in_notes(notes, "modules"))
         for name, content in notes.items():
             if name.startswith("cache/"):
                 self.take_file(name[len("cache/") :], content)
@@ -9046,18 +9017,13 @@ class Learned:
         if not self.path:
             return
         own = dict(self.files)
-        with suppress(OSError):
-            lock = open_lock(self.path + ".lock", wait=True)
-            assert lock is not None
-            try:
-                self.read()
-                self.files.update(own)
-                files = {name: base64.b64encode(content).decode() for name, content in self.files.items()}
-                aside = f"{self.path}.{os.getpid()}"
-                write_json(aside, {"key": self.key, "modules": [*self.modules], "files": files})
-                os.rename(aside, self.path)
-            finally:
-                close_lock(self.path + ".lock", lock)
+        with suppress(OSError), locked(self.path + ".lock", "another server writes what it learned; waiting for it"):
+            self.read()
+            self.files.update(own)
+            files = {name: base64.b64encode(content).decode() for name, content in self.files.items()}
+            aside = f"{self.path}.{os.getpid()}"
+            write_json(aside, {"key": self.key, "modules": [*self.modules], "files": files})
+            os.rename(aside, self.path)
 
 
 class Server:
@@ -9499,7 +9465,7 @@ OPTIONS = [
     Option("--no-cache", "use and keep nothing"),
     Option("--store-dir", "where wheels and environments are kept", "DIR"),
     Option("--serve", "keep the sandbox and answer one task a line, each in a fork"),
-    Option("--shell", "a shell in the sandbox instead of a task, where the profile gives one"),
+    Option("--shell", "with --instrument: the program has the terminal, where the profile gives a shell"),
     Option("--instrument", "run this program of yours where the task would run; its input is stdin", "FILE"),
     Option("--prime", "with REUSE=1: keep the caches that this task leaves, for later ones"),
     Option("--learned", "with --serve: what servers of one bundle learn of its tasks, for each other", "FILE"),
@@ -9555,6 +9521,8 @@ def parse_options(arguments: list[str]) -> Options:
             raise usage_error(f"--out-dir {options.out_dir!r} is not a directory")
     if options.instrument and not os.path.isfile(options.instrument):
         raise usage_error(f"--instrument {options.instrument!r} is not a file")
+    if options.shell and not options.instrument:
+        raise usage_error("--shell gives the terminal to a program, which --instrument names")
     options.venvs_dir = os.environ.get("VENVS_DIR")
     return options
 
@@ -9709,7 +9677,7 @@ def dispatch(
                 return None
             if options.instrument:
                 return run_instrument(options, host, cleanup)
-            return run_shell(options, host) if options.shell else run_task(options, host, cleanup)
+            return run_task(options, host, cleanup)
         finally:
             Killed.disarm()
 
@@ -9756,18 +9724,6 @@ def open_terminal(options: Options, host: Host) -> int:
         if os.isatty(2):
             return os.dup(2)
         raise usage_error("--shell needs a terminal") from None
-
-
-def run_shell(options: Options, host: Host) -> dict[str, Any]:
-    """An interactive shell on the caller's terminal, in the sandbox where the bundle's tasks run."""
-    terminal = open_terminal(options, host)
-    workshop = prepare_workshop(options, host)
-    box = execute_box(host, workshop)
-    outcome = Supervisor(host, box, {"phase": "shell"}, Receiver(), {"terminal": terminal}).run()
-    if outcome.exit_code is None or outcome.violation:
-        raise_failure(host, outcome, "execute")
-    used = metrics(host.times, outcome.usage, outcome.usage.wall)
-    return {"shell": {"exit_status": outcome.exit_code}, "metrics": used}
 
 
 def preserve(host: Host) -> None:

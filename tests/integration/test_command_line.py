@@ -26,6 +26,7 @@ USAGE = {
     "not a number": ["--bundle-path", "/tmp", "--inline-max", "many"],
     "no such choice": ["--cache", "burn"],
     "ambiguous": ["--bundle-path", "/tmp", "--pro", "x"],
+    "a terminal for nobody": ["--bundle-path", "/tmp", "--shell"],
     "value for a flag": ["--bundle-path", "/tmp", "--aggregation=yes"],
     "out-dir that is none": ["--bundle-path", "/tmp", "--out-dir", "/nonexistent/folder"],
     "newline": ["--bundle-path", "/tmp", "--x\ny"],

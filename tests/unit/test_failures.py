@@ -46,14 +46,14 @@ STARTS = [
 
 @pytest.mark.parametrize(("message", "kind", "remedy"), STARTS, ids=[message[7:60] for message, _, _ in STARTS])
 def test_a_failed_start_has_its_type_and_remedy(runner_module: Any, message: str, kind: str, remedy: str) -> None:
-    failure = runner_module.start_failure("execute", message + "\n")
+    failure = runner_module.start_failure(message + "\n")
     assert (failure.phase, failure.type, failure.code) == ("host", kind, 3)
     assert remedy in failure.error and message in failure.error
 
 
 @pytest.mark.parametrize("message", ["", "bwrap: something new: Strange error"])
 def test_another_failed_start_is_told_as_it_is(runner_module: Any, message: str) -> None:
-    failure = runner_module.start_failure("build", message)
+    failure = runner_module.start_failure(message)
     assert (failure.phase, failure.type) == ("host", "bwrap_failed")
     assert message in failure.error
 
