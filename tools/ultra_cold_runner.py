@@ -4375,6 +4375,17 @@ class Store:
             raise Failure("host", "store_unavailable", f"{problem}, and run again", True)
         return found
 
+    def folder(self, parent: str, folder: str, inner: str, make: Callable[[str], Mapping[str, Any]]) -> dict[str, Any]:
+        """The record of a kept folder, which is made below `parent` first where it is not there or was altered."""
+
+        def keep() -> None:
+            with ExitStack() as cleanup:
+                aside = os.path.join(transient(parent, cleanup), "kept")
+                os.mkdir(aside, 0o711)
+                keep_folder(aside, folder, inner, make(aside))
+
+        return self.once(os.path.basename(folder), lambda: kept_record(folder, inner), keep)
+
     def derived(self, name: str, make: Callable[[], bytes], *parts: object) -> bytes:
         """Bytes that follow from `parts` alone: kept with a digest of their own, made where they are not there."""
         path = self.path("built", f"{name}-{digest_of(name, *parts)}")
@@ -5031,26 +5042,21 @@ def survey_system(store: Store, policy: PhasePolicy, paths: list[str]) -> System
     mounts. The folder has an empty file for each mount below /usr/bin."""
     below = [path[len("/usr/bin/") :] for path in paths if path.startswith("/usr/bin/")] if policy.programs else []
     stamps = [os.stat(path).st_mtime_ns if os.path.exists(path) else 0 for path in [*SOFTWARE, *paths]]
-    key = digest_of("system", policy.programs, policy.privileged_files, paths, below, stamps)
-    folder, programs = store.path("system", key), store.path("system", key, "bin")
+    folder = store.path("system", digest_of("system", policy.programs, policy.privileged_files, paths, below, stamps))
 
-    def load() -> System | None:
-        record = kept_record(folder, "bin")
-        return None if record is None else System(programs if policy.programs else "", record["covered"])
-
-    def make() -> None:
-        aside = store.scratch(f"system-{key}")
-        os.makedirs(f"{aside}/bin")
-        os.chmod(aside, 0o711)
+    def make(aside: str) -> dict[str, Any]:
+        os.mkdir(f"{aside}/bin")
         for name in [*policy.programs, *below]:
             found = (os.path.join(place, name) for place in PROGRAM_FOLDERS)
             source = "/dev/null" if name in below else next(filter(os.path.isfile, found), None)
             if source is not None:
                 copy_plain(source, f"{aside}/bin/{name}", 0o555)
-        covered = [] if policy.privileged_files else [file for path in paths for file in privileged_files(path)]
-        keep_folder(aside, folder, "bin", {"covered": covered})
+        return {
+            "covered": [] if policy.privileged_files else [file for path in paths for file in privileged_files(path)]
+        }
 
-    return store.once(key, load, make)
+    covered = store.folder(store.run, folder, "bin", make)["covered"]
+    return System(f"{folder}/bin" if policy.programs else "", covered)
 
 
 def privileged_files(top: str) -> Iterator[str]:
@@ -7090,18 +7096,21 @@ def keep_wheel(store: Store, file_name: str, sha256: str, path: str | None = Non
     return WheelFile(canonical_name(match["name"]), sha256, target)
 
 
-def write_wheels(store: Store, kind: str, key: str, wheels: Iterable[WheelFile]) -> None:
-    store.write(kind, key, {"wheels": [[os.path.basename(wheel.path), wheel.sha256] for wheel in wheels]})
+def kept_wheels(store: Store, kind: str, key: str, make: Callable[[], list[WheelFile]]) -> list[WheelFile]:
+    """The wheels noted under a key, if the note is one and the files are there; else those that are made."""
 
+    def load() -> list[WheelFile] | None:
+        try:
+            wheels = [keep_wheel(store, name, sha256) for name, sha256 in store.read(kind, key)["wheels"]]
+        except (Failure, KeyError, TypeError, ValueError):
+            return None
+        there = all(re.fullmatch(r"[0-9a-f]{64}", wheel.sha256) and os.path.isfile(wheel.path) for wheel in wheels)
+        return wheels if there and (wheels or kind == "resolved") else None
 
-def kept_wheels(store: Store, kind: str, key: str) -> list[WheelFile] | None:
-    """The wheels noted under a key, if the note is one and the files are there."""
-    try:
-        wheels = [keep_wheel(store, name, sha256) for name, sha256 in store.read(kind, key)["wheels"]]
-    except (Failure, KeyError, TypeError, ValueError):
-        return None
-    there = all(re.fullmatch(r"[0-9a-f]{64}", wheel.sha256) and os.path.isfile(wheel.path) for wheel in wheels)
-    return wheels if there and (wheels or kind == "resolved") else None
+    def note() -> None:
+        store.write(kind, key, {"wheels": [[os.path.basename(wheel.path), wheel.sha256] for wheel in make()]})
+
+    return store.once(key, load, note)
 
 
 # fetch
@@ -7352,17 +7361,13 @@ class Resolver:
         own = self.bundle.digest if local or any(item.path is not None for item in requirements) else ""
         asked = (lines, rules, self.plan.lock, self.plan.indexes, sorted(self.plan.origins.items()), own)
         key = digest_of("resolved", asked, self.interpreter.key(), self.index.public, self.policy)
-        store = self.host.store
 
-        def load() -> list[WheelFile] | None:
-            return kept_wheels(store, "resolved", key)
-
-        def make() -> None:
+        def make() -> list[WheelFile]:
             files, local = self.resolve(requirements)
             check_hashes(requirements, files, local, self.plan)
-            write_wheels(store, "resolved", key, files)
+            return files
 
-        return store.once(key, load, make)
+        return kept_wheels(self.host.store, "resolved", key, make)
 
     def resolve(self, requirements: list[Requirement]) -> tuple[list[WheelFile], set[str]]:
         """The wheels that requirements need, and the names of those that were not taken from an index as they are.
@@ -7532,13 +7537,9 @@ class Resolver:
         version = f"0+bundle.d{self.bundle.digest[:12]}"
         if not own:
             return build_wheel(self, place.tree, project, version)
-        store, asked = self.host.store, (self.index.public, self.policy, self.host.profile.build)
+        asked = (self.index.public, self.policy, self.host.profile.build)
         key = digest_of("built", self.bundle.digest, place.path, self.interpreter.key(), *asked)
-
-        def make() -> None:
-            write_wheels(store, "built", key, [build_wheel(self, place.tree, project, version)])
-
-        return store.once(key, lambda: kept_wheels(store, "built", key), make)[0]
+        return kept_wheels(self.host.store, "built", key, lambda: [build_wheel(self, place.tree, project, version)])[0]
 
     def from_url(self, url: str, name: str) -> tuple[WheelFile, str]:
         return self.clone_and_build(url, name) if url.startswith("git+") else self.get(url, name)
@@ -8363,17 +8364,16 @@ def prepare_environment(resolver: Resolver, bundle: Bundle, reuse: bool, preserv
     key = digest_of("environment", bundle.digest, *asked)
     if not reuse:
         return build_environment(resolver, bundle, host.store.scratch("venv"), key, whole=preserve)
-    place = digest_of(key, environment_age(host.store, key))  # anew where there is more bytecode
+    venvs, age = host.store.venvs, environment_age(host.store, key)
+    folder = os.path.join(venvs, digest_of(key, age))  # anew where there is more bytecode
+    os.makedirs(venvs, mode=0o711, exist_ok=True)
+    sweep(venvs)
 
-    def make() -> None:
-        os.makedirs(host.store.venvs, mode=0o711, exist_ok=True)
-        with ExitStack() as cleanup:
-            aside = transient(host.store.venvs, cleanup)
-            built = build_environment(resolver, bundle, os.path.join(aside, "venv"), key, whole=True)
-            keep_environment(host.store, place, aside, built)
+    def make(aside: str) -> dict[str, Any]:
+        return build_environment(resolver, bundle, f"{aside}/venv", key, whole=True)._asdict()
 
-    sweep(host.store.venvs)
-    return host.store.once(f"environment-{place}", lambda: kept_environment(host.store, place), make)
+    record = host.store.folder(venvs, folder, "venv", make)
+    return Environment(**{**record, "venv": f"{folder}/venv"})
 
 
 def build_environment(resolver: Resolver, bundle: Bundle, venv: str, key: str, whole: bool) -> Environment:
@@ -8510,20 +8510,6 @@ def remember_modules(host: Host, workshop: "Workshop", notes: "Notes | None") ->
         learned = Learned(host.profile, workshop.key())
         learned.take(notes.found)
         host.store.write("imported", learned.key, [*learned.modules])
-
-
-def kept_environment(store: Store, key: str) -> Environment | None:
-    """A kept environment, if every file of it is as it was when it was kept."""
-    place = os.path.join(store.venvs, key)
-    record = kept_record(place, "venv")
-    return None if record is None else Environment(**{**record, "venv": os.path.join(place, "venv")})
-
-
-def keep_environment(store: Store, key: str, aside: str, built: Environment) -> None:
-    kept = os.path.join(aside, "kept")
-    os.mkdir(kept, 0o711)
-    os.rename(built.venv, os.path.join(kept, "venv"))
-    keep_folder(kept, os.path.join(store.venvs, key), "venv", built._asdict())
 
 
 # execute
