@@ -40,6 +40,7 @@ Who sees credentials?                       index_settings, for the fetch sandbo
 Whose package is it?                        Plan.origins, Resolver.own_places: a name of the bundle is asked of nobody
 """
 
+import builtins
 import importlib
 import marshal
 import os
@@ -238,7 +239,8 @@ def chain_of(error: BaseException, hidden: bool, limit: int = 10) -> "list[Any]"
             chain[-1].__cause__ = chain[-1].__context__ = None
             break
         chain.append(link)
-        held = (*link.args[:1], *(link.exceptions if isinstance(link, BaseExceptionGroup) else ()))
+        group = isinstance(link, getattr(builtins, "BaseExceptionGroup", ()))  # from Python 3.11 on
+        held = (*link.args[:1], *(link.exceptions if group else ()))
         inner = [value for value in held if isinstance(value, BaseException)]  # a group's, or a library's own way
         context = link.__context__ if hidden or not link.__suppress_context__ else None
         link = next((cause for cause in (link.__cause__, context, *inner) if cause is not None), None)

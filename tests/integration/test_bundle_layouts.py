@@ -452,6 +452,15 @@ def test_another_python_that_was_asked_for_is_used(run: Runner, bundle: Bundle, 
     assert run(path, None, "--python", python).outputs == {"out": f"[3, {minor}]".encode()}
 
 
+@pytest.mark.parametrize("python", other_pythons() or [None])
+def test_another_python_tells_a_failure_as_well(run: Runner, bundle: Bundle, python: str | None) -> None:
+    if python is None:
+        pytest.skip("this host has no other Python")
+    files = bundle("def wire(*task):\n    open('/data/x.csv')\n")
+    error = run(files, None, "--python", python).error
+    assert "would lie on the host" in error["error"] and "open('/data/x.csv')" in error["traceback"]
+
+
 THREADED = """
 import ctypes, sys, threading, time
 
