@@ -1934,7 +1934,7 @@ try:  # hashlib's, without OpenSSL, which takes longer to load than all that a r
 except ImportError:
     from hashlib import blake2b
 
-FORMAT = 3  # part of every key under which something is kept: raise it when what is kept changes
+FORMAT = 4  # part of every key under which something is kept: raise it when what is kept changes
 MIB = 1 << 20
 BLOCK = 4096  # bytes that a file takes at least on a disk
 MAX_DEPTH = 64  # folders in folders, in anything that is unpacked or copied
@@ -4553,7 +4553,6 @@ class Tree(NamedTuple):
     path: str
     files: list[list[Any]]
     groups: dict[str, dict[str, str]]
-    requires: list[str]
 
 
 def read_tree(path: str) -> Tree | None:
@@ -4567,8 +4566,8 @@ def wheel_error(name: str, problem: str) -> Failure:
     return Failure("install", "wheel_invalid", f"the wheel {name!r} is refused: {problem}")
 
 
-def unpack_wheel(wheel: str, target: str, library: str, max_bytes: int) -> dict[str, Any]:
-    """Unpack a wheel into `target`, laid out as a venv, every file checked against RECORD. Returns its metadata.
+def unpack_wheel(wheel: str, target: str, library: str, max_bytes: int) -> dict[str, dict[str, str]]:
+    """Unpack a wheel into `target`, laid out as a venv, every file checked against RECORD. Returns its entry points.
 
     Format: the binary distribution specification (packaging.python.org). Names, sizes and links are the
     attacker's: only regular files are made, each once, below `target`, and the sizes are summed first.
@@ -4584,7 +4583,7 @@ def unpack_wheel(wheel: str, target: str, library: str, max_bytes: int) -> dict[
             check_members(members, name, max_bytes)
             info_folder = find_dist_info(members, name)
             record = read_record(archive.read(f"{info_folder}/RECORD").decode(), name)
-            metadata = archive.read(f"{info_folder}/METADATA").decode("utf-8", "replace")
+            archive.getinfo(f"{info_folder}/METADATA")
             listed = f"{info_folder}/entry_points.txt"
             points = archive.read(listed).decode() if listed in archive.namelist() else ""
             for info in members:
@@ -4599,7 +4598,7 @@ def unpack_wheel(wheel: str, target: str, library: str, max_bytes: int) -> dict[
         raise wheel_error(name, f"it can't be unpacked: {clip(str(error))}") from None
     groups = parse_entry_points(points, name)
     write_scripts(groups.get("console_scripts", {}), os.path.join(target, "bin"))
-    return {"groups": groups, "requires": requires_of(metadata)}
+    return groups
 
 
 def check_directory_size(path: str, limit: int = 16 * MIB) -> None:
@@ -7468,7 +7467,7 @@ class Resolver:
 
     def requires(self, wheel: WheelFile, tree: str, extras: Collection[str]) -> list[Requirement]:
         """What a wheel's metadata ask for under this interpreter, with these extras."""
-        base, lines = "" if tree else None, install_wheel(self, wheel).requires
+        base, lines = "" if tree else None, wheel_requires(wheel.path)
         parsed = [parse_requirement(line, self.policy, f"the metadata of {wheel.name}", base) for line in lines]
         fitting = [item for item in parsed if not item.marker or marker_holds(item.marker, self.markers, extras)]
         return [item._replace(marker="") for item in fitting]
@@ -7913,9 +7912,21 @@ def project_metadata(project: Project) -> str:
     return "".join(lines)
 
 
-def requires_of(metadata: str) -> list[str]:
-    """The Requires-Dist lines of core metadata."""
-    head = metadata.replace("\r", "").partition("\n\n")[0]
+def wheel_requires(path: str) -> list[str]:
+    """The Requires-Dist lines of a wheel's core metadata."""
+    import zipfile
+
+    try:
+        check_directory_size(path)
+        with zipfile.ZipFile(path) as archive:
+            sizes = {info.filename: info.file_size for info in archive.infolist()}
+            named = (name for name in sizes if name.endswith(".dist-info/METADATA") and sizes[name] < 4 * MIB)
+            text = archive.read(next(named)).decode("utf-8", "replace")
+    except Exception as error:  # as for wheels
+        if is_own(error):
+            raise
+        raise wheel_error(os.path.basename(path), f"it has no readable METADATA: {clip(str(error))}") from None
+    head = text.replace("\r", "").partition("\n\n")[0]
     return [line.partition(":")[2].strip() for line in head.splitlines() if line.lower().startswith("requires-dist:")]
 
 
@@ -8154,8 +8165,8 @@ def unpack_tree(wheel: WheelFile, aside: str, interpreter: Interpreter, policy: 
     os.makedirs(files, mode=0o755)
     check_file_hash(wheel)
     with deadline(policy.unpack_seconds, "install", "dependencies.unpack_seconds"):
-        metadata = unpack_wheel(wheel.path, files, interpreter.library, policy.max_wheel_bytes)
-    write_manifest(aside, {"files": list_files(files), **metadata})
+        groups = unpack_wheel(wheel.path, files, interpreter.library, policy.max_wheel_bytes)
+    write_manifest(aside, {"files": list_files(files), "groups": groups})
 
 
 def write_manifest(folder: str, content: Mapping[str, Any]) -> None:
@@ -8307,7 +8318,7 @@ def keep_bytecode(store: Store, interpreter: Interpreter, tree: Tree, made: Mapp
                 else:
                     write_file(target, b"")
                 files.append([name, *stamp(target)])
-        write_manifest(folder, {"files": files, "groups": tree.groups, "requires": tree.requires})
+        write_manifest(folder, {"files": files, "groups": tree.groups})
     return tree._replace(files=files)
 
 

@@ -165,6 +165,7 @@ def wheel(module: ModuleType, folder: Path, data: bytes) -> None:
     target.mkdir()
     try:
         metadata = module.unpack_wheel(str(path), str(target), "python3.11", LIMIT)
+        module.wheel_requires(str(path))
     except module.Failure as failure:
         assert failure.type == "wheel_invalid"
         assert len(str(failure)) < 3000
