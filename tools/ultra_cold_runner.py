@@ -4161,20 +4161,14 @@ def find_bwrap() -> str:
     return path
 
 
-class Identity(NamedTuple):
-    """The host uid and gid of sandboxed processes; None where the runner is an ordinary user."""
-
-    uid: int | None
-    gid: int | None
-
-
-def take_identity(policy: HostPolicy, folder: str, cleanup: ExitStack) -> Identity:
-    """As root, take a host uid that nobody uses, for this run alone: root's uid would keep root's files open.
+def take_uid(policy: HostPolicy, folder: str, cleanup: ExitStack) -> int | None:
+    """As root, take a host uid, and the gid of that number, that nobody uses, for this run alone: root's uid would keep
+    root's files open.
 
     Measured with bwrap 0.8: as host uid 0 a sandbox can write /proc/sys, whatever `--uid` says.
     """
     if os.geteuid() != 0:
-        return Identity(None, None)
+        return None
     first, last = policy.uids
     for offset in range(last - first + 1):
         uid = first + (os.getpid() + offset) % (last - first + 1)
@@ -4183,7 +4177,7 @@ def take_identity(policy: HostPolicy, folder: str, cleanup: ExitStack) -> Identi
             lock = open_lock(path, wait=False)
             if lock is not None:
                 cleanup.callback(close_lock, path, lock)
-                return Identity(uid, uid)
+                return uid
     problem = f"all host uids of the profile ({first} to {last}) are in use by other runs"
     raise Failure("host", "no_free_uid", problem, True)
 
@@ -4249,15 +4243,15 @@ class Stage:
     mount namespace that only this process has: whatever ends the process ends the mounts.
     """
 
-    def __init__(self, folder: str, scratch: str, identity: Identity) -> None:
-        self.folder, self.scratch, self.identity = folder, scratch, identity
+    def __init__(self, folder: str, scratch: str, uid: int | None) -> None:
+        self.folder, self.scratch, self.uid = folder, scratch, uid
         self.staged: dict[str, str] = {}
         self.mounted = False
 
     def source(self, path: str) -> str:
         """Where bwrap can find `path`."""
         path = os.path.realpath(path)
-        if self.identity.uid is None or reachable(path, self.identity):
+        if self.uid is None or reachable(path, self.uid):
             return path
         if path not in self.staged:
             place = self._copy if os.path.isfile(path) else self._bind
@@ -4281,19 +4275,19 @@ class Stage:
             os.mkdir(target, 0o711)
             Libc.call("mount", os.fsencode(path), os.fsencode(target), None, Libc.MS_BIND | Libc.MS_REC, None)
         except OSError as error:
-            problem = f"uid {self.identity.uid} can't reach {path}, and this container may not mount ({error})"
+            problem = f"uid {self.uid} can't reach {path}, and this container may not mount ({error})"
             remedy = "move it out of the root-only directory: --python names another interpreter, --store-dir another "
             raise Failure("host", "source_unreachable", f"{problem}; {remedy}store") from None
         return target
 
 
-def reachable(path: str, identity: Identity) -> bool:
+def reachable(path: str, uid: int) -> bool:
     """Whether the sandbox's uid may enter every directory on the way and read what is there."""
     current = path
     while True:
         status = os.stat(current)
         bits = stat.S_IMODE(status.st_mode)
-        granted = bits >> 3 if status.st_gid == identity.gid else bits
+        granted = bits >> 3 if status.st_gid == uid else bits
         wanted = 0o1 if current != path else (0o5 if stat.S_ISDIR(status.st_mode) else 0o4)
         if granted & wanted != wanted:
             return False
@@ -5031,16 +5025,10 @@ SOFTWARE = (*PROGRAM_FOLDERS, "/etc/alternatives", "/var/lib/dpkg/status", "/var
 OTHER_CA_FILES = ("/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/ca-bundle.pem")  # of Fedora and openSUSE
 
 
-class System(NamedTuple):
-    """What a phase gets of the host's own software beside its mounts. Kept until that software changes."""
-
-    programs: str  # a folder with copies of the profile's programs, or ""
-    covered: list[str]  # files in the mounts that would give who runs them more rights
-
-
-def survey_system(store: Store, policy: PhasePolicy, paths: list[str]) -> System:
-    """Copy the profile's programs to one folder, which is one mount and holds no privileged file; find those of the
-    mounts. The folder has an empty file for each mount below /usr/bin."""
+def survey_system(store: Store, policy: PhasePolicy, paths: list[str]) -> tuple[str, list[str]]:
+    """Copy the profile's programs to one folder, which is one mount and holds no privileged file, and has an empty file
+    for each mount below /usr/bin; find the files of the mounts that would give who runs them more rights. Returns both.
+    They are kept until the host's software changes."""
     below = [path[len("/usr/bin/") :] for path in paths if path.startswith("/usr/bin/")] if policy.programs else []
     stamps = [os.stat(path).st_mtime_ns if os.path.exists(path) else 0 for path in [*SOFTWARE, *paths]]
     folder = store.path("system", digest_of("system", policy.programs, policy.privileged_files, paths, below, stamps))
@@ -5052,12 +5040,11 @@ def survey_system(store: Store, policy: PhasePolicy, paths: list[str]) -> System
             source = "/dev/null" if name in below else next(filter(os.path.isfile, found), None)
             if source is not None:
                 copy_plain(source, f"{aside}/bin/{name}", 0o555)
-        return {
-            "covered": [] if policy.privileged_files else [file for path in paths for file in privileged_files(path)]
-        }
+        searched = [] if policy.privileged_files else paths
+        return {"covered": [file for path in searched for file in privileged_files(path)]}
 
     covered = store.folder(store.run, folder, "bin", make)["covered"]
-    return System(f"{folder}/bin" if policy.programs else "", covered)
+    return f"{folder}/bin" if policy.programs else "", covered
 
 
 def privileged_files(top: str) -> Iterator[str]:
@@ -5374,8 +5361,8 @@ class Watch:
         cleanup.callback(self.finish)
         self.fifo = host.store.scratch(f"trace-{number:04}")
         os.mkfifo(self.fifo, 0o600)
-        if host.identity.uid is not None:
-            os.chown(self.fifo, host.identity.uid, -1)
+        if host.uid is not None:
+            os.chown(self.fifo, host.uid, -1)
         self.fd = os.open(self.fifo, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         cleanup.callback(os.close, self.fd)
 
@@ -5704,8 +5691,8 @@ class Supervisor:
         import resource  # noqa: F401  (the fork may not be able to read it)
 
         result, stderr, status, gate, stacks = (pipe(cleanup) for _ in range(5))
-        identity = self.host.identity
-        if identity.uid is None:
+        uid = self.host.uid
+        if uid is None:
             self.gate = gate[1].fileno()
         filters = list(self.host.seccomp)
         if self.cgroup is None:  # polling is late, and does not see a System V segment that nobody has attached
@@ -5722,8 +5709,7 @@ class Supervisor:
         request = {**self.request, "result_fd": result[1].fileno(), "stacks_fd": stacks[1].fileno()}
         request["descriptors"] = self.descriptors
         inherited = [result[1].fileno(), stacks[1].fileno(), *own, packed, *programs, *self.descriptors.values()]
-        dropped: dict[str, Any] = {"user": identity.uid, "group": identity.gid, "extra_groups": []}
-        privileges = dropped if identity.uid else {}
+        dropped: dict[str, Any] = {"user": uid, "group": uid, "extra_groups": []} if uid else {}
         whole = [self.host.bwrap, "--args", str(packed), *command]
         try:
             process = subprocess.Popen(
@@ -5735,7 +5721,7 @@ class Supervisor:
                 env=self.box.environment,
                 pass_fds=inherited,
                 preexec_fn=self.confine,
-                **privileges,
+                **dropped,
             )
         except OSError as error:
             raise start_failure(f"{error.filename or self.host.bwrap}: {error.strerror}") from None
@@ -6399,28 +6385,22 @@ def start_failure(message: str) -> Failure:
 
 
 def sysctl_findings() -> str:
-    """The settings that forbid user namespaces on this host, in words."""
-    settings = (*USERNS_SYSCTLS, ("kernel/yama/ptrace_scope", "3"))
-    found = [(name.replace("/", "."), bad) for name, bad in settings if read_sysctl(name) == bad]
-    return "".join(f"{name} is {bad}, change it: `sysctl -w {name}={SYSCTL_REMEDIES[name]}`; " for name, bad in found)
+    """The settings that forbid user namespaces or strace on this host, in words."""
+    found = [(name.replace("/", "."), bad, good) for name, (bad, good) in SYSCTLS.items() if read_sysctl(name) == bad]
+    return "".join(f"{name} is {bad}, change it: `sysctl -w {name}={good}`; " for name, bad, good in found)
 
 
 def read_sysctl(name: str) -> str | None:
     return text_of(f"/proc/sys/{name}").strip() or None
 
 
-SYSCTL_REMEDIES = {
-    "kernel.unprivileged_userns_clone": 1,
-    "user.max_user_namespaces": 15000,
-    "kernel.apparmor_restrict_unprivileged_userns": 0,
-    "kernel.yama.ptrace_scope": 1,
+# What forbids user namespaces, and strace: the value that does, and one that does not.
+SYSCTLS = {
+    "kernel/unprivileged_userns_clone": ("0", "1"),
+    "user/max_user_namespaces": ("0", "15000"),
+    "kernel/apparmor_restrict_unprivileged_userns": ("1", "0"),
+    "kernel/yama/ptrace_scope": ("3", "1"),
 }
-# What forbids user namespaces, by its value.
-USERNS_SYSCTLS = (
-    ("kernel/unprivileged_userns_clone", "0"),
-    ("user/max_user_namespaces", "0"),
-    ("kernel/apparmor_restrict_unprivileged_userns", "1"),
-)
 
 
 GROUP_MEMORY = "group_memory_bytes"  # no limit of the profile: what a control group around the runner allows
@@ -6806,7 +6786,7 @@ class Host(NamedTuple):
 
     profile: Profile
     store: Store
-    identity: Identity
+    uid: int | None  # on the host, and the gid, of sandboxed processes; None where the runner is an ordinary user
     stage: Stage
     bwrap: str
     uv: str | None
@@ -6864,11 +6844,11 @@ def redact(value: Any, secrets: Iterable[str]) -> Any:
     return value
 
 
-def make_sandbox(
-    host: Host, phase: str, interpreters: list[Interpreter], python: str, mounts: list[Mount], cwd: str
-) -> Sandbox:
-    """The sandbox of a phase: system, synthetic /etc, the child program, and what the phase itself needs."""
+def make_sandbox(host: Host, phase: str, interpreters: list[Interpreter], mounts: list[Mount]) -> Sandbox:
+    """The sandbox of a phase: system, synthetic /etc, the child program, and what the phase itself needs. Its
+    interpreter is that of a venv that is mounted, else the first."""
     common, policy = host.profile.sandbox, getattr(host.profile, phase)
+    places = {mount.target for mount in mounts}
     paths, links = system_mounts(policy, interpreters)
     etc = host.store.scratch(f"etc-{phase}")
     if not os.path.exists(etc):
@@ -6876,12 +6856,12 @@ def make_sandbox(
         for path in paths:
             if path.startswith("/etc/"):
                 os.makedirs(os.path.join(etc, path[len("/etc/") :]), exist_ok=True)
-    found = survey_system(host.store, policy, paths)
-    covers = [Mount("/dev/null", path) for path in found.covered if os.path.exists(path)]
+    programs, covered = survey_system(host.store, policy, paths)
+    covers = [Mount("/dev/null", path) for path in covered if os.path.exists(path)]
     covers += [Mount(write_meminfo(host.store.scratch("meminfo"), policy), "/proc/meminfo")] if common.proc else []
-    system = [Mount(found.programs, "/usr/bin")] if found.programs else []
-    links += [("usr/bin", "/bin"), ("usr/bin", "/sbin"), ("bin", "/usr/sbin")] if found.programs else []
-    child = child_file(host.store, interpreters[-1])
+    system = [Mount(programs, "/usr/bin")] if programs else []
+    links += [("usr/bin", "/bin"), ("usr/bin", "/sbin"), ("bin", "/usr/sbin")] if programs else []
+    child = child_file(host.store, interpreters[0])
     system += [Mount(path, path) for path in paths if not path.startswith("/etc/")]
     system += [Mount(etc, "/etc"), *(Mount(path, path) for path in paths if path.startswith("/etc/"))]
     environment = {name: value for name, value in os.environ.items() if name in policy.pass_environment}
@@ -6889,7 +6869,8 @@ def make_sandbox(
     # A venv's interpreter as in any venv: what it starts with its own flags must see the venv and the bundle. Not -I,
     # which would hide them, and ignore PYTHONHASHSEED: the environment is the profile's alone, a venv has no user
     # site, and nothing else lies in the child's own folder. Where no code of a bundle runs, no site is needed.
-    flags = ["-u", "-B"] if python.startswith(VENV) else ["-I", "-S", "-u", "-B"]
+    python = f"{VENV}/bin/python" if VENV in places else interpreters[0].executable
+    flags = ["-u", "-B"] if VENV in places else ["-I", "-S", "-u", "-B"]
     wanted = [*system, Mount(child, CHILD), *mounts]
 
     def staged(group: list[Mount]) -> list[Mount]:
@@ -6897,7 +6878,7 @@ def make_sandbox(
 
     command = [python, *flags, CHILD, "--sandboxed-child"]
     placed = list(dict.fromkeys(links))
-    over = tuple(staged(covers))
+    over, cwd = tuple(staged(covers)), BUNDLE if BUNDLE in places else "/tmp"
     return Sandbox(phase, policy, common, staged(wanted), placed, environment, cwd, command, over)
 
 
@@ -7736,7 +7717,7 @@ class Resolver:
         }
         self.host.background.begin(SURVEY, lambda: survey_ahead(self.host, self.interpreter))
         tools = [Mount(self.host.stage.source(self.host.uv), uv)]
-        box = make_sandbox(self.host, "fetch", [own, self.interpreter], own.executable, [*tools, *mounts], "/tmp")
+        box = make_sandbox(self.host, "fetch", [own, self.interpreter], [*tools, *mounts])
         box.environment["SSL_CERT_FILE"] = CA_FILE
         receiver = Downloads(self.host, self.interpreter)
         with timed(self.host, "fetch"):
@@ -8024,7 +8005,7 @@ def build_wheel(resolver: Resolver, tree: str, project: Project, version: str) -
         venv = host.store.scratch(f"build-{os.urandom(4).hex()}")
         trees = install_wheels(resolver, inner.wheels(requires))
         mounts = [Mount(tree, SOURCE), Mount(venv, VENV), *assemble(resolver, trees, venv)]
-        box = make_sandbox(host, "build", [resolver.interpreter], f"{VENV}/bin/python", mounts, "/tmp")
+        box = make_sandbox(host, "build", [resolver.interpreter], mounts)
         box = box._replace(subject=project.name or os.path.normpath(f"the bundle/{project.folder}"))
         request = {"folder": project.folder, "requires_met": met, **told_version(project, version)}
         request |= {"backend": project.backend, "backend_path": project.backend_path}
@@ -8284,7 +8265,7 @@ def compile_modules(
         chosen = {*names}
         with intact(tree):
             link_tree(tree._replace(files=[file for file in tree.files if file[0] in chosen]), f"{sources}/{number}")
-    box = make_sandbox(host, "compile", [interpreter], interpreter.executable, [Mount(sources, TREE)], "/tmp")
+    box = make_sandbox(host, "compile", [interpreter], [Mount(sources, TREE)])
     workers = min(len(os.sched_getaffinity(0)), 8, 1 + len(modules) // 50)
     receiver = FileReceiver(host.store.scratch(f"compiled-{os.urandom(4).hex()}"), len(modules))
     try:
@@ -8455,7 +8436,7 @@ def export_uv_lock(host: Host, bundle: Bundle, interpreter: Interpreter) -> byte
         raise Failure("host", "no_resolver", problem)
     tool = f"{TOOLS}/uv"
     mounts = [Mount(bundle.path, SOURCE), Mount(host.stage.source(host.uv), tool)]
-    box = make_sandbox(host, "compile", [interpreter], interpreter.executable, mounts, "/tmp")
+    box = make_sandbox(host, "compile", [interpreter], mounts)
     options = [] if bundle.plan.project.kind else ["--all-packages"]
     receiver = FileReceiver(host.store.scratch(f"lock-{os.urandom(4).hex()}"), 1, ("misfit",))
     request = {"phase": "lock", "uv": tool, "python": interpreter.executable, "options": options}
@@ -8649,7 +8630,7 @@ def execute_box(host: Host, workshop: "Workshop", more: Iterable[Mount] = ()) ->
     environment = workshop.environment
     host.background.finish(SURVEY)
     mounts = [Mount(workshop.bundle.path, BUNDLE), Mount(environment.venv, VENV), *environment.mounts, *more]
-    return make_sandbox(host, "execute", [workshop.interpreter], f"{VENV}/bin/python", mounts, BUNDLE)
+    return make_sandbox(host, "execute", [workshop.interpreter], mounts)
 
 
 def task_result(host: Host, outcome: Outcome, task: dict[str, Any], outputs: Outputs) -> tuple[dict[str, Any], Usage]:
@@ -8779,14 +8760,14 @@ def open_host(options: Options, cleanup: ExitStack) -> Host:
     if profile != named:
         Log.line(f"limits: this process's control group allows {quantity('_bytes', memory_quota())} of memory in all")
     Cgroup.sweep_lost()
-    identity = take_identity(profile.host, os.path.join(store.base, "run"), cleanup)
-    if identity.gid is not None:
+    uid = take_uid(profile.host, os.path.join(store.base, "run"), cleanup)
+    if uid is not None:
         try:
-            os.chown(store.run, -1, identity.gid)
+            os.chown(store.run, -1, uid)
         except PermissionError as error:  # root in name only: a container without capabilities
             raise start_failure(str(error)) from None
         os.chmod(store.run, 0o710)
-    stage = Stage(os.path.join(store.base, "stage"), store.run, identity)
+    stage = Stage(os.path.join(store.base, "stage"), store.run, uid)
     version = list(load_libseccomp().seccomp_version().contents)
     made_of = (profile.seccomp, version, os.uname().machine)
     packed = store.derived("seccomp", lambda: marshal.dumps(seccomp_programs(profile.seccomp)), *made_of)
@@ -8794,7 +8775,7 @@ def open_host(options: Options, cleanup: ExitStack) -> Host:
     background = Background(store, profile.dependencies)
     cleanup.callback(background.close)
     watching = open_watching(options.trace, profile.trace, options.profile)
-    return Host(profile, store, identity, stage, bwrap, find_tool("uv"), background, programs, {}, {}, [], watching)
+    return Host(profile, store, uid, stage, bwrap, find_tool("uv"), background, programs, {}, {}, [], watching)
 
 
 def check_psutil() -> None:
@@ -9326,7 +9307,7 @@ def doctor(options: Options, cleanup: ExitStack) -> dict[str, Any]:
         host = open_host(options, cleanup)
         report.update({"bwrap": tool_version(host.bwrap), "uv": host.uv and tool_version(host.uv)})
         interpreter = Interpreter(**describe_interpreter())
-        box = make_sandbox(host, "execute", [interpreter], interpreter.executable, [], "/tmp")
+        box = make_sandbox(host, "execute", [interpreter], [])
         run_phase(host, box, {"phase": "probe"}, Receiver())
         report["sandbox"] = True
         group = Cgroup.create(f"{host.run_name}-doctor", host.profile.execute.limits)
@@ -9346,7 +9327,7 @@ def doctor(options: Options, cleanup: ExitStack) -> dict[str, Any]:
             raise
         report["sandbox"] = report.get("sandbox", False)
         gaps.append((failure.type, failure.error))
-    report["sysctls"] = {name: read_sysctl(name) for name, _ in USERNS_SYSCTLS}
+    report["sysctls"] = {name: read_sysctl(name) for name in SYSCTLS}
     for kind, remedy in gaps:
         Log.line(f"{kind}: {remedy}")
     Log.line("this host can run sandboxes" if report["sandbox"] else "this host can't run sandboxes yet")
@@ -9363,15 +9344,14 @@ def print_bwrap(options: Options, host: Host) -> dict[str, Any]:
     """The command line, limits and filter of every phase of a run, for a reviewer; nothing is run."""
     import shlex
 
-    host = host._replace(stage=Stage("", "", Identity(None, None)))  # name the sources, stage nothing
+    host = host._replace(stage=Stage("", "", None))  # name the sources, stage nothing
     plan = open_bundle(options.bundle_path, host).plan if options.bundle_path else None
     interpreter = choose_interpreter(options.python, plan.requires_python if plan else "", host.uv)
     own = {"fetch": [], "build": [SOURCE, VENV], "compile": [TREE], "execute": [BUNDLE, VENV]}
     commands = {}
     for phase, places in own.items():
-        python = f"{VENV}/bin/python" if VENV in places else interpreter.executable
         mounts = [Mount(host.store.scratch(place.strip("/")), place) for place in places]
-        box = make_sandbox(host, phase, [interpreter], python, mounts, BUNDLE if phase == "execute" else "/tmp")
+        box = make_sandbox(host, phase, [interpreter], mounts)
         arguments = bwrap_arguments(box, Descriptors([11, 12], 10))
         commands[phase] = {"bwrap": arguments, "environment": box.environment, "limits": box.policy.limits._asdict()}
         Log.line(f"# {phase}")
@@ -9383,7 +9363,7 @@ def print_bwrap(options: Options, host: Host) -> dict[str, Any]:
         "deny_if": [[rule.calls, rule.when] for rule in seccomp.deny_if],
         "allow": [*seccomp.allow, *seccomp.also_allow],
     }
-    uid = host.identity.uid if host.identity.uid is not None else os.geteuid()
+    uid = host.uid if host.uid is not None else os.geteuid()
     shown = {"profile": options.profile, "host_uid": uid, "phases": commands, "seccomp": filters}
     return {**shown, "plan": plan.as_json()} if plan else shown
 
