@@ -262,7 +262,8 @@ def describe_cause(error: "Any") -> "dict[str, Any]":
     call = re.search(r"\b(exec[lv]e?|posix_spawnp?|sqlite3\.connect)\(\s*(?:f?(['\"])(.+?)\2|(\w+))", line)
     if call and not found:  # Python's word for it has no name: the first argument, where the line has it
         found = call[3] or {**last.tb_frame.f_globals, **held}.get(call[4])
-    found = str(found) if isinstance(found, os.PathLike) else found
+    spawned = None if call or found else spawned_program(last, str(error))
+    found = spawned or (str(found) if isinstance(found, os.PathLike) else found)
     return {
         "types": [str(name)[:256] for name in names[:12]],
         "message": str(error)[:4096],
@@ -270,9 +271,34 @@ def describe_cause(error: "Any") -> "dict[str, Any]":
         "filename": os.fsdecode(found)[:4096] if isinstance(found, (str, bytes)) else "",
         "module": str(error.name)[:256] if isinstance(error, ImportError) else "",
         "status": error.returncode if isinstance(getattr(error, "returncode", None), int) else 0,
-        "raised_in": call[1] if call else os.path.basename(code.co_filename) + ":" + code.co_name if code else "",
+        "raised_in": "spawn"
+        if spawned
+        else call[1]
+        if call
+        else os.path.basename(code.co_filename) + ":" + code.co_name
+        if code
+        else "",
         "no_folder": held.get("child_exec_never_called") is True,
     }
+
+
+def spawned_program(last: "Any", message: str) -> str:
+    """os.spawn* leaves but a status, 127: the program that the function which raised wanted, where it is not there and
+    the exception speaks of that program or status."""
+    import linecache
+    import re
+    import shutil
+
+    if last is None:
+        return ""
+    code = last.tb_frame.f_code
+    source = "".join(linecache.getlines(code.co_filename)[code.co_firstlineno - 1 : last.tb_lineno])
+    wanted = re.findall(r"\bspawn[lv]p?e?\(\s*[\w.]+,\s*(?:f?(['\"])(.+?)\1|(\w+))", source)
+    path = wanted[-1][1] or {**last.tb_frame.f_globals, **last.tb_frame.f_locals}.get(wanted[-1][2]) if wanted else ""
+    if not isinstance(path, str) or not path or shutil.which(path):
+        return ""
+    said = r"(?<!\w)(?:-?127|32512|" + re.escape(os.path.basename(path)) + r")(?!\w)"
+    return path if re.search(said, message) else ""
 
 
 ENDS = 100  # frames at either end of a traceback that are told
@@ -383,7 +409,13 @@ def simulate(task: "dict[str, Any]", wire: str, pipe: ResultPipe) -> None:
     require_module(task["entrypoint"])
     from collections.abc import Mapping
 
-    outputs = load_object(wire)(task["entrypoint"], task["params"], task["seed"])
+    function = load_wire(wire)
+    try:
+        outputs = function(task["entrypoint"], task["params"], task["seed"])
+    except TypeError as error:
+        if error.__traceback__ is None or error.__traceback__.tb_next is not None:
+            raise
+        raise TypeError(str(error) + "; it is called as wire(entrypoint, params, seed)") from None
     if not isinstance(outputs, Mapping):  # a data frame has items, too
         raise ChildError("bad_result", "the wire function must return a dict of bytes, not " + type_name(outputs))
     for name, value in outputs.items():
@@ -391,6 +423,27 @@ def simulate(task: "dict[str, Any]", wire: str, pipe: ResultPipe) -> None:
             raise ChildError("bad_result", "output names must be str, not " + type_name(name))
         pipe.send(OUTPUT, name, to_bytes(name, value))
     pipe.send(DONE)
+
+
+def load_wire(reference: str) -> "Any":
+    """The wire function. What is wrong with the entry point itself is told of it, and not of its module."""
+    module = reference.partition("[")[0].partition(":")[0].strip()
+    try:
+        found = load_object(reference)
+    except ModuleNotFoundError as error:
+        if not error.name or not (module + ".").startswith(error.name + "."):
+            raise
+        cause: Any = error
+    except AttributeError as error:
+        below: Any = error.__traceback__
+        if below.tb_next.tb_next is not None:  # raised below load_object
+            raise
+        cause = error
+    else:
+        if callable(found):
+            return found
+        cause = TypeError("that is a " + type_name(found) + ", and no function; write module:function")
+    raise ChildError("entrypoint_not_found", "the entry point " + repr(reference) + ": " + str(cause)) from cause
 
 
 def type_name(value: "Any") -> str:
@@ -2612,7 +2665,8 @@ def local_path(text: str, base: str, where: str) -> str:
         base, path = "", path[len(BUILD_TREE) + 1 :]
     joined = os.path.normpath(os.path.join(base, path))
     if path.startswith("/") or joined == ".." or joined.startswith("../"):
-        problem = "leads out of the bundle; put what it names into the bundle, and name it from there"
+        problem = "leads out of the bundle; put what it names into the bundle and name it from there, or ask an index"
+        problem += " for it by name and version"
         raise refused(where, f"{text[:200]!r} {problem}")
     return joined
 
@@ -3238,6 +3292,10 @@ def read_points(table: dict[str, Any], where: str) -> dict[str, dict[str, str]]:
     groups = {**take(table, "project.entry-points", dict, {}, where)}
     groups["console_scripts"] = take(table, "project.scripts", dict, {}, where)
     for group, points in groups.items():
+        inner = next((key for key, found in points.items() if isinstance(found, dict)), "") if points else ""
+        if inner:
+            shown = f'[project.entry-points."{group}.{inner}"]'[:200]
+            raise invalid(f"{where}: a group whose name has a dot is written in quotation marks: {shown}")
         entries: list[tuple[str, Any]] = [("", "")]
         entries += points.items() if isinstance(points, dict) else [("", None)]
         for name, value in entries:
@@ -3285,10 +3343,12 @@ class Draft:
         self.rules: dict[str, Any] = {}
         self.build_extra: dict[str, list[Requirement]] = {}
         self.elsewhere: dict[str, str] = {}  # names that the bundle brings where the task does not need them, and why
+        self.unusable: dict[str, str] = {}  # names whose source can't be had, and why
         self.members: dict[str, str] = {}
         self.projects: dict[str, Project] = {}  # of what lies in the bundle below its top, by path
         self.notes: list[str] = []
         self.lines = 0
+        self.root = ""  # the name of the project at the top, a member of its own workspace
 
     def note(self, text: str) -> None:
         if text not in self.notes and len(self.notes) < 100:
@@ -3490,12 +3550,34 @@ class Draft:
                 if not isinstance(entry, dict) or not re.fullmatch(NAME, name[:200]):
                     raise invalid(f"{place} is not a table")
                 if "group" not in entry and entry.get("extra", None) in (None, *own_extras):
-                    self.add_origin(name, self.read_source(name, entry, place, folder), place)
+                    self.add_source(name, entry, place, folder)
                 elif entry.keys() & {"path", "workspace"}:
                     with suppress(Failure):  # what lies beside the bundle is not its own
                         local_path(str(entry.get("path", ".")), folder, place)
-                        self.elsewhere[canonical_name(name)] = f"{where} brings {name} for a group or an extra alone"
+                        text = f"{where} brings {name} for a group or an extra alone; say where it comes from otherwise"
+                        self.elsewhere[canonical_name(name)] = f"tool.uv.sources: {text}"
         self.read_foreign_sources(table, where, folder)
+
+    def add_source(self, name: str, entry: Mapping[str, Any], where: str, folder: str) -> None:
+        """One that can't be had is no error before something needs it: it may be for development alone."""
+        try:
+            self.add_origin(name, self.read_source(name, entry, where, folder), where)
+        except Failure as failure:
+            if failure.type != "dependency_refused":
+                raise
+            self.unusable.setdefault(canonical_name(name), failure.error)
+
+    def unusable_unless_needed(self, project: Project) -> dict[str, str]:
+        """Why the sources that can't be had are refused, where none of the bundle's projects names them."""
+        needed = {item.key for item in self.requirements}
+        for one in (project, *self.projects.values()):
+            needed |= {item.key for item in (*one.requires, *one.build_requires)}
+        for name, problem in self.unusable.items():
+            if name in needed:
+                raise Failure("bundle", "dependency_refused", problem)
+            if name not in self.origins:
+                self.note(f"{problem} (it is an error once something needs {name})")
+        return {name: problem for name, problem in self.unusable.items() if name not in self.origins}
 
     def read_foreign_sources(self, table: dict[str, Any], where: str, folder: str) -> None:
         """Where poetry and pdm say that a name comes from, in any group: a name of the bundle's is nobody else's."""
@@ -3512,8 +3594,7 @@ class Draft:
                 found = re.fullmatch(PDM_EDITABLE, line[:2000]) if isinstance(line, str) else None
                 if found:
                     place = f"{where}, tool.pdm.dev-dependencies.{group}"[:200]
-                    source = self.read_source(found["name"], {"path": found["path"]}, place, folder)
-                    self.add_origin(found["name"], source, place)
+                    self.add_source(found["name"], {"path": found["path"]}, place, folder)
 
     def read_poetry_source(self, name: str, entry: Mapping[str, Any], where: str, folder: str) -> None:
         kept = ("path", "git", "url", "rev", "tag", "branch", "subdirectory")
@@ -3521,7 +3602,7 @@ class Draft:
         if isinstance(entry.get("source"), str):
             self.add_origin(name, self.index_origin(entry["source"], "", where), where)
         elif source.keys() & {"path", "git", "url"}:
-            self.add_origin(name, self.read_source(name, source, where, folder), where)
+            self.add_source(name, source, where, folder)
 
     def read_index(self, entry: Mapping[str, Any], where: str, folder: str) -> None:
         name, url = (take(entry, key, str, "", where) for key in ("name", "url"))
@@ -3546,6 +3627,8 @@ class Draft:
         if len(kinds) != 1 or (kinds[0] == "workspace") == (kinds[0] in strings):
             raise refused(where, "it must have one of path, git, url, index and workspace = true")
         text = strings.get(kinds[0], "")
+        if kinds[0] == "workspace" and canonical_name(name) == self.root:
+            return Origin("file:.", marker)
         if kinds[0] == "workspace":
             if canonical_name(name) not in self.members:
                 problem = "the bundle must be the folder that has tool.uv.workspace"
@@ -3746,6 +3829,10 @@ def split_options(line: str, where: str) -> tuple[str, list[tuple[str, str]]]:
     """A line's requirement, and its options as names and values; short names are written out."""
     import shlex
 
+    marker = ""
+    if re.match(r"-e|--editable", line):  # it may have one, as uv writes it
+        line, semicolon, rest = line.partition(" ;")
+        marker = semicolon + rest
     match = re.search(r"(^|\s)-", line)
     start = match.start() if match else len(line)
     try:
@@ -3766,6 +3853,7 @@ def split_options(line: str, where: str) -> tuple[str, list[tuple[str, str]]]:
             if not words:
                 raise refused(where, f"{name} needs a value")
             value = words.pop()
+        value += marker * (name == "--editable")
         options.append(("--index-url" if name == "--pypi-url" else name[:100], value))
     return line[:start].strip(), options
 
@@ -3829,8 +3917,9 @@ def take_tables(table: Mapping[str, Any], path: str, where: str) -> list[dict[st
 
 
 # Files of other tools: those of the first row are no way to say what a bundle needs, where it has no other.
-CONDA = ("environment.yml", "environment.yaml", "conda.yml", "conda.yaml", "conda-lock.yml", "pixi.toml", "Pipfile")
-UNREAD = (*CONDA, "poetry.lock", "pdm.lock", "requirements.lock", "Pipfile.lock", "conda-lock.yaml", "pixi.lock")
+CONDA = r"(?:[\w.-]*[_.-])?(?:environment|env|conda)(?:[_.-][\w.-]*)?\.ya?ml|pixi\.toml|Pipfile"
+READ = r"requirements\.txt|pylock\.toml|uv\.lock"
+UNREAD = rf"{CONDA}|(?:poetry|pdm|Pipfile|pixi|requirements)\.lock|pylock\.[\w-]+\.toml"
 
 
 def read_pylock(table: Any, where: str, draft: Draft, environment: Mapping[str, str]) -> list[Requirement]:
@@ -3850,6 +3939,21 @@ def read_pylock(table: Any, where: str, draft: Draft, environment: Mapping[str, 
         if applies:
             found.append(read_locked(package, name, f"{where}, {name}", draft))
     return found
+
+
+def pylock_misfit(project: Project, locked: Iterable[Requirement], environment: Mapping[str, str]) -> str:
+    """What a project depends on and its pylock.toml has not, or has in another version; empty where it fits."""
+    versions = {item.key: item.versions.removeprefix("==") for item in locked}
+    for item in project.requires:
+        if item.key == canonical_name(project.name) or (item.marker and not marker_holds(item.marker, environment)):
+            continue
+        if item.key not in versions:
+            return f"{item.key} is not in the lock, and among the dependencies"
+        version = versions[item.key]
+        plain = re.fullmatch(r"[0-9]+(\.[0-9]+){0,2}", version) and re.fullmatch(r"[0-9.,*<>=!~ ]*", item.versions)
+        if plain and "===" not in item.versions and not version_matches(version, item.versions):
+            return f"the lock has {item.key} {version}, and the dependency is {item.key}{item.versions}"
+    return ""
 
 
 def read_locked(package: dict[str, Any], name: str, where: str, draft: Draft) -> Requirement:
@@ -3934,6 +4038,7 @@ def read_plan(tree: str, policy: DependencyPolicy, callers: "IndexSettings") -> 
     draft = Draft(tree, policy, callers)
     table = read_bundle_toml(tree, "pyproject.toml")
     project = read_project(tree, ".", policy)
+    draft.root = canonical_name(project.name)
     draft.read_settings(table)
     draft.find_members(table)
     draft.read_sources("", own_extras(project))
@@ -3958,6 +4063,7 @@ def read_plan(tree: str, policy: DependencyPolicy, callers: "IndexSettings") -> 
     lock = choose_lock(draft, project)
     kept, rules = [index for index in draft.indexes.values() if index.url], Rules(**draft.rules)
     elsewhere = {name: text for name, text in draft.elsewhere.items() if name not in draft.origins}
+    elsewhere |= draft.unusable_unless_needed(project)
     read = (draft.requirements, draft.origins, elsewhere, draft.links, kept, rules, draft.build_extra)
     return Plan(project, draft.requires_python(project), *read, lock, draft.notes)
 
@@ -3979,8 +4085,7 @@ def read_other_files(draft: Draft, project: Project, table: dict[str, Any]) -> N
     """requirements.txt, where it says what to install; what is there besides is named."""
     listed = take(table, "project.dependencies", list, None, "pyproject.toml") is not None
     listed = listed or ("dependencies" in project.dynamic and project.kind == "built")
-    names = (*UNREAD, "requirements.txt", "pylock.toml", "uv.lock")
-    there = {name for name in names if os.path.lexists(os.path.join(draft.tree, name))}
+    there = {name for name in os.listdir(draft.tree) if re.fullmatch(rf"{UNREAD}|{READ}", name)}
     locked = sorted(there & {"pylock.toml", "uv.lock"})
     if "requirements.txt" in there and locked:
         draft.note(f"requirements.txt is not read: {locked[-1]} rules")
@@ -3988,9 +4093,11 @@ def read_other_files(draft: Draft, project: Project, table: dict[str, Any]) -> N
         draft.read_requirements("requirements.txt", "requirements.txt")
     elif "requirements.txt" in there:
         draft.note("requirements.txt is not read: pyproject.toml lists the dependencies")
-    for name in sorted(there & set(UNREAD)):
+    for name in sorted(name for name in there if not re.fullmatch(READ, name)):
         draft.note(f"{name} is not read")
-    conda = [name for name in CONDA if name in there]
+    if take(table, "tool.pixi", dict, {}, "pyproject.toml"):
+        draft.note("tool.pixi is not read: the dependencies are those of [project]")
+    conda = sorted(name for name in there if re.fullmatch(CONDA, name))
     if conda and not project.kind and not draft.members and not locked and "requirements.txt" not in there:
         problem = "the environments of conda, pixi and pipenv are not read; write the packages into the dependencies of"
         remedy = "a pyproject.toml, or into a requirements.txt, by the names that they have on PyPI"
@@ -6580,7 +6687,8 @@ def hint_program(cause: Cause, profile: Profile, bundle: str) -> str:
     folder, name = os.path.split(cause.filename)
     anywhere = cause.raised_in in EXECUTED_IN
     places = (*PROGRAM_FOLDERS, "/usr/local/bin")
-    missing = cause.errno == errno.ENOENT and not cause.no_folder and (folder in places or (anywhere and not folder))
+    gone = cause.errno == errno.ENOENT or cause.raised_in == "spawn"
+    missing = gone and not cause.no_folder and (folder in places or (anywhere and not folder))
     shell = None if missing else re.search(NO_PROGRAM, cause.message)
     name = shell[1] if shell else name if missing else ""
     if not name or name in profile.execute.programs:
@@ -6590,7 +6698,7 @@ def hint_program(cause: Cause, profile: Profile, bundle: str) -> str:
 
 
 # What looks a program up along PATH.
-EXECUTED_IN = ("subprocess.py:_execute_child", "os.py:_execvpe", "<frozen os>:_execvpe", "posix_spawnp")
+EXECUTED_IN = ("subprocess.py:_execute_child", "os.py:_execvpe", "<frozen os>:_execvpe", "posix_spawnp", "spawn")
 # What shells and env say, the latter in quotation marks of either kind.
 NO_PROGRAM = (
     r"(?:sh: (?:line )?\d+: |env: )[\u2018']?([\w.+-]+)[\u2019']?: (?:command not found|not found|No such file)"
@@ -6640,6 +6748,13 @@ IMPORTED_FROM = {
 }  # fmt: skip
 
 
+# Tables of groups that are not installed.
+GROUPS = (
+    "project.optional-dependencies", "dependency-groups", "tool.pdm.dev-dependencies", "tool.poetry.group",
+    "tool.hatch.envs",
+)  # fmt: skip
+
+
 def declared_names(bundle: str) -> list[tuple[str, str]]:
     """Names of packages that a bundle's own files declare, after where: "" for its dependencies."""
     table: dict[str, Any] = {}
@@ -6647,11 +6762,17 @@ def declared_names(bundle: str) -> list[tuple[str, str]]:
     with suppress(Failure):
         table = read_bundle_toml(bundle, "pyproject.toml")
         listed[""] = take(table, "project.dependencies", list, [], "")
-    for key in ("project.optional-dependencies", "dependency-groups", "tool.pdm.dev-dependencies", "tool.poetry.group"):
+        listed["tool.uv.dev-dependencies"] = take(table, "tool.uv.dev-dependencies", list, [], "")
+    for key in GROUPS:
         with suppress(Failure):
             kind = "extra" if key.startswith("project") else "group"
             listed |= {f"its {kind} {which[:100]!r}": found for which, found in take(table, key, dict, {}, "").items()}
-    for file in ("requirements.txt", *CONDA):
+    for key in ("tool.pixi.dependencies", "tool.pixi.pypi-dependencies"):
+        with suppress(Failure):
+            listed[key] = [*take(table, key, dict, {}, "")]
+    for file in sorted(
+        name for name in os.listdir(bundle) if re.fullmatch(rf"{UNREAD}|requirements[\w.-]*\.txt", name)
+    ):
         with suppress(Failure):
             listed[file] = re.sub(r"(?m)^\s*- ", "", read_bundle_file(bundle, file) or "").splitlines()
     names: list[tuple[str, str]] = []
@@ -7308,7 +7429,7 @@ class Resolver:
                 text = f"the bundle has {name} ({own[0].target[5:]}) only where {own[0].marker}"
                 yield name, refused("tool.uv.sources", f"{text}; say where it comes from otherwise")
         for name, text in self.plan.elsewhere.items():
-            yield name, refused("tool.uv.sources", f"{text}; say where it comes from otherwise")
+            yield name, Failure("bundle", "dependency_refused", text)
         for name, files in self.plan.links.items():
             if all(origin.target == "links:" for origin in self.plan.origins.get(name, [])):
                 yield name, Place(self.bundle.path, choose_link(files, self.interpreter))
@@ -7341,7 +7462,8 @@ class Resolver:
         rules = {name: plain_rule(value) for name, value in self.plan.rules._asdict().items()}
         local = any(isinstance(place, Place) and place.tree for place in self.places.values())
         own = self.bundle.digest if local or any(item.path is not None for item in requirements) else ""
-        asked = (lines, rules, self.plan.lock, self.plan.indexes, sorted(self.plan.origins.items()), own)
+        places = (sorted(self.plan.origins.items()), sorted(self.plan.elsewhere))  # what is kept may be an index's
+        asked = (lines, rules, self.plan.lock, self.plan.indexes, places, own)
         key = digest_of("resolved", asked, self.interpreter.key(), self.index.public, self.policy)
 
         def make() -> list[WheelFile]:
@@ -7583,9 +7705,12 @@ class Resolver:
         for other, origins in draft.origins.items():
             if origins[0].target.startswith("file:") and other not in self.plan.origins:
                 self.places.setdefault(other, self.place(origins[0].target, tree))
+        for other, problem in draft.unusable.items():
+            if other not in self.plan.origins:
+                self.places.setdefault(other, Failure("fetch", "dependency_refused", f"{name}, {problem}"))
         if project.kind == "virtual":
             return virtual_wheel(self.host.store, project, tree, False), tree
-        return build_wheel(self, tree, project, version), tree
+        return build_wheel(self, tree, project, version, name), tree
 
     # what an index has
 
@@ -7990,8 +8115,10 @@ def write_source(target: str, name: str, size: int, mode: int, reader: Any, used
 # build
 
 
-def build_wheel(resolver: Resolver, tree: str, project: Project, version: str) -> WheelFile:
+def build_wheel(resolver: Resolver, tree: str, project: Project, version: str, name: str = "") -> WheelFile:
     """Build the wheel of a folder of a source tree with its own backend, in a sandbox without network.
+
+    `name` is what whoever asked for it calls it, where it has no word of its own.
 
     `version` is what a backend is told that would ask a version-control system, which is not there.
     """
@@ -8006,7 +8133,7 @@ def build_wheel(resolver: Resolver, tree: str, project: Project, version: str) -
         trees = install_wheels(resolver, inner.wheels(requires))
         mounts = [Mount(tree, SOURCE), Mount(venv, VENV), *assemble(resolver, trees, venv)]
         box = make_sandbox(host, "build", [resolver.interpreter], mounts)
-        box = box._replace(subject=project.name or os.path.normpath(f"the bundle/{project.folder}"))
+        box = box._replace(subject=project.name or name or os.path.normpath(f"the bundle/{project.folder}"))
         request = {"folder": project.folder, "requires_met": met, **told_version(project, version)}
         request |= {"backend": project.backend, "backend_path": project.backend_path}
         receiver = FileReceiver(host.store.scratch(f"built-{os.urandom(4).hex()}"), 1, ("learned",))
@@ -8422,6 +8549,9 @@ def locked_plan(host: Host, bundle: Bundle, interpreter: Interpreter, index: Ind
         write_file(lock, exported)
     table = read_bundle_toml(*os.path.split(lock), LOCK_BYTES)
     locked = read_pylock(table, plan.lock, draft, marker_environment(interpreter))
+    misfit = pylock_misfit(plan.project, locked, marker_environment(interpreter)) if plan.lock == "pylock.toml" else ""
+    if misfit:
+        raise refused(plan.lock, f"it no longer fits pyproject.toml: {misfit}; make it anew")
     hashed = sum(1 for item in locked if item.hashes)
     note = f"{plan.lock}: {len(locked)} packages, the hashes of {hashed} checked"
     rules = plan.rules._replace(constraints=(), overrides=(), excluded=frozenset(), resolution="")

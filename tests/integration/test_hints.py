@@ -165,6 +165,11 @@ UNTOLD = {
     "sqlite3.connect('absent/x.db')": "",
     "sqlite3.connect(str(NEW))": "",
     "os.execv('absent', ['absent'])": "",
+    "raise OSError(os.spawnlp(os.P_WAIT, 'git', 'git', 'log'))": "The program 'git' is not in the sandbox",
+    "x = os.spawnv(os.P_WAIT, '/usr/bin/git', ['git'])\n    raise ValueError(f'git: {x}')": "The program 'git' is not",
+    "x = 'git'\n    os.spawnvpe(os.P_NOWAIT, x, [x], {})\n    raise OSError(32512)": "The program 'git' is not",
+    "os.spawnlp(os.P_WAIT, 'git', 'git', 'log')\n    raise ValueError('negative rate')": "",
+    "raise OSError(os.spawnlp(os.P_WAIT, 'ls', 'ls', 'absent'))": "",
     "os.execv('data/absent', ['absent'])": "",
 }
 

@@ -346,6 +346,56 @@ def test_a_source_that_can_not_be(go: Go, source: str, files: dict[str, str], wo
     refusal(go(virtual(FOO, f"[tool.uv.sources]\n{source}\n", ("foo",), **files)), word)
 
 
+UNNEEDED = {
+    "a path out of the bundle": '[tool.uv.sources]\nfoo = {path = "../foo", editable = true}\n',
+    "a folder that is not there": '[tool.uv.sources]\nfoo = {path = "libs/foo"}\n',
+    "ssh": '[tool.uv.sources]\nfoo = {git = "ssh://git@github.com/o/r"}\n',
+    "no member": "[tool.uv.sources]\nfoo = {workspace = true}\n",
+    "poetry's group": '[tool.poetry.group.dev.dependencies]\nfoo = {path = "../foo", develop = true}\n',
+}
+
+
+@pytest.mark.parametrize("source", UNNEEDED.values(), ids=UNNEEDED.keys())
+def test_a_source_that_can_not_be_is_no_error_where_nothing_needs_it(go: Go, server: LocalServer, source: str) -> None:
+    """As those of a group for development; the log has it, and no index is asked for what comes to need the name."""
+    group = f'[dependency-groups]\ndev = ["foo"]\n{source}'
+    result = go(virtual(more=group))
+    assert result.outputs == {"out": b"1.17.0"} and "it is an error once something needs foo" in result.stderr
+    server.log.clear()
+    error = refusal(go(virtual(FOO, group, ("wantsfoo",))), "foo")
+    assert "/simple/foo/" not in server.paths(), error
+
+
+def test_a_build_that_needs_a_source_that_can_not_be(go: Go, server: LocalServer) -> None:
+    """What another bundle's build had of the index is kept, and is not for this one."""
+    source = '[tool.uv.sources]\nfoo = {path = "../foo"}\n'
+    points = f'[project.entry-points."{GROUP}"]\nexecute = "built:wire"\n'
+    other = tiny("built", "def wire(*a):\n    return {'out': 'x'}\n", points, "", '"wantsfoo"')
+    assert go(other).outputs == {"out": b"x"}
+    refusal(go({**other, "pyproject.toml": other["pyproject.toml"] + source}), "foo", "out of the bundle")
+
+
+def test_a_member_may_depend_on_the_project_at_the_top(go: Go) -> None:
+    more = '[tool.uv.workspace]\nmembers = ["libs/*"]\n[tool.uv.sources]\nfoo = {workspace = true}\n'
+    needs = 'dependencies = ["mywire"]\n[tool.uv.sources]\nmywire = {workspace = true}\n'
+    assert go(virtual(FOO, more, ("foo",), **tiny("foo", MINE, needs, "libs/foo"))).outputs == {"out": b"mine"}
+
+
+def test_a_group_without_quotation_marks(go: Go) -> None:
+    files = virtual(dependencies=())
+    files["pyproject.toml"] = files["pyproject.toml"].replace(f'"{GROUP}"', GROUP)
+    error = go(files).error
+    assert error["type"] == "pyproject_invalid" and f'[project.entry-points."{GROUP}"]' in error["error"]
+
+
+def test_a_source_without_a_name_of_its_own_is_named_by_who_asked(go: Go, server: LocalServer) -> None:
+    files = tiny("nameless", MINE)
+    files["pyproject.toml"] = files["pyproject.toml"].partition("[project]")[0]
+    server.add(*sdist("nameless", "1.0", {**files, "backend/tiny_backend.py": "raise OSError('no luck')\n"}))
+    error = go(virtual(dependencies=("nameless",))).error
+    assert error["type"] == "build_failed" and error["error"].startswith("nameless: the build phase raised OSError")
+
+
 def test_a_source_behind_a_link_is_refused(go: Go) -> None:
     files = virtual(FOO, '[tool.uv.sources]\nfoo = {path = "foo"}\n', ("foo",), **tiny("foo", MINE, "", "libs/foo"))
     refusal(go(files, links={"foo": "libs/foo"}), "symbolic link")
@@ -503,14 +553,33 @@ def test_pylock_is_taken_as_it_is(go: Go, server: LocalServer, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    "name", ["poetry.lock", "requirements.lock", "conda-lock.yml", "Pipfile.lock", "environment.yml"]
+    ("dependency", "word"),
+    [("bar", "bar is not in the lock"), ("six>=1.16", "six 1.15.0, and the dependency is six>=")],
+)
+def test_a_pylock_that_no_longer_fits(go: Go, server: LocalServer, tmp_path: Path, dependency: str, word: str) -> None:
+    files = virtual(dependencies=("six==1.15.0",))
+    lock = locked(server, tmp_path / "locked", files, "--format", "pylock.toml", "--no-emit-project")
+    changed = virtual(dependencies=(dependency, "six", "foo ; sys_platform == 'win32'"))
+    refusal(go({**changed, "pylock.toml": lock}), "pylock.toml", "no longer fits", word)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["poetry.lock", "requirements.lock", "conda-lock.yml", "Pipfile.lock", "conda-env.yaml", "environment-gpu.yml"],
 )
 def test_a_lock_that_is_not_read_is_named(go: Go, name: str) -> None:
     result = go(virtual(**{name: "x"}))
     assert result.outputs and f"{name} is not read" in result.stderr
 
 
-@pytest.mark.parametrize("name", ["environment.yml", "environment.yaml", "pixi.toml", "Pipfile"])
+def test_dependencies_of_pixi_are_named(go: Go) -> None:
+    files = virtual("import numpy\ndef wire(*a):\n    pass\n", "[tool.pixi.dependencies]\nnumpy = '*'\n", ())
+    result = go(files)
+    assert "tool.pixi is not read" in result.stderr
+    assert "declares it in tool.pixi.dependencies alone" in result.error["error"]
+
+
+@pytest.mark.parametrize("name", ["environment.yml", "env.yaml", "env-dev.yml", "pixi.toml", "Pipfile"])
 def test_a_conda_environment_and_nothing_else(go: Go, name: str) -> None:
     refusal(
         go({name: "dependencies:\n  - numpy\n", "model.py": SIX}),
@@ -567,6 +636,7 @@ def test_a_requirements_file_of_windows(go: Go) -> None:
 PATHS = {
     "path": "./libs/foo\n",
     "editable": "-e libs/foo\n",
+    "editable, with a marker": "-e libs/foo ; python_version >= '3'  # ours\n",
     "name": "foo @ file:libs/foo\n",
     "extras": "./libs/foo[x,y]\n",
 }

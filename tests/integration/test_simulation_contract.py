@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY_BACKEND, Result, Runner
+from conftest import GROUP, TINY_BACKEND, Result, Runner
 
 Bundle = Callable[..., Path]
 
@@ -123,7 +123,7 @@ def test_an_exception_on_import_is_the_tasks(run: Runner, bundle: Bundle) -> Non
 
 def test_a_missing_wire_function_is_told(run: Runner, bundle: Bundle) -> None:
     error = run(bundle("other = 1\n")).error
-    assert error["exception"]["type"] == "AttributeError" and "wire" in error["error"]
+    assert error["type"] == "entrypoint_not_found" and "has no attribute 'wire'" in error["error"]
 
 
 @pytest.mark.parametrize(
@@ -272,3 +272,33 @@ def test_two_tasks_see_nothing_of_each_other(run: Runner, bundle: Bundle) -> Non
 def test_the_running_interpreter_is_used(run: Runner, bundle: Bundle) -> None:
     out = run(bundle(wire("import sys\nreturn {'out': sys.version}"))).outputs["out"]
     assert out.decode() == sys.version
+
+
+POINTS_AT = {
+    "no such module": ("absent:wire", "No module named 'absent'"),
+    "no such function": ("probe:wyre", "has no attribute 'wyre'"),
+    "a dot for a colon": ("probe.wire", "No module named 'probe.wire'"),
+    "a module": ("probe", "that is a module, and no function; write module:function"),
+    "no function": ("probe:NAME", "that is a str, and no function"),
+}
+
+
+@pytest.mark.parametrize(("point", "word"), POINTS_AT.values(), ids=POINTS_AT.keys())
+def test_an_entry_point_that_leads_nowhere_is_named(run: Runner, bundle: Bundle, point: str, word: str) -> None:
+    text = f'[project]\nname = "probe"\nversion = "1"\n[project.entry-points."{GROUP}"]\nexecute = "{point}"\n'
+    error = run(bundle("NAME = 'x'\ndef wire(*a):\n    return {}\n", pyproject=text)).error
+    assert (error["phase"], error["type"]) == ("execute", "entrypoint_not_found")
+    assert f"the entry point '{point}': " in error["error"] and word in error["error"]
+
+
+def test_what_the_module_of_the_entry_point_lacks_is_its_own(run: Runner, bundle: Bundle) -> None:
+    for code, kind in (("import absent", "ModuleNotFoundError"), ("import os; os.absent", "AttributeError")):
+        error = run(bundle(f"{code}\n")).error
+        assert error["type"] == "task_exception" and error["exception"]["type"] == kind
+
+
+def test_a_wire_function_with_other_parameters_is_told_which(run: Runner, bundle: Bundle) -> None:
+    error = run(bundle("def wire(params, seed):\n    return {}\n")).error
+    assert error["type"] == "task_exception" and "it is called as wire(entrypoint, params, seed)" in error["error"]
+    error = run(bundle("def wire(entrypoint, params, seed):\n    len(1)\n")).error
+    assert error["type"] == "task_exception" and "it is called as" not in error["error"]
