@@ -5745,28 +5745,28 @@ class Supervisor:
         self.descriptors = dict(descriptors or {})  # what else the child is given, by name
         self.process: subprocess.Popen[bytes]
         self.selector: selectors.BaseSelector
-        self.begun = time.monotonic()
-        self.frames = Frames(receiver, self.limits.output_bytes)
         self.request = {**request, "phase": request.get("phase", box.phase)}
         self.rlimits, self.gate = rlimits(self.limits), -1
         self.request["shadow"] = box.policy.shadow_max_entries if box.policy.working_directory == "shadow" else 0
-        self.stderr, self.stderr_bytes = bytearray(), 0
-        self.stacks, self.stacks_fd = bytearray(), -1
         self.status = bytearray()
-        self.child_pid, self.child_fd = 0, -1
+        self.child_pid, self.child_fd, self.stacks_fd = 0, -1, -1
+        self.cgroup: Cgroup | None = None
+        self.spent = host.spent.get(box.phase, 0.0)
+        self.watch: Watch | None = None
+        self.inside = False  # whether the sandbox's root is in place; before that /proc/<pid>/root is the host's
+        self.expect(receiver)
+
+    def expect(self, receiver: Receiver) -> None:
+        """What is seen from now on is of what begins now."""
+        self.begun, self.finished_at, self.monitor = time.monotonic(), 0.0, Monitor()
+        self.frames = Frames(receiver, self.limits.output_bytes)
+        self.stderr, self.stderr_bytes, self.stacks = bytearray(), 0, bytearray()
         self.exit_code: int | None = None
         self.violation: Violation | None = None
         self.failure: Failure | None = None
-        self.cgroup: Cgroup | None = None
-        self.killed_before = 0
-        self.spent = host.spent.get(box.phase, 0.0)
-        self.watch: Watch | None = None
-        self.monitor = Monitor()
-        self.finished_at = 0.0
-        self.inside = False  # whether the sandbox's root is in place; before that /proc/<pid>/root is the host's
+        self.killed_before = killed_for_memory()
 
     def run(self) -> Outcome:
-        self.begun = time.monotonic()
         with ExitStack() as cleanup:
             self.open(cleanup)
             while self.step():
@@ -5788,7 +5788,6 @@ class Supervisor:
             if self.cgroup:
                 self.monitor.next_sample += Monitor.LATER
                 cleanup.callback(self.cgroup.remove)
-            self.killed_before = killed_for_memory()
             with killed_first():
                 self.process = self.start(cleanup)
             cleanup.callback(self.end)
@@ -6099,13 +6098,9 @@ class Session(Supervisor):
     def run_task(self, task: dict[str, Any], receiver: Receiver) -> Outcome:
         """Run one task in a fork. Returns when it has reported; `settle` waits until the sandbox is clean again."""
         self.settle()
-        self.frames = Frames(receiver, self.limits.output_bytes)
-        self.monitor, self.begun, self.finished_at = Monitor(), time.monotonic(), 0.0
-        self.violation, self.failure, self.exit_code, self.ended = None, None, None, False
-        self.stderr, self.stderr_bytes, self.served = bytearray(), 0, self.served + 1
-        self.killed_before = killed_for_memory()
         self.hear_stacks()
-        self.stacks.clear()
+        self.expect(receiver)
+        self.ended, self.served = False, self.served + 1
         body = pack(task)
         running = self.write(TASK + len(body).to_bytes(8, "big") + body)
         while running and not self.ended and not self.finished_at:
@@ -8620,19 +8615,19 @@ def environment_age(store: Store, key: str) -> int:
     return age if type(age) is int else 0
 
 
-def remember_run(host: Host, environment: Environment, notes: "Notes | None") -> None:
+def remember_run(host: Host, environment: Environment, notes: Mapping[str, bytes]) -> None:
     """Keep what a task said that it imported, for the environments of later runs."""
-    if notes and remember_imported(host.store, environment.trees, notes.found):
+    if remember_imported(host.store, environment.trees, notes):
         age = environment_age(host.store, environment.key)
         if age < MAX_AGE:
             host.store.write("imported", f"environment-{environment.key}", age + 1)
 
 
-def remember_modules(host: Host, workshop: "Workshop", notes: "Notes | None") -> None:
+def remember_modules(host: Host, workshop: "Workshop", notes: Mapping[str, bytes]) -> None:
     """Keep the names of what a cold task imported for the bundle's first server; where one was, it knows better."""
-    if notes and host.store.read("imported", workshop.key()) is None:
+    if host.store.read("imported", workshop.key()) is None:
         learned = Learned(host.profile, workshop.key())
-        learned.take(notes.found)
+        learned.take(notes)
         host.store.write("imported", learned.key, [*learned.modules])
 
 
@@ -8661,17 +8656,14 @@ class Outputs(Receiver):
 
     MAX_OUTPUTS = 10_000
 
-    def __init__(self, out_dir: str | None, inline_max: int, notes: Notes | None = None) -> None:
-        self.out_dir, self.inline_max, self.notes = out_dir, inline_max, notes
+    def __init__(self, out_dir: str | None, inline_max: int, policy: CachePolicy) -> None:
+        self.out_dir, self.inline_max, self.notes = out_dir, inline_max, Notes(policy)
         self.found: dict[str, dict[str, Any]] = {}
         self.told = {name: bytearray() for name in (*OUTCOME_NAMES, "metadata")}  # their beginnings
         self.partial = ""
 
     def note(self, name: str, body: bytes) -> None:
-        if self.notes is None:
-            super().note(name, body)
-        else:
-            self.notes.add(name, body)
+        self.notes.add(name, body)
 
     def opened(self, name: str, size: int) -> None:
         if not 0 < len(name) <= 255 or not name.isprintable() or "/" in name or "\\" in name or name in (".", ".."):
@@ -8961,15 +8953,15 @@ def run_task(options: Options, host: Host, cleanup: ExitStack) -> dict[str, Any]
     begun = time.monotonic()
     task = read_request(0, options.aggregation, host.profile.bundle.request_bytes)
     workshop = prepare_workshop(options, host)
-    outputs = Outputs(options.out_dir, options.inline_max, Notes(host.profile.caches))
+    outputs = Outputs(options.out_dir, options.inline_max, host.profile.caches)
     cleanup.callback(outputs.remove_partial)
     primed = primed_caches(options, host, workshop.environment)
     result, usage = execute_task(host, workshop, task, outputs, caches_for_task(host, primed.files, options.prime))
-    if options.prime and outputs.notes:
+    if options.prime:
         primed.take(outputs.notes.found)
         primed.write()
-    remember_run(host, workshop.environment, outputs.notes)
-    remember_modules(host, workshop, outputs.notes)
+    remember_run(host, workshop.environment, outputs.notes.found)
+    remember_modules(host, workshop, outputs.notes.found)
     return {**result, "metrics": metrics(host.times, usage, time.monotonic() - begun)}
 
 
@@ -9239,7 +9231,7 @@ class Server:
 
     def once_more(self, task: dict[str, Any], session: Session) -> dict[str, Any]:
         """The gist of what a task gives there, if it succeeds. A fork that hangs is given up sooner than a task."""
-        outputs, limits = Outputs(None, 0, Notes(self.host.profile.caches)), session.limits
+        outputs, limits = Outputs(None, 0, self.host.profile.caches), session.limits
         session.limits = limits._replace(wall_seconds=min(limits.wall_seconds, 3 * self.TRIAL))
         try:
             return gist(task_result(self.host, session.run_task(task, outputs), task, outputs)[0])
@@ -9333,7 +9325,7 @@ class Server:
             task = check_aggregation(message) if "target_entrypoint" in message else check_simulation(message)
             if "params" in task:
                 choose_wire(self.workshop.environment.wires, self.host.profile.bundle.entry_point_group)
-            outputs = Outputs(options.out_dir, options.inline_max, Notes(self.host.profile.caches))
+            outputs = Outputs(options.out_dir, options.inline_max, self.host.profile.caches)
             try:
                 result, usage = self.run(task, outputs, name)
             finally:
@@ -9372,8 +9364,8 @@ class Server:
             self.longest = max(self.longest, time.monotonic() - begun)
         result = task_result(self.host, outcome, task, outputs)
         self.last = (task, gist(result[0]))
-        remember_run(self.host, self.workshop.environment, outputs.notes)
-        if outputs.notes and outputs.notes.found:
+        remember_run(self.host, self.workshop.environment, outputs.notes.found)
+        if outputs.notes.found:
             self.grown = self.learned.take(outputs.notes.found) or self.grown
         return result
 
@@ -9807,7 +9799,7 @@ def run_instrument(options: Options, host: Host, cleanup: ExitStack) -> dict[str
     task = read_json(0, host.profile.bundle.request_bytes)
     terminal = {"terminal": open_terminal(options, host)} if options.shell else {}
     workshop = prepare_workshop(options, host)
-    outputs = Outputs(options.out_dir, options.inline_max)
+    outputs = Outputs(options.out_dir, options.inline_max, host.profile.caches)
     cleanup.callback(outputs.remove_partial)
     wires = workshop.environment.wires
     wire = choose_wire(wires, host.profile.bundle.entry_point_group) if wires else ""

@@ -65,7 +65,7 @@ def feed(module: ModuleType, receiver: Any, data: bytes) -> Any:
 
 def answer_of_a_task(module: ModuleType, folder: Path, data: bytes) -> None:
     """The result pipe of a simulation, an aggregation, and what the line of JSON comes to."""
-    outputs = module.Outputs(str(folder), 8)
+    outputs = module.Outputs(str(folder), 8, profile(module, "default").caches)
     frames = feed(module, outputs, data)
     outputs.remove_partial()
     line = json.dumps({"outputs": outputs.found}, allow_nan=False).encode()
@@ -104,10 +104,10 @@ def files_of_a_phase(module: ModuleType, folder: Path, data: bytes) -> None:
 def notes_of_a_task(module: ModuleType, folder: Path, data: bytes) -> None:
     """What a task tells of its imports and caches: names of modules, and files below the home's cache folders."""
     limits = profile(module, "default")
-    notes = module.Notes(limits.caches)
-    feed(module, module.Outputs(None, 0, notes), data)
+    outputs = module.Outputs(None, 0, limits.caches)
+    feed(module, outputs, data)
     learned = module.Learned(limits, "key")
-    learned.take(notes.found)
+    learned.take(outputs.notes.found)
     assert all(part.isidentifier() for name in learned.modules for part in name.split("."))
     for name in learned.files:
         assert os.path.normpath(name) == name and name.startswith(".cache/")

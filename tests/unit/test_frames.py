@@ -193,8 +193,12 @@ def test_the_childs_end_and_the_hosts_end_agree(runner_module: Any, tmp_path: An
     assert (frames.done, frames.name) == (b"{}", "end")
 
 
+def no_caches(module: Any) -> Any:
+    return module.CachePolicy([], 0, 0)
+
+
 def outputs(module: Any, names: list[str], out_dir: str | None = None, inline_max: int = 10) -> Any:
-    receiver = module.Outputs(out_dir, inline_max)
+    receiver = module.Outputs(out_dir, inline_max, no_caches(module))
     frames = module.Frames(receiver, LIMIT)
     for name in names:
         frames.feed(frame(b"O", name, b"data of " + name.encode()))
@@ -230,7 +234,7 @@ def test_large_outputs_go_to_files_named_by_their_checksum(runner_module: Any, t
 
 
 def test_a_partial_file_is_removed(runner_module: Any, tmp_path: Any) -> None:
-    receiver = runner_module.Outputs(str(tmp_path), 0)
+    receiver = runner_module.Outputs(str(tmp_path), 0, no_caches(runner_module))
     frames = runner_module.Frames(receiver, LIMIT)
     frames.feed(frame(b"O", "a", b"0123456789")[:-3])
     assert len(list(tmp_path.iterdir())) == 1
@@ -241,7 +245,9 @@ def test_a_partial_file_is_removed(runner_module: Any, tmp_path: Any) -> None:
 @pytest.mark.parametrize("kind", [b"N"])
 def test_a_task_may_send_outputs_only(runner_module: Any, kind: bytes) -> None:
     with pytest.raises(runner_module.Failure):
-        runner_module.Frames(runner_module.Outputs(None, 0), LIMIT).feed(frame(kind, "a", b"b"))
+        runner_module.Frames(runner_module.Outputs(None, 0, no_caches(runner_module)), LIMIT).feed(
+            frame(kind, "a", b"b")
+        )
 
 
 AGGREGATIONS = [
@@ -277,7 +283,7 @@ def test_an_output_that_breaks_off_keeps_no_descriptor(runner_module: Any, tmp_p
     """A server goes on after such a task: what each one held would add up."""
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(10):
-        outputs = runner_module.Outputs(str(tmp_path), 4)
+        outputs = runner_module.Outputs(str(tmp_path), 4, no_caches(runner_module))
         runner_module.Frames(outputs, LIMIT).feed(b"O" + struct.pack(">IQ", 1, 100) + b"abeginning")
         outputs.remove_partial()
     assert len(os.listdir("/proc/self/fd")) == before and not os.listdir(tmp_path)
