@@ -94,6 +94,19 @@ def test_it_stops_at_a_line(debug: Callable[..., Result], bundle: Path) -> None:
         assert "the task ended without an error" in done.stdout and "'out' has 1 bytes" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("absent:3", "no breakpoint at absent:3: there is no module 'absent'"),
+        ("probe:999", "probe.py:999 does not exist"),
+    ],
+)
+def test_a_breakpoint_that_can_not_be(debug: Callable[..., Result], bundle: Path, place: str, words: str) -> None:
+    done = debug("p 1\n", bundle, "--entrypoint", "m", "--seed", "4", "--break", place)
+    assert done.exit_code == 8 and words in done.stdout.replace("\n", " "), done.output
+    assert "-> " not in done.stdout  # nobody stands in the debugger itself
+
+
 def test_a_task_that_hangs_is_stopped_where_it_stands(debug: Callable[..., Result], bundle: Path) -> None:
     done = debug("p kind\n", bundle, "--entrypoint", "m", "--param", "kind=hang", "--stop-after", "0.5")
     assert done.exit_code == 0, done.output

@@ -376,6 +376,11 @@ def test_a_bundle_that_can_not_be_run(leaks: Callable[..., Search], tmp_path: Pa
     assert (found.status, found.report["verdict"]) == (2, "could not tell") and "no-such-package-f00d" in found.text
 
 
+def test_tasks_that_all_fail_tell_nothing(leaks: Callable[..., Search], tmp_path: Path) -> None:
+    found = leaks(write_bundle(tmp_path / "bundle", "def wire(e, p, s):\n    raise ValueError('bad')\n"), "1-2")
+    assert (found.status, found.report["verdict"]) == (2, "could not tell") and "ValueError: bad" in found.text
+
+
 @pytest.mark.full("many searches until the limit is met")
 def test_a_process_of_many_tasks_has_the_memory_of_one(leaks: Callable[..., Search], tmp_path: Path) -> None:
     """What is kept from task to task meets the profile's limit, which sharing a process does not widen."""
@@ -450,6 +455,9 @@ def test_on_a_terminal_it_says_how_far_it_is(store: Path, tmp_path: Path) -> Non
         (("--seeds", "x"), "seeds"),
         (("--limit", "memry=1GiB"), "no limit 'memry'"),
         (("--profile", "none"), "no profile 'none'"),
+        (("--json", "/proc/absent/x.json"), "/proc/absent/x.json: No such file or directory"),
+        (("--html", "/"), "/: Is a directory"),
+        (("--json", "/proc/x", "--html", "/proc/../proc/x"), "/proc/x can't hold two results"),
     ],
 )
 def test_what_can_not_be_searched_is_refused(options: tuple[str, ...], words: str, tmp_path: Path) -> None:

@@ -122,6 +122,8 @@ def test_the_policy_is_printed_with_its_limits(command: Callable[..., Result]) -
         (("--entrypoint", "m", "--limit", "memory=lots"), "not a size"),
         (("--entrypoint", "m", "--limit", "processes=1.5"), "whole number"),
         (("--entrypoint", "m", "--limit", "wall=-1"), "over zero"),
+        (("--entrypoint", "m", "--out", "/proc/absent/out"), "/proc/absent"),
+        (("--task", "absent.json"), "absent.json: No such file or directory"),
     ],
 )
 def test_what_can_not_be_run_is_refused(command: Callable[..., Result], options: tuple[str, ...], words: str) -> None:

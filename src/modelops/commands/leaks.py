@@ -36,6 +36,7 @@ from .sandbox_options import (
     Repository,
     Timeout,
     refuse,
+    require_writable,
     workbench,
 )
 from .terminal import consoles
@@ -66,6 +67,7 @@ def leaks(
     try:
         if sum(source is not None for source in (tasks, study, entrypoint)) != 1:
             raise ValueError("name the tasks: --tasks FILE, --study FILE, or --entrypoint with --grid and --seeds")
+        require_writable(json_file, html_file)
         named: list[Task] = []
         if tasks:
             named = read_tasks(tasks)

@@ -57,6 +57,8 @@ def run(
     results, progress = consoles()
     try:
         wanted = None if print_policy else task_of(entrypoint, params, param, seed, task)
+        if out is not None and not print_policy:
+            out.mkdir(parents=True, exist_ok=True)
         with workbench(bundle, repository, profile or "default", timeout, limit) as opened:
             if wanted is None:
                 print(tomli_w.dumps(opened.policy), end="")

@@ -83,10 +83,25 @@ def workbench(
         yield Opened(bench, found.reference, policy)
 
 
+def require_writable(*files: Path | None) -> None:
+    """Before anything runs, so that no result is lost; OSError, or ValueError where two are one."""
+    named = [file for file in files if file is not None]
+    if len({file.resolve() for file in named}) < len(named):
+        raise ValueError(f"{named[0]} can't hold two results")
+    for file in named:
+        is_new = not file.exists()
+        with file.open("ab"):
+            pass
+        if is_new:
+            file.unlink()
+
+
 REFUSALS = (BundleError, PolicyError, ValueError, OSError)
 
 
 def refuse(problem: object) -> typer.Exit:
     """Say on standard error why there was nothing to run; the exit to raise."""
+    if isinstance(problem, OSError) and problem.strerror:
+        problem = f"{problem.filename}: {problem.strerror}" if problem.filename else problem.strerror
     typer.echo(f"nothing was run: {problem}", err=True)
     return typer.Exit(2)

@@ -76,6 +76,11 @@ class LeakSearch:
             enough = LEAST_RUNS * spent / len(self._tasks)
             self._deadline = self._begun + max(LEAST_SECONDS, enough, 3 * spent)
             cases = self._run_orders()
+            failures = [cold.outcome.failure for cold in self.found.cold]
+            if all(failures):
+                self.found.problems.append(
+                    f"no task has a result, the first of them: {(failures[0] or {}).get('error')}"
+                )
             self._explain_nondeterminism()
             groups = self._find_polluters(cases)
             self._examine(groups)

@@ -65,7 +65,10 @@ class Call:
         phase = str(runner_said.get("phase", "host"))
         if self.reason is None:
             kind, retryable = "timeout", False
-            text = f"the call took more than {self.timeout_seconds:g} seconds, the environment's timeout_seconds"
+            text = (
+                f"the call took more than {self.timeout_seconds:g} seconds in all (timeout_seconds, --timeout); where "
+            )
+            text += "the profile's execute.wall_seconds ends a task first (--limit wall=..), it tells where it stood"
         else:
             kind = self.reason
             text, retryable = _STOPPED[self.reason]

@@ -78,6 +78,10 @@ def debug(request: dict[str, Any], pipe: Any, child: Any) -> None:
             run(debugger, request, child, sink, say)
     except bdb.BdbQuit:
         say("the debugger left before the task had ended")
+    except child.ChildError as error:
+        if error.__traceback__.tb_next.tb_next is None:  # of a breakpoint, and not of the task
+            raise
+        stand(debugger, error, say)
     except BaseException as error:
         stand(debugger, error, say)
     for name, size in sink.sizes.items():
@@ -90,8 +94,11 @@ def run(debugger: pdb.Pdb, request: dict[str, Any], child: Any, sink: Any, say: 
     wanted = request["task"]
     call = {"task": wanted["task"], "wire": request["wire"]}
     for place, line in wanted["breaks"]:
-        problem = debugger.set_break(find_file(place), line)
-        say(problem or f"breakpoint at {place}:{line}")
+        file = find_file(place)
+        problem = debugger.set_break(file, line) if file else f"there is no module {place!r}"
+        if problem:
+            raise child.ChildError("entrypoint_not_found", f"no breakpoint at {place}:{line}: {problem}")
+        say(f"breakpoint at {place}:{line}")
     if not wanted["breaks"]:
         child.run_task_code(call, sink)
     else:
@@ -101,7 +108,7 @@ def run(debugger: pdb.Pdb, request: dict[str, Any], child: Any, sink: Any, say: 
 
 
 def find_file(place: str) -> str:
-    """The file of a module, or of a path in the bundle: the one that runs, which may be installed."""
+    """The file of a module, or of a path in the bundle: the one that runs, which may be installed. "" where none is."""
     parts = place.removesuffix(".py").split("/" if place.endswith(".py") else ".")
     for start in range(len(parts)):
         with contextlib.suppress(ImportError, ValueError):
@@ -110,7 +117,7 @@ def find_file(place: str) -> str:
                 return spec.origin
     if place.endswith(".py"):
         return os.path.join("/bundle", place)
-    raise ValueError(f"there is no module {place!r} to break in")
+    return ""
 
 
 def stand(debugger: pdb.Pdb, error: BaseException, say: Any) -> None:
