@@ -264,6 +264,7 @@ def describe_cause(error: "Any") -> "dict[str, Any]":
         found = call[3] or {**last.tb_frame.f_globals, **held}.get(call[4])
     spawned = None if call or found else spawned_program(last, str(error))
     found = spawned or (str(found) if isinstance(found, os.PathLike) else found)
+    place = os.path.basename(code.co_filename) + ":" + code.co_name if code else ""
     return {
         "types": [str(name)[:256] for name in names[:12]],
         "message": str(error)[:4096],
@@ -271,13 +272,7 @@ def describe_cause(error: "Any") -> "dict[str, Any]":
         "filename": os.fsdecode(found)[:4096] if isinstance(found, (str, bytes)) else "",
         "module": str(error.name)[:256] if isinstance(error, ImportError) else "",
         "status": error.returncode if isinstance(getattr(error, "returncode", None), int) else 0,
-        "raised_in": "spawn"
-        if spawned
-        else call[1]
-        if call
-        else os.path.basename(code.co_filename) + ":" + code.co_name
-        if code
-        else "",
+        "raised_in": "spawn" if spawned else call[1] if call else place,
         "no_folder": held.get("child_exec_never_called") is True,
     }
 
@@ -4677,7 +4672,7 @@ def unpack_wheel(wheel: str, target: str, library: str, max_bytes: int) -> dict[
 
     name = os.path.basename(wheel)
     site = f"lib/{library}/site-packages"
-    try:
+    with unpacking(lambda why: wheel_error(name, f"it can't be unpacked: {why}")):
         check_directory_size(wheel)
         with zipfile.ZipFile(wheel) as archive:
             members = [info for info in archive.infolist() if not info.is_dir()]
@@ -4693,13 +4688,20 @@ def unpack_wheel(wheel: str, target: str, library: str, max_bytes: int) -> dict[
                 place = place_of(info.filename, info_folder[: -len(".dist-info")] + ".data/", site, name)
                 with archive.open(info) as source:
                     write_member(source, info, os.path.join(target, place), record, name)
-    except Exception as error:  # zipfile raises whatever comes up, IndexError and zlib.error among it
-        if is_own(error):
-            raise
-        raise wheel_error(name, f"it can't be unpacked: {clip(str(error))}") from None
     groups = parse_entry_points(points, name)
     write_scripts(groups.get("console_scripts", {}), os.path.join(target, "bin"))
     return groups
+
+
+@contextmanager
+def unpacking(refuse: Callable[[str], Failure]) -> Iterator[None]:
+    """Hostile archives make zipfile and tarfile raise whatever comes up, IndexError and zlib.error among it."""
+    try:
+        yield
+    except Exception as error:
+        if is_own(error):
+            raise
+        raise refuse(clip(str(error))) from None
 
 
 def check_directory_size(path: str, limit: int = 16 * MIB) -> None:
@@ -4885,8 +4887,10 @@ def folders_to_mount(trees: Iterable[Tree], site: str, but: Container[str]) -> d
 def link_or_copy(source: str, target: str, mode: int) -> None:
     try:
         os.link(source, target, follow_symlinks=False)
-    except OSError as error:
-        if error.errno not in (errno.EXDEV, errno.EMLINK, errno.EPERM):
+    except (FileExistsError, FileNotFoundError):
+        raise
+    except OSError as error:  # of two file systems, or of one that has no links or refuses them
+        if is_own(error):
             raise
         copy_plain(source, target, mode)
 
@@ -8017,53 +8021,43 @@ def wheel_requires(path: str) -> list[str]:
     """The Requires-Dist lines of a wheel's core metadata."""
     import zipfile
 
-    try:
+    with unpacking(lambda why: wheel_error(os.path.basename(path), f"it has no readable METADATA: {why}")):
         check_directory_size(path)
         with zipfile.ZipFile(path) as archive:
             sizes = {info.filename: info.file_size for info in archive.infolist()}
             named = (name for name in sizes if name.endswith(".dist-info/METADATA") and sizes[name] < 4 * MIB)
             text = archive.read(next(named)).decode("utf-8", "replace")
-    except Exception as error:  # as for wheels
-        if is_own(error):
-            raise
-        raise wheel_error(os.path.basename(path), f"it has no readable METADATA: {clip(str(error))}") from None
     head = text.replace("\r", "").partition("\n\n")[0]
     return [line.partition(":")[2].strip() for line in head.splitlines() if line.lower().startswith("requires-dist:")]
 
 
 def unpack_source(archive: str, target: str, policy: BundlePolicy) -> None:
     """Unpack a tar or zip of sources: regular files and folders below `target`; links are left out."""
+    os.mkdir(target, 0o755)
+    used, text = 0, "a source archive can't be unpacked"
+    with unpacking(lambda why: Failure("fetch", "source_invalid", f"{text}: {why}")):
+        for count, member in enumerate(members_of(archive, policy.max_bytes + policy.max_files * BLOCK)):
+            if count > policy.max_files:
+                raise ValueError(f"it has more than {policy.max_files} entries")
+            if member:
+                used = write_source(target, *member, used, policy)
+
+
+def members_of(archive: str, limit: int) -> Iterator[tuple[str, int, int, Any] | None]:
+    """Name, size, mode and reader of each regular file of a tar or zip, None for whatever else is in it."""
     import tarfile
     import zipfile
 
-    os.mkdir(target, 0o755)
-    used = 0
-    try:
-        if zipfile.is_zipfile(archive):
-            check_directory_size(archive)
-            with zipfile.ZipFile(archive) as bundle:
-                for info in bounded(bundle.infolist(), policy):
-                    if not info.is_dir():
-                        place = (target, info.filename, info.file_size, 0o644)
-                        used = write_source(*place, bundle.open(info), used, policy)
-            return
-        reads: Any = BoundedReads(archive, policy.max_bytes + policy.max_files * BLOCK)
-        with tarfile.TarFile(fileobj=reads) as tar:
-            for member in bounded(tar, policy):
-                if member.isreg():
-                    place = (target, member.name, member.size, member.mode)
-                    used = write_source(*place, tar.extractfile(member), used, policy)
-    except Exception as error:  # as for wheels
-        if is_own(error):
-            raise
-        raise Failure("fetch", "source_invalid", f"a source archive can't be unpacked: {clip(str(error))}") from None
-
-
-def bounded(entries: Iterable[Any], policy: BundlePolicy) -> Iterator[Any]:
-    for count, entry in enumerate(entries):
-        if count > policy.max_files:
-            raise ValueError(f"it has more than {policy.max_files} entries")
-        yield entry
+    if zipfile.is_zipfile(archive):
+        check_directory_size(archive)
+        with zipfile.ZipFile(archive) as packed:
+            for info in packed.infolist():
+                yield None if info.is_dir() else (info.filename, info.file_size, 0o644, packed.open(info))
+        return
+    reads: Any = BoundedReads(archive, limit)
+    with tarfile.TarFile(fileobj=reads) as tar:
+        for member in tar:
+            yield (member.name, member.size, member.mode, tar.extractfile(member)) if member.isreg() else None
 
 
 class BoundedReads:
