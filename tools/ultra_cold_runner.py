@@ -8724,17 +8724,6 @@ def choose_wire(wires: list[list[str]], group: str) -> str:
     return wires[0][1]
 
 
-def execute_task(
-    host: Host, workshop: "Workshop", task: dict[str, Any], outputs: Outputs, caches: dict[str, Any]
-) -> tuple[dict[str, Any], Usage]:
-    """Run the task in a sandbox of its own. Returns the result's JSON object, without metrics, and what was used."""
-    wires = workshop.environment.wires
-    wire = choose_wire(wires, host.profile.bundle.entry_point_group) if "params" in task else ""
-    request = {"task": task, "wire": wire, **caches}
-    outcome = Supervisor(host, execute_box(host, workshop), request, outputs).run()
-    return task_result(host, outcome, task, outputs)
-
-
 def caches_for_task(host: Host, files: Mapping[str, bytes], told: bool) -> dict[str, Any]:
     """What the child's `Caches` are given: limits, whether it tells what they got, the files that are there before."""
     policy = host.profile.caches
@@ -8925,6 +8914,9 @@ class Workshop(NamedTuple):
         """Of what tasks of the bundle were seen to import."""
         return digest_of("learned", self.bundle.digest, self.interpreter.key())
 
+    def wire(self, host: Host) -> str:
+        return choose_wire(self.environment.wires, host.profile.bundle.entry_point_group)
+
 
 def prepare_workshop(options: Options, host: Host) -> Workshop:
     begun = time.monotonic()
@@ -8950,7 +8942,10 @@ def run_task(options: Options, host: Host, cleanup: ExitStack) -> dict[str, Any]
     outputs = Outputs(options.out_dir, options.inline_max, host.profile.caches)
     cleanup.callback(outputs.remove_partial)
     primed = primed_caches(options, host, workshop.environment)
-    result, usage = execute_task(host, workshop, task, outputs, caches_for_task(host, primed.files, options.prime))
+    wire = workshop.wire(host) if "params" in task else ""
+    request = {"task": task, "wire": wire, **caches_for_task(host, primed.files, options.prime)}
+    outcome = Supervisor(host, execute_box(host, workshop), request, outputs).run()
+    result, usage = task_result(host, outcome, task, outputs)
     if options.prime:
         primed.take(outputs.notes.found)
         primed.write()
@@ -9147,8 +9142,7 @@ class Server:
 
     def start(self) -> Session:
         """Begin a sandbox with the best template that this bundle can have."""
-        group = self.host.profile.bundle.entry_point_group
-        wire = choose_wire(self.workshop.environment.wires, group) if self.workshop.environment.wires else ""
+        wire = self.workshop.wire(self.host) if self.workshop.environment.wires else ""
         preload = bool(wire) and self.preload
         modules = [*self.learned.modules] if self.preload_learned else []
         request = {"wire": wire, "preload": preload, "modules": modules}
@@ -9318,7 +9312,7 @@ class Server:
                 raise message
             task = check_aggregation(message) if "target_entrypoint" in message else check_simulation(message)
             if "params" in task:
-                choose_wire(self.workshop.environment.wires, self.host.profile.bundle.entry_point_group)
+                self.workshop.wire(self.host)
             outputs = Outputs(options.out_dir, options.inline_max, self.host.profile.caches)
             try:
                 result, usage = self.run(task, outputs, name)
@@ -9795,8 +9789,7 @@ def run_instrument(options: Options, host: Host, cleanup: ExitStack) -> dict[str
     workshop = prepare_workshop(options, host)
     outputs = Outputs(options.out_dir, options.inline_max, host.profile.caches)
     cleanup.callback(outputs.remove_partial)
-    wires = workshop.environment.wires
-    wire = choose_wire(wires, host.profile.bundle.entry_point_group) if wires else ""
+    wire = workshop.wire(host) if workshop.environment.wires else ""
     box = execute_box(host, workshop, [Mount(os.path.realpath(options.instrument), INSTRUMENT)])
     request = {"phase": "instrument", "task": task, "wire": wire}
     try:
