@@ -17,12 +17,13 @@ import sys
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import pytest
+import starts
 from hypothesis import settings
 
 pytest_plugins = ["suites", "accounts", "evidence"]
@@ -109,13 +110,8 @@ class Runner:
         task = {"entrypoint": "main", "params": {}, "seed": 1} if task is None else task
         data = json.dumps(task).encode() if stdin is None else stdin
         place = ["--bundle-path", str(bundle)] if bundle is not None else []
-        done = subprocess.run(
-            self.command(*place, *arguments),
-            input=data,
-            capture_output=True,
-            env=self.environment(env),
-            timeout=timeout,
-        )
+        words = ["--store-dir", str(self.store), *place, *arguments]
+        done = starts.run(words, data, self.environment(env), timeout)
         return Result(done.returncode, parse_line(done.stdout), done.stderr.decode())
 
     def served(self, bundle: Path, tasks: list[Any], *arguments: str) -> list[Result]:
@@ -152,6 +148,7 @@ def store() -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def run(store: Path) -> Runner:
     keep_bytecode(sys.executable, RUNNER)
+    starts.serve(str(RUNNER.parent))
     return Runner(store)
 
 
@@ -201,31 +198,32 @@ requires = []
 build-backend = "tiny_backend"
 backend-path = ["backend"]
 """
-PROJECT = f"""
-[project]
-name = "probe"
-version = "1.0"
-[project.entry-points."{GROUP}"]
-execute = "probe:wire"
-"""
+
+
+def project(*needs: str, built: bool = False) -> str:
+    """The pyproject.toml of the bundle `probe`, which depends on `needs`; to be built by TINY_BACKEND, or virtual."""
+    dependencies = f"dependencies = {json.dumps(needs)}\n" if needs else ""
+    named = f'[project]\nname = "probe"\nversion = "1.0"\n{dependencies}'
+    return f'{BUILD_SYSTEM * built}{named}[project.entry-points."{GROUP}"]\nexecute = "probe:wire"\n'
 
 
 def write_bundle(
     folder: Path,
     wire: str = "",
     *,
+    needs: Sequence[str] = (),
     pyproject: str | None = None,
     backend: str = "",
     files: Mapping[str, str | bytes] | None = None,
 ) -> Path:
-    """A bundle `probe` with one module, whose code is `wire`, without dependencies: it needs no index.
+    """A bundle `probe` with one module, whose code is `wire`. Without `needs`, its dependencies, it needs no index.
 
     It is virtual, used where it lies: a build costs as much time as the rest of the run. With `backend`, the code of
     an in-tree backend, it is built; TINY_BACKEND makes a wheel by the standard library alone. `pyproject` replaces the
     whole pyproject.toml, and may name that one.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "pyproject.toml").write_text((BUILD_SYSTEM * bool(backend) + PROJECT) if pyproject is None else pyproject)
+    (folder / "pyproject.toml").write_text(project(*needs, built=bool(backend)) if pyproject is None else pyproject)
     if backend or pyproject is not None:
         (folder / "backend").mkdir(exist_ok=True)
         (folder / "backend" / "tiny_backend.py").write_text(backend or TINY_BACKEND)

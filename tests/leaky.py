@@ -21,23 +21,8 @@ class Leaky(NamedTuple):
 
     def write(self, folder: Path) -> Path:
         """The bundle."""
-        if not self.needs:
-            return write_bundle(folder, self.wire)
-        return write_bundle(folder, self.wire, pyproject=PROJECT.format(needs=list(self.needs)))
+        return write_bundle(folder, self.wire, needs=self.needs)
 
-
-PROJECT = f"""
-[build-system]
-requires = []
-build-backend = "tiny_backend"
-backend-path = ["backend"]
-[project]
-name = "probe"
-version = "1.0"
-dependencies = {{needs}}
-[project.entry-points."{GROUP}"]
-execute = "probe:wire"
-"""
 
 LEAKY: Mapping[str, Leaky] = {
     "a module global": Leaky(

@@ -5,6 +5,10 @@ The default suite tries everything once: each probe, bomb, fault and hostile bun
 containers, fuzzing, long sweeps. `THOROUGH=1` in the environment makes the sweeps of the full suite longer still.
 """
 
+import gc
+from collections.abc import Collection, Generator, Mapping
+from typing import Any
+
 import pytest
 
 MARKERS = (
@@ -40,6 +44,17 @@ def left_to_full(row: object) -> bool:
     return any(mark.name == "full" and len(mark.args) == 1 and isinstance(mark.args[0], str) for mark in marks)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What is collected stays to the end: to look for garbage in it, again and again, takes a tenth of all time."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
+
+
 @pytest.hookimpl(tryfirst=True)  # before xdist writes the groups into the tests' names
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
@@ -62,6 +77,14 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             mark = item.get_closest_marker("xdist_group")
             if mark and not item.nodeid.endswith(f"@{mark.args[0]}"):
                 raise pytest.UsageError(f"{item.nodeid}: pytest-xdist does not keep the group {mark.args[0]!r}")
+
+
+def rows(table: Mapping[str, Any], first: Collection[str], why: str) -> list[Any]:
+    """A table of one test's cases as its parameters: the default suite runs those named `first`, the full one all."""
+    assert table.keys() >= set(first), set(first) - table.keys()
+    left = pytest.mark.full(why)
+    values = {name: row if isinstance(row, tuple) else (row,) for name, row in table.items()}
+    return [pytest.param(*row, id=name, marks=() if name in first else left) for name, row in values.items()]
 
 
 @pytest.fixture(scope="session")

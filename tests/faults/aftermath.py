@@ -22,18 +22,7 @@ THOROUGH = os.environ.get("THOROUGH") == "1"
 SEED = int(os.environ.get("FAULT_SEED") or random.SystemRandom().randrange(1 << 32))  # printed, to repeat a run
 PATIENCE = 300  # seconds: no claim, only an end
 TASK = b'{"entrypoint": "main", "params": {}, "seed": 1}'
-PROJECT = """
-[build-system]
-requires = []
-build-backend = "tiny_backend"
-backend-path = ["backend"]
-[project]
-name = "probe"
-version = "1.0"
-dependencies = ["dep", "other"]
-[project.entry-points."modelops.wire"]
-execute = "probe:wire"
-"""
+NEEDS = ("dep", "other")
 WIRE = """
 import dep, other, time
 def wire(entrypoint, params, seed):
@@ -70,12 +59,12 @@ class FaultRunner(HostileRunner):
     def bundle(self, wire: str = WIRE, **options: Any) -> Path:
         self.count += 1
         if "pyproject" not in options:
-            options |= {"pyproject": PROJECT} if self.server else {"backend": TINY_BACKEND}
+            options |= {"backend": TINY_BACKEND, "needs": NEEDS if self.server else ()}
         return write_bundle(self.place / f"bundle-{self.count}", wire, **options)
 
 
 def add_dependencies(server: LocalServer) -> None:
-    """What PROJECT depends on: one package with a few modules, so that compiling takes a moment, and a small one."""
+    """NEEDS: one package with a few modules, so that compiling takes a moment, and a small one."""
     modules = {f"dep/m{n}.py": f"def f{n}(x):\n    return [x, {n}]\n" * 20 for n in range(30)}
     server.add(*wheel("dep", "1.0", {"dep/__init__.py": "VALUE = 'one'\n", **modules}))
     server.add(*wheel("other", "2.0", {"other.py": "VALUE = 'two'\n"}))

@@ -199,7 +199,9 @@ def wire(*task):
 
 
 @WHO
-@pytest.mark.parametrize("kind", ["", "that learned"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param("", marks=pytest.mark.full("less than a server that learns")), "that learned"]
+)
 def test_served_tasks(
     who: str, kind: str, full: bool, runner_of: Callable[..., FaultRunner], verdict: Callable[[str, str], None]
 ) -> None:

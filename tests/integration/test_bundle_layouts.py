@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from conftest import GROUP, PROFILES, TINY_BACKEND, Result, Runner
 from servers import LocalServer, local_profile, sdist, wheel
+from suites import rows
 
 Bundle = Callable[..., Path]
 WIRE = "def wire(entrypoint, params, seed):\n    return {'out': NAME}\n\nNAME = __name__\n"
@@ -131,7 +132,9 @@ LAYOUTS: dict[str, tuple[dict[str, str], str]] = {
 
 
 @pytest.mark.usefixtures("index")
-@pytest.mark.parametrize(("files", "name"), LAYOUTS.values(), ids=LAYOUTS.keys())
+@pytest.mark.parametrize(
+    ("files", "name"), rows(LAYOUTS, ("src", "namespace", "setup.py", "hatchling"), "another layout")
+)
 def test_a_layout_runs_and_its_directory_stays_as_it_was(
     run: Runner, tmp_path: Path, files: dict[str, str], name: str
 ) -> None:
@@ -437,7 +440,13 @@ def other_pythons() -> list[str]:
     return [path for minor, path in sorted(found.items()) if minor >= 8 and minor != sys.version_info[1]]
 
 
-@pytest.mark.parametrize("python", other_pythons() or [None])
+OTHERS = other_pythons()
+ANOTHER = pytest.mark.full("neither the oldest nor the newest")
+
+
+@pytest.mark.parametrize(
+    "python", [*(OTHERS[:1] or [None]), *OTHERS[1:][-1:], *(pytest.param(path, marks=ANOTHER) for path in OTHERS[1:-1])]
+)
 def test_another_python_that_was_asked_for_is_used(run: Runner, bundle: Bundle, python: str | None) -> None:
     if python is None:
         pytest.skip("this host has no other Python")
@@ -474,9 +483,6 @@ def wire(*task):
     print("told")
     return {"out": str(sys.version_info[1])}
 """
-
-
-OTHERS = other_pythons()
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import GROUP, Runner
+from conftest import Runner
 from servers import LocalServer, wheel
 
 Bundle = Callable[..., Path]
@@ -59,10 +59,7 @@ def server() -> Iterator[LocalServer]:
 @pytest.fixture
 def seen(run: Runner, bundle: Bundle, server: LocalServer) -> Callable[..., dict[str, Any]]:
     def look(**env: str) -> dict[str, Any]:
-        path = bundle(WIRE, files={"data/inner.py": ""})
-        (path / "pyproject.toml").write_text(
-            (path / "pyproject.toml").read_text().replace('version = "1.0"', 'version = "1.0"\ndependencies = ["dep"]')
-        )
+        path = bundle(WIRE, needs=["dep"], files={"data/inner.py": ""})
         (path / "inner.py").write_text(INNER)
         result = run(path, None, env={**server.environment(), **env})
         return {name: json.loads(value) for name, value in result.outputs.items()}
@@ -94,18 +91,6 @@ def test_what_isolated_mode_promises_holds_without_it(seen: Callable[..., dict[s
         assert view["flags"]["no_site"] == view["flags"]["isolated"] == 0
 
 
-JOBLIB = f"""
-[build-system]
-requires = []
-build-backend = "tiny_backend"
-backend-path = ["backend"]
-[project]
-name = "probe"
-version = "1.0"
-dependencies = ["joblib>=1.3"]
-[project.entry-points."{GROUP}"]
-execute = "probe:wire"
-"""
 LOKY = """
 import os
 from joblib import Parallel, delayed
@@ -122,6 +107,6 @@ def wire(entrypoint, params, seed):
 
 def test_joblib_finds_its_workers(run: Runner, bundle: Bundle, index: None) -> None:
     """Its resource tracker and its workers are interpreters with their parent's flags."""
-    result = run(bundle(LOKY, pyproject=JOBLIB))
+    result = run(bundle(LOKY, needs=["joblib>=1.3"]))
     assert result.outputs["out"] == repr([n * n for n in range(8)]).encode()
     assert "resource_tracker" not in result.stderr and "No module" not in result.stderr, result.stderr

@@ -1,12 +1,11 @@
 """Where the sandbox is why a task failed, the error says so after the exception's own words; else it says nothing."""
 
-import json
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import GROUP, Result, Runner
+from conftest import Result, Runner, project
 
 Bundle = Callable[..., Path]
 CODE = """
@@ -250,25 +249,6 @@ def test_under_strict(run: Runner, bundle: Bundle) -> None:
     assert "this profile has no programs (execute.programs)" in program.error["error"]
 
 
-PROJECT = """
-[build-system]
-requires = [{backend}]
-build-backend = "{module}"
-{path}
-[project]
-name = "probe"
-version = "1.0"
-dependencies = {needs}
-[project.entry-points."{group}"]
-execute = "probe:wire"
-"""
-
-
-def project(needs: list[str]) -> str:
-    tiny = {"backend": "", "module": "tiny_backend", "path": 'backend-path = ["backend"]'}
-    return PROJECT.format(needs=json.dumps(needs), group=GROUP, **tiny)
-
-
 ANOTHER = pytest.mark.full("another library")
 
 
@@ -284,12 +264,12 @@ ANOTHER = pytest.mark.full("another library")
 )  # fmt: skip
 def test_the_libraries_that_people_use(run: Runner, bundle: Bundle, needs: str, call: str) -> None:
     code = f"def wire(e, p, s): exec({call!r}, {{}})"
-    error = run(bundle(code, pyproject=project([needs]))).error
+    error = run(bundle(code, needs=[needs])).error
     assert error["type"] == "task_exception" and NETWORK in error["error"]
 
 
 def test_the_nearest_declared_name(run: Runner, bundle: Bundle) -> None:
-    error = run(bundle("import six_\ndef wire(e, p, s): return {}", pyproject=project(["six"]))).error
+    error = run(bundle("import six_\ndef wire(e, p, s): return {}", needs=["six"])).error
     assert "the nearest name that it declares is 'six'" in error["error"]
 
 
@@ -311,7 +291,7 @@ FILES_ASIDE = {
 @pytest.mark.parametrize("where", [*ASIDE, *FILES_ASIDE])
 def test_a_package_that_is_declared_and_not_installed(run: Runner, bundle: Bundle, where: str) -> None:
     files = {where: FILES_ASIDE[where]} if where in FILES_ASIDE else {}
-    text = project([]) + ASIDE.get(where, "")
+    text = project(built=True) + ASIDE.get(where, "")
     path = bundle("def wire(e, p, s):\n    import sklearn", pyproject=text, files=files)
     assert f"The bundle declares it in {where} alone" in run(path).error["error"]
 
@@ -337,9 +317,8 @@ def test_data_that_the_build_left_out(run: Runner, tmp_path: Path) -> None:
         "from pathlib import Path\nDATA = Path(__file__).parent / 'params.csv'\n"
         "def wire(e, p, s): return {'out': DATA.read_text()}"
     )
-    setuptools = {"backend": '"setuptools"', "module": "setuptools.build_meta", "path": ""}
-    text = PROJECT.format(needs="[]", group=GROUP, **setuptools).replace("probe:wire", "pkg:wire")
-    (tmp_path / "pyproject.toml").write_text(text)
+    system = '[build-system]\nrequires = ["setuptools"]\nbuild-backend = "setuptools.build_meta"\n'
+    (tmp_path / "pyproject.toml").write_text(system + project().replace("probe:wire", "pkg:wire"))
     error = run(tmp_path).error
     assert error["exception"]["type"] == "FileNotFoundError"
     assert "The bundle holds src/pkg/params.csv, which its build left out" in error["error"]
@@ -357,5 +336,5 @@ WITHOUT_PROC = [
 def test_a_profile_without_proc_is_named(run: Runner, bundle: Bundle, call: str) -> None:
     library = call.partition(".")[0]
     code = f"def wire(e, p, s):\n    import {library}\n    return {{'out': str({call})}}"
-    result = run(bundle(code, pyproject=project([library])), None, "--profile", "container")
+    result = run(bundle(code, needs=[library]), None, "--profile", "container")
     assert "(sandbox.proc = false)" in result.error["error"]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import BUILD_SYSTEM, TINY_BACKEND, Runner, new_store, parse_line, write_bundle
+from conftest import TINY_BACKEND, Runner, new_store, parse_line, project, write_bundle
 from servers import LocalServer, wheel
 
 Bundle = Callable[..., Path]
@@ -156,15 +156,7 @@ ALONE = pytest.mark.full("one kind of notes alone")
 def test_damaged_notes_are_no_obstacle(own: Runner, bundle: Bundle, kinds: list[str]) -> None:
     with LocalServer() as server:
         server.add(*wheel("dep", "1.0", {"dep.py": ""}))
-        project = (
-            "[project]\n"
-            'name = "probe"\n'
-            'version = "1"\n'
-            'dependencies = ["dep"]\n'
-            '[project.entry-points."modelops.wire"]\n'
-            'x = "probe:wire"\n'
-        )
-        path = bundle(WIRE, pyproject=BUILD_SYSTEM + project)
+        path = bundle(WIRE, pyproject=project("dep", built=True))
         assert own(path, env=server.environment()).code == 0
         for text in ("", "{", "[]", "null", '["../../x.whl", "0"]', '{"a": 1}', "1", "[[]]"):
             notes = [note for kind in kinds for note in (own.store / kind).iterdir()]
@@ -308,10 +300,7 @@ def large(own: Runner, bundle: Bundle) -> Iterator[tuple[Path, dict[str, str]]]:
         for name in ("first", "second"):
             files = {f"half/{name}/{part}": x for part, x in parts.items()}
             server.add(*wheel(f"half_{name}", "1.0", {f"half/{name}/__init__.py": "", **files}))
-        project = BUILD_SYSTEM + '[project]\nname = "probe"\nversion = "1"\n'
-        project += 'dependencies = ["big", "half-first", "half-second"]\n'
-        project += '[project.entry-points."modelops.wire"]\nx = "probe:wire"\n'
-        yield bundle(LARGE, pyproject=project), server.environment()
+        yield bundle(LARGE, pyproject=project("big", "half-first", "half-second", built=True)), server.environment()
 
 
 def test_a_large_folder_of_one_wheel_is_mounted_and_read_only(own: Runner, large: tuple[Path, dict[str, str]]) -> None:

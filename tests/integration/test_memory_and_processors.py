@@ -7,21 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import GROUP, Runner
+from conftest import Runner
 
 Bundle = Callable[..., Path]
-PROJECT = f"""
-[build-system]
-requires = []
-build-backend = "tiny_backend"
-backend-path = ["backend"]
-[project]
-name = "probe"
-version = "1.0"
-dependencies = ["psutil", "duckdb", "joblib", "polars", "distributed"]
-[project.entry-points."{GROUP}"]
-execute = "probe:wire"
-"""
+NEEDS = ("psutil", "duckdb", "joblib", "polars", "distributed")
 WIRE = """
 import os, resource
 
@@ -47,12 +36,13 @@ def one_processor() -> Iterator[None]:
     os.sched_setaffinity(0, before)
 
 
+@pytest.mark.full("installs five large packages")
 @pytest.mark.xdist_group("real packages")
 def test_the_limits_are_what_there_is(
     run: Runner, bundle: Bundle, profile_with: Callable[[str], tuple[str, ...]], one_processor: None
 ) -> None:
     options = profile_with('[execute.limits]\nmemory_bytes = "2GiB"')
-    found = json.loads(run(bundle(WIRE, pyproject=PROJECT), None, *options).outputs["out"])
+    found = json.loads(run(bundle(WIRE, needs=NEEDS), None, *options).outputs["out"])
     assert found["memory"] == [2 * GIB] * 3
     assert found["duckdb"] == "1.5 GiB"  # it takes 80 % of what it is told in MB
     assert found["processors"] == [1] * 4

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from conftest import GROUP, PROFILES, Result, Runner, tiny
 from servers import LocalServer, local_profile, sdist, wheel, write_tree
+from suites import rows
 
 POINTS = f'[project.entry-points."{GROUP}"]\nexecute = "model.main:wire"\n'
 VIRTUAL = '[project]\nname = "mywire"\nversion = "1.0"\n'
@@ -258,7 +259,10 @@ SOURCES: dict[str, tuple[str, dict[str, str]]] = {
 }
 
 
-@pytest.mark.parametrize(("more", "files"), SOURCES.values(), ids=SOURCES.keys())
+FIRST = ("path", "workspace, not named", "list with markers")
+
+
+@pytest.mark.parametrize(("more", "files"), rows(SOURCES, FIRST, "another way to name a source of the bundle"))
 def test_a_local_source_is_built_from_the_bundle(go: Go, server: LocalServer, more: str, files: dict[str, str]) -> None:
     server.log.clear()
     inner = tiny(
@@ -432,7 +436,9 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize(("more", "version"), SETTINGS.values(), ids=SETTINGS.keys())
+@pytest.mark.parametrize(
+    ("more", "version"), rows(SETTINGS, ("override", "prerelease"), "another setting that uv takes")
+)
 def test_settings_of_uv_are_obeyed(go: Go, more: str, version: str) -> None:
     assert go(virtual(more=f"[tool.uv]\n{more}\n")).outputs == {"out": version.encode()}
 
@@ -525,7 +531,10 @@ LOCKED = {
 }
 
 
-@pytest.mark.parametrize("line, word", LOCKED.values(), ids=LOCKED.keys())
+CHANGED = ("the same, in other words", "a marker", "another extra", "a source")
+
+
+@pytest.mark.parametrize("line, word", rows(LOCKED, CHANGED, "something else that uv compares"))
 def test_a_lock_fits_in_all_that_it_was_made_of(
     go: Go, server: LocalServer, tmp_path: Path, line: str, word: str
 ) -> None:
@@ -563,10 +572,11 @@ def test_a_pylock_that_no_longer_fits(go: Go, server: LocalServer, tmp_path: Pat
     refusal(go({**changed, "pylock.toml": lock}), "pylock.toml", "no longer fits", word)
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["poetry.lock", "requirements.lock", "conda-lock.yml", "Pipfile.lock", "conda-env.yaml", "environment-gpu.yml"],
-)
+ANOTHER = pytest.mark.full("another name in the same list")
+UNREAD = ("requirements.lock", "conda-lock.yml", "Pipfile.lock", "conda-env.yaml", "environment-gpu.yml")
+
+
+@pytest.mark.parametrize("name", ["poetry.lock", *(pytest.param(name, marks=ANOTHER) for name in UNREAD)])
 def test_a_lock_that_is_not_read_is_named(go: Go, name: str) -> None:
     result = go(virtual(**{name: "x"}))
     assert result.outputs and f"{name} is not read" in result.stderr
@@ -579,7 +589,10 @@ def test_dependencies_of_pixi_are_named(go: Go) -> None:
     assert "declares it in tool.pixi.dependencies alone" in result.error["error"]
 
 
-@pytest.mark.parametrize("name", ["environment.yml", "env.yaml", "env-dev.yml", "pixi.toml", "Pipfile"])
+CONDA = ("env.yaml", "env-dev.yml", "pixi.toml", "Pipfile")
+
+
+@pytest.mark.parametrize("name", ["environment.yml", *(pytest.param(name, marks=ANOTHER) for name in CONDA)])
 def test_a_conda_environment_and_nothing_else(go: Go, name: str) -> None:
     refusal(
         go({name: "dependencies:\n  - numpy\n", "model.py": SIX}),
@@ -622,7 +635,10 @@ FILES: dict[str, tuple[str, dict[str, str], str]] = {
 }
 
 
-@pytest.mark.parametrize(("text", "files", "version"), FILES.values(), ids=FILES.keys())
+READ = ("included, with constraints", "continued", "pre-releases", "only binary")
+
+
+@pytest.mark.parametrize(("text", "files", "version"), rows(FILES, READ, "another option of the same reader"))
 def test_a_requirements_file(go: Go, text: str, files: dict[str, str], version: str) -> None:
     assert go(requirements(text, **files)).outputs == {"out": version.encode()}
 
@@ -642,7 +658,7 @@ PATHS = {
 }
 
 
-@pytest.mark.parametrize("line", PATHS.values(), ids=PATHS.keys())
+@pytest.mark.parametrize("line", rows(PATHS, ("editable", "extras"), "another spelling of a path"))
 def test_a_path_in_a_requirements_file(go: Go, server: LocalServer, line: str) -> None:
     server.log.clear()
     assert go(requirements(line, FOO, **tiny("foo", MINE, "", "libs/foo"))).outputs == {"out": b"mine"}
@@ -658,7 +674,10 @@ def test_an_editable_line_is_never_a_name_alone(go: Go, server: LocalServer) -> 
     assert server.paths() == []
 
 
-@pytest.mark.parametrize("line", [".", "-e .", ".[x]", ""])
+ANOTHER_SPELLING = pytest.mark.full("another spelling of the bundle itself")
+
+
+@pytest.mark.parametrize("line", ["-e .", "", *(pytest.param(line, marks=ANOTHER_SPELLING) for line in (".", ".[x]"))])
 def test_the_bundle_itself_in_a_requirements_file(go: Go, line: str) -> None:
     files = tiny("wired", SIX, f'dynamic = ["x"]\n[project.entry-points."{GROUP}"]\nexecute = "wired:wire"\n')
     assert go({**files, "requirements.txt": f"six<1.16\n{line}\n"}).outputs == {"out": b"1.15.0"}
@@ -757,7 +776,10 @@ NEWEST = {
 }
 
 
-@pytest.mark.parametrize("line, whose", NEWEST.values(), ids=NEWEST)
+BUILT = ("so has one of a dependency", "the newest has none itself")
+
+
+@pytest.mark.parametrize("line, whose", rows(NEWEST, BUILT, "a part of another row"))
 def test_the_newest_is_taken_also_where_it_must_be_built(go: Go, line: str, whose: str) -> None:
     """As pip and uv have it. With wheels alone, the answer would be an old version, and nobody would be told."""
     name = line.partition("=")[0]

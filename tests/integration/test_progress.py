@@ -9,17 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import GROUP, Runner, parse_line
+from conftest import Runner, parse_line
 from servers import LocalServer, late, wheel
 
-PROJECT = f"""
-[project]
-name = "waiting"
-version = "1.0"
-dependencies = ["one", "two"]
-[project.entry-points."{GROUP}"]
-execute = "probe:wire"
-"""
 WIRE = "import one, two\ndef wire(*task):\n    return {'out': one.x + two.x}\n"
 
 
@@ -62,7 +54,7 @@ def on_terminal(run: Runner, bundle: Path, env: dict[str, str]) -> tuple[bytes, 
 def test_on_a_terminal_one_line_is_live_and_gone_in_the_end(
     run: Runner, bundle: Callable[..., Path], slow_index: LocalServer
 ) -> None:
-    stdout, seen = on_terminal(run, bundle(WIRE, pyproject=PROJECT), slow_index.environment())
+    stdout, seen = on_terminal(run, bundle(WIRE, needs=["one", "two"]), slow_index.environment())
     assert "outputs" in parse_line(stdout)
     live = [part for part in seen.split(b"\r\x1b[K") if re.search(rb"\d+ of \d+ packages, ", part)]
     assert live and all(b"\n" not in part for part in live), seen
@@ -73,7 +65,7 @@ def test_on_a_terminal_one_line_is_live_and_gone_in_the_end(
 def test_a_log_has_a_line_a_phase_and_nothing_that_moves(
     run: Runner, bundle: Callable[..., Path], slow_index: LocalServer
 ) -> None:
-    done = run(bundle(WIRE, pyproject=PROJECT), None, "--no-cache", env=slow_index.environment())
+    done = run(bundle(WIRE, needs=["one", "two"]), None, "--no-cache", env=slow_index.environment())
     assert done.outputs["out"] == b"onetwo"
     lines = done.stderr.splitlines()
     assert (

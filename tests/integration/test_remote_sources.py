@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from conftest import GROUP, PROFILES, TINY_BACKEND, Result, Runner, tiny
 from servers import LocalServer, local_profile, plain, sdist, wheel, write_tree
+from suites import rows
 
 Go = Callable[..., Result]
 FOO = "import foo\ndef wire(*a):\n    return {'out': foo.WHOSE}\n"
@@ -143,11 +144,17 @@ OBEYED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", OBEYED)
-def test_a_source_that_lies_elsewhere(name: str, go: Go, places: Places) -> None:
+EACH_KIND = (
+    *("git", "a tag", "the beginning of a commit", "a marker", "an sdist", "an override"),
+    *("asked for by a package of the index alone", "a direct reference to a folder of git"),
+    *("a direct reference to a wheel", "an editable line of git", "a line with an archive"),
+)
+
+
+@pytest.mark.parametrize("files, expected", rows(OBEYED, EACH_KIND, "the same source, named in another way"))
+def test_a_source_that_lies_elsewhere(files: dict[str, str], expected: str, go: Go, places: Places) -> None:
     """What it says is installed, and the index is not asked for the name."""
     places.values["SHORT"] = places.first[:8]
-    files, expected = OBEYED[name]
     assert go(files).outputs == {"out": expected.encode()}
     assert "/simple/foo/" not in places.server.paths()
 

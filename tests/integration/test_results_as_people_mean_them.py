@@ -7,27 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import GROUP, Runner
+from conftest import Runner
 
 Bundle = Callable[..., Path]
-PROJECT = """
-[build-system]
-requires = []
-build-backend = "tiny_backend"
-backend-path = ["backend"]
-[project]
-name = "probe"
-version = "1.0"
-dependencies = {needs}
-[project.entry-points."{group}"]
-execute = "probe:wire"
-"""
-
-
-def project(needs: list[str]) -> str:
-    return PROJECT.format(needs=json.dumps(needs), group=GROUP)
-
-
 FRAMES = """
 import pandas, polars, pyarrow, numpy
 def wire(entrypoint, params, seed):
@@ -52,7 +34,7 @@ def test_frames_and_arrays(run: Runner, bundle: Bundle) -> None:
     pytest.importorskip("polars")
     import polars
 
-    path = bundle(FRAMES, pyproject=project(["pandas", "polars", "pyarrow", "numpy"]))
+    path = bundle(FRAMES, needs=["pandas", "polars", "pyarrow", "numpy"])
     outputs = run(path).outputs
     assert run(path).outputs == outputs
     tables = {name: polars.read_ipc(io.BytesIO(data)) for name, data in outputs.items() if data[:6] == b"ARROW1"}
@@ -75,7 +57,7 @@ def test_frames_and_arrays(run: Runner, bundle: Bundle) -> None:
 @pytest.mark.xdist_group("real packages")
 def test_pandas_alone_says_what_to_write(run: Runner, bundle: Bundle) -> None:
     code = "import pandas\ndef wire(e, p, s): return {'df': pandas.DataFrame({'a': [1]})}"
-    error = run(bundle(code, pyproject=project(["pandas"]))).error
+    error = run(bundle(code, needs=["pandas"])).error
     assert error["type"] == "bad_result" and "'df' is DataFrame" in error["error"]
     assert "frame.to_csv()" in error["error"] and "pyarrow or polars" in error["error"]
 
@@ -84,7 +66,7 @@ def test_pandas_alone_says_what_to_write(run: Runner, bundle: Bundle) -> None:
 def test_pandas_by_polars(run: Runner, bundle: Bundle) -> None:
     polars = pytest.importorskip("polars")
     code = "import pandas\ndef wire(e, p, s): return {'df': pandas.DataFrame({'a': [1, 2], 'b': ['x', 'y']})}"
-    outputs = run(bundle(code, pyproject=project(["pandas", "polars"]))).outputs
+    outputs = run(bundle(code, needs=["pandas", "polars"])).outputs
     assert polars.read_ipc(io.BytesIO(outputs["df"])).to_dict(as_series=False) == {"a": [1, 2], "b": ["x", "y"]}
 
 

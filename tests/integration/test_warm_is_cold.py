@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import GROUP, Runner
+from conftest import Runner
 
 # As what wraps a model: it imports at the task, keeps a table in its cache, and leaves its own state behind.
 MODEL = """
@@ -58,14 +58,7 @@ import json, {imports}
 def wire(*task):
     return {{"out": json.dumps([{draw} for _ in range(3)])}}
 """
-NUMPY = f'''
-[project]
-name = "drawing"
-version = "1.0"
-dependencies = ["numpy"]
-[project.entry-points."{GROUP}"]
-execute = "probe:wire"
-'''
+NUMPY, NONE = ("numpy",), ()
 JITTED = """numba, numpy
 @numba.njit
 def start(value):
@@ -76,10 +69,10 @@ def draw():
 """
 OWN_RNG = "OWN = numpy.random.default_rng({})"
 GENERATORS = {
-    "random": ("random", "random.seed({})", "random.random()", None),
-    "random, drawn from": ("random", "random.seed({}); random.gauss(0, 1)", "random.gauss(0, 1)", None),
+    "random": ("random", "random.seed({})", "random.random()", NONE),
+    "random, drawn from": ("random", "random.seed({}); random.gauss(0, 1)", "random.gauss(0, 1)", NONE),
     "numpy": ("numpy.random", "numpy.random.seed({})", "numpy.random.random()", NUMPY),
-    "one of random's": ("random\nOWN = random.Random()", "OWN.seed(a={})", "OWN.random()", None),
+    "one of random's": ("random\nOWN = random.Random()", "OWN.seed(a={})", "OWN.random()", NONE),
     "one of numpy's": ("numpy.random\nOWN = numpy.random.default_rng()", OWN_RNG, "OWN.random()", NUMPY),
     "its children": pytest.param(
         *("numpy.random\nOWN = numpy.random.default_rng()", OWN_RNG, "OWN.spawn(1)[0].random()", NUMPY),
@@ -95,7 +88,7 @@ GENERATORS = {
         marks=pytest.mark.full("another class of numpy's"),
     ),
     "numba": pytest.param(
-        *(JITTED, "start({})", "draw()", NUMPY.replace("numpy", "numba")),
+        *(JITTED, "start({})", "draw()", ("numba",)),
         marks=pytest.mark.full("installs a large package"),
     ),
 }
@@ -105,20 +98,20 @@ def drawn(run: Runner, source: Path, count: int) -> list[Any]:
     return [json.loads(answer.outputs["out"]) for answer in run.served(source, [task_of(1)] * count)]
 
 
-@pytest.mark.parametrize("imports, seed, draw, project", GENERATORS.values(), ids=GENERATORS)
+@pytest.mark.parametrize("imports, seed, draw, needs", GENERATORS.values(), ids=GENERATORS)
 def test_a_seed_that_the_bundle_s_import_sets_holds_in_each_task(
-    run: Runner, bundle: Callable[..., Path], index: None, imports: str, seed: str, draw: str, project: str | None
+    run: Runner, bundle: Callable[..., Path], index: None, imports: str, seed: str, draw: str, needs: tuple[str, ...]
 ) -> None:
-    source = bundle(SEEDED.format(imports=imports, seed=seed.format(5), draw=draw), pyproject=project)
+    source = bundle(SEEDED.format(imports=imports, seed=seed.format(5), draw=draw), needs=needs)
     cold = json.loads(run(source, task_of(1)).outputs["out"])
     assert drawn(run, source, 3) == [cold] * 3
 
 
-@pytest.mark.parametrize("imports, seed, draw, project", GENERATORS.values(), ids=GENERATORS)
+@pytest.mark.parametrize("imports, seed, draw, needs", GENERATORS.values(), ids=GENERATORS)
 def test_a_generator_that_nobody_seeded_is_another_in_each_task(
-    run: Runner, bundle: Callable[..., Path], index: None, imports: str, seed: str, draw: str, project: str | None
+    run: Runner, bundle: Callable[..., Path], index: None, imports: str, seed: str, draw: str, needs: tuple[str, ...]
 ) -> None:
     """Replicates of a model that forgot to seed would else be copies of each other."""
     waste = f"[{draw} for _ in range(1000)]"
-    source = bundle(SEEDED.format(imports=imports, seed=waste, draw=draw), pyproject=project)
+    source = bundle(SEEDED.format(imports=imports, seed=waste, draw=draw), needs=needs)
     assert len({json.dumps(numbers) for numbers in drawn(run, source, 4)}) == 4

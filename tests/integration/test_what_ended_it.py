@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Result, Runner
+from suites import rows
 
 Bundle = Callable[..., Path]
 TASK = {"entrypoint": "main", "params": {}, "seed": 1}
@@ -27,6 +28,7 @@ def test_a_task_that_dies_of_a_signal_tells_its_stack(run: Runner, bundle: Bundl
         assert '"/bundle/probe.py", line 3 in dies' in error["traceback"]
 
 
+ANOTHER = pytest.mark.full("another limit of time")
 STANDS = """
 import threading, time
 def waits():
@@ -40,7 +42,9 @@ def wire(entrypoint, params, seed):
 """
 
 
-@pytest.mark.parametrize("limit, kind", [("wall_seconds = 2", "timeout"), ("cpu_seconds = 2", "cpu_limit")])
+@pytest.mark.parametrize(
+    "limit, kind", [("wall_seconds = 2", "timeout"), pytest.param("cpu_seconds = 2", "cpu_limit", marks=ANOTHER)]
+)
 def test_a_task_that_is_ended_by_a_limit_of_time_tells_where_it_stood(
     run: Runner, bundle: Bundle, profile_with: Callable[[str], tuple[str, ...]], limit: str, kind: str
 ) -> None:
@@ -59,7 +63,7 @@ HOLDS = {
 }
 
 
-@pytest.mark.parametrize("held", HOLDS.values(), ids=HOLDS)
+@pytest.mark.parametrize("held", rows(HOLDS, ("a regular expression",), "something else that holds the lock"))
 def test_code_in_c_that_holds_the_lock_tells_where_it_stood(
     run: Runner, bundle: Bundle, profile_with: Callable[[str], tuple[str, ...]], held: str
 ) -> None:
@@ -149,7 +153,10 @@ MASKED = {
 }
 
 
-@pytest.mark.parametrize("returned, kind, message", MASKED.values(), ids=MASKED)
+FIRST = ("metadata", "error alone", "nested", "None for a table", "a status", "a traceback", "no outputs")
+
+
+@pytest.mark.parametrize("returned, kind, message", rows(MASKED, FIRST, "another form of the same mask"))
 def test_a_masked_error_is_a_failure(
     run: Runner, bundle: Bundle, returned: str, kind: str | None, message: str
 ) -> None:

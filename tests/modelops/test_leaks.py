@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import pytest
 from conftest import write_bundle
-from leaky import LEAKY, PROJECT, Leaky, native_bundle
+from leaky import LEAKY, Leaky, native_bundle
+from suites import rows
 from typer.testing import CliRunner
 
 from modelops.cli import app
@@ -84,8 +85,11 @@ def test_a_leak_is_found_with_its_cause_and_its_line(
 @pytest.mark.parametrize(
     ("language", "stripped", "symbols"),
     [
-        pytest.param("C", False, "held_total", marks=pytest.mark.full("a language whose symbols are names")),
-        pytest.param("C++", False, "accumulate(double)::seen, accumulate(double)::calls"),
+        ("C", False, "held_total"),
+        pytest.param(
+            *("C++", False, "accumulate(double)::seen, accumulate(double)::calls"),
+            marks=pytest.mark.full("a language whose symbols must be taken apart, and which takes longer to compile"),
+        ),
         pytest.param("C++", True, "", marks=pytest.mark.full("the same without symbols")),
     ],
 )
@@ -196,7 +200,7 @@ def wire(entrypoint, params, seed):
     atexit.register(print)
     return outputs
 """
-    found = leaks(write_bundle(tmp_path / "bundle", code, pyproject=PROJECT.format(needs=["python-dateutil"])), "1-2")
+    found = leaks(write_bundle(tmp_path / "bundle", code, needs=["python-dateutil"]), "1-2")
     leak = found.report["leaks"][0]
     assert [cause["name"] for cause in leak["causes"]] == ["probe.SEEN", "dateutil.tz.tz.tzutc.marker"], found.text
     assert [what["name"] for what in leak["suspects"]] == ["atexit._ncallbacks()"]
@@ -227,8 +231,7 @@ def wire(entrypoint, params, seed):
     polars.Config.set_thousands_separator(",")
     return {"out": out}
 """
-    project = PROJECT.format(needs=["polars"])
-    found = leaks(write_bundle(tmp_path / "bundle", code, pyproject=project), "1-2")
+    found = leaks(write_bundle(tmp_path / "bundle", code, needs=["polars"]), "1-2")
     (cause,) = found.report["leaks"][0]["causes"]
     assert cause["kind"] == "native data" and "polars" in cause["library"] and not cause["points"], found.text
     assert "set_thousands_separator" in cause["line"]["text"]
@@ -286,7 +289,9 @@ def wire(entrypoint, params, seed):
 }
 
 
-@pytest.mark.parametrize("code", CLEAN.values(), ids=CLEAN.keys())
+@pytest.mark.parametrize(
+    "code", rows(CLEAN, ("a model with a generator of its own",), "another task that changes nothing")
+)
 def test_a_clean_bundle_has_no_leak(code: str, leaks: Callable[..., Search], tmp_path: Path) -> None:
     found = leaks(write_bundle(tmp_path / "bundle", code), "1-4")
     assert (found.status, found.report["verdict"], found.report["leaks"]) == (0, "no leak", []), found.text
@@ -371,8 +376,7 @@ def wire(entrypoint, params, seed):
 
 
 def test_a_bundle_that_can_not_be_run(leaks: Callable[..., Search], tmp_path: Path) -> None:
-    project = '[project]\nname = "probe"\nversion = "1.0"\ndependencies = ["no-such-package-f00d"]\n'
-    found = leaks(write_bundle(tmp_path / "bundle", "", pyproject=project), "1-2")
+    found = leaks(write_bundle(tmp_path / "bundle", needs=["no-such-package-f00d"]), "1-2")
     assert (found.status, found.report["verdict"]) == (2, "could not tell") and "no-such-package-f00d" in found.text
 
 

@@ -459,20 +459,8 @@ def test_two_bundles_with_conflicting_dependencies(environments: Environments, k
     exec_env = environments(kind, env=index.environment())
     refs = []
     for version in ("1.0", "2.0"):
-        project = f"""
-[build-system]
-requires = []
-build-backend = "tiny_backend"
-backend-path = ["backend"]
-[project]
-name = "probe"
-version = "1.0"
-dependencies = ["dep=={version}"]
-[project.entry-points."modelops.wire"]
-execute = "probe:wire"
-"""
         code = "import dep\n\ndef wire(*_):\n    return {'version': dep.version}\n"
-        refs.append(environments.add(code, pyproject=project))
+        refs.append(environments.add(code, needs=[f"dep=={version}"]))
     tasks = [sim_task(refs[seed % 2], seed=seed) for seed in range(12)]
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(exec_env.run, tasks))

@@ -241,7 +241,7 @@ def test_a_table_with_a_column_twice_is_refused(tmp_path: Path) -> None:
 VALUES = st.sampled_from(["a", "b", "large" * 1000, None])  # the large one's part is not small
 
 
-@given(st.lists(st.tuples(st.integers(0, 4), VALUES, st.booleans()), max_size=40))
+@given(st.lists(st.tuples(st.integers(0, 4), VALUES, st.booleans()), max_size=16))
 @settings(max_examples=30, deadline=None)
 def test_the_last_result_of_a_task_counts_however_parts_lie(events: list[tuple[int, str | None, bool]]) -> None:
     """Results come again and again, parts are written at any moment and joined, and the folder is opened anew."""

@@ -169,11 +169,11 @@ from modelops.services.study_inputs import parameter_sets
 from modelops.services.study_run import Ended, StudyRun
 from modelops.worker.settings import WorkerSettings
 
-def main(reference, repository, store, out, rounds):
+def main(reference, repository, store, out, rounds, *manners):
     settings = WorkerSettings(bundle_repository=repository, runner_store_dir=store)
     study = Study.product(reference, "probe.model/base", parameter_sets({}, {"n": list(range(40))}, None), [1])
     for number in range(int(rounds)):
-        for manner in ("done", "at work", "with a dead worker"):
+        for manner in manners:
             with DaskSimulationService(settings=settings, n_workers=2, threads_per_worker=1) as service:
                 with StudyFolder(Path(out, f"{number}-{manner}"), study, {}) as folder:
                     assert StudyRun(service, folder).run() is Ended.DONE
@@ -190,11 +190,11 @@ if __name__ == "__main__":
 
 
 def test_nothing_is_printed_when_it_closes(environments: Environments, store: Path, tmp_path: Path, full: bool) -> None:
-    """After a study, in the middle of tasks, and just after a worker was killed, as often as there is time for."""
+    """In the middle of tasks, just after a worker was killed, and after a study, as often as there is time for."""
     script = tmp_path / "closing.py"
     script.write_text(CLOSING)
-    rounds = 40 if THOROUGH else 5 if full else 1
-    names = [environments.add(ECHO), environments.repository.root, store, tmp_path / "out", rounds]
+    rounds, manners = 40 if THOROUGH else 5 if full else 1, ["at work", "with a dead worker", *["done"] * full]
+    names = [environments.add(ECHO), environments.repository.root, store, tmp_path / "out", rounds, *manners]
     temporary = tmp_path / "tmp"
     temporary.mkdir(mode=0o711)  # as root, the sandbox's uid passes through here
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(temporary)}
@@ -205,7 +205,7 @@ def test_nothing_is_printed_when_it_closes(environments: Environments, store: Pa
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
     lines = done.stderr.splitlines()
     closings = [number for number, line in enumerate(lines) if line == "closing"]
-    assert len(closings) == 3 * rounds
+    assert len(closings) == len(manners) * rounds
     assert all(lines[number + 1] == "closed" for number in closings) and lines[-1] == "closed", done.stderr
     assert "Traceback" not in done.stderr
     assert {*psutil.Process().children(recursive=True)} <= {*before}

@@ -144,9 +144,25 @@ def wait_for_parts(process: "subprocess.Popen[str]", out: Path, count: int) -> N
     )
 
 
+def on_a_terminal(command: Command, out: Path, *arguments: str) -> tuple[dict[str, Any], str]:
+    """The summary of a run to its end, and what stood on its terminal."""
+    terminal, slave = pty.openpty()
+    process = command.start(out, *arguments, stderr=slave)
+    os.close(slave)
+    seen = b""
+    with suppress(OSError):  # the end of a terminal
+        while data := os.read(terminal, 65536):
+            seen += data
+    stdout, _ = process.communicate(timeout=300)
+    os.close(terminal)
+    assert process.returncode == 0, seen.decode()
+    return json.loads(stdout), seen.decode()
+
+
 def test_a_published_study(command: Command, tmp_path: Path) -> None:
-    summary, stderr = command.run(tmp_path / "out", "--target", "peak")
-    assert summary["simulations"] == {"succeeded": 8, "failed": 0, "not_run": 0}, stderr
+    summary, seen = on_a_terminal(command, tmp_path / "out", "--target", "peak")
+    assert "8/8" in seen and "/s" in seen and "0 failed" in seen
+    assert summary["simulations"] == {"succeeded": 8, "failed": 0, "not_run": 0}, seen
     assert (summary["entrypoint"], summary["targets"]) == ("models.sir/baseline", {"peak": "targets.fit:peak"})
     found = tables(tmp_path / "out")
     betas = [entry["params"]["beta"] for entry in json.loads(SOBOL.read_text())["parameter_sets"]]
@@ -156,7 +172,7 @@ def test_a_published_study(command: Command, tmp_path: Path) -> None:
         mine = [sim for sim in found["outputs"] if sim["param_id"] == row["param_id"] and sim["name"] == "prevalence"]
         peaks = [max(json.loads(sim["content"])) for sim in mine]
         assert row["loss"] == sum(peaks) / 2 and row["n_replicates"] == 2
-    again, stderr = command.run(tmp_path / "out", "--target", "peak")
+    again, _ = command.run(tmp_path / "out", "--target", "peak")
     assert again["tasks"] == 0 and again["executors"] == {} and again["results_digest"] == summary["results_digest"]
     for arguments, words in ([], "another targets"), (["--target", "peak", "--profile", "strict"], "another profile"):
         refused = command.here(tmp_path / "out", *arguments)
@@ -199,14 +215,19 @@ def reached(moment: str, command: Command, process: "subprocess.Popen[str]") -> 
     ("moment", "number", "again"),
     [
         ("the check", signal.SIGINT, None),
-        ("the check", signal.SIGTERM, None),
-        ("the cluster", signal.SIGINT, None),
         ("the cluster", signal.SIGINT, 0.05),
-        ("a worker", signal.SIGINT, None),
         ("a worker", signal.SIGTERM, None),
-        ("a worker", signal.SIGINT, 0.05),
         ("its work", signal.SIGINT, 0.2),
-        pytest.param("its work", signal.SIGINT, 0.0, marks=pytest.mark.full("another moment of the second signal")),
+        *(
+            pytest.param(*row, marks=pytest.mark.full("the same moment with another signal, or the same signal later"))
+            for row in (
+                ("the check", signal.SIGTERM, None),
+                ("the cluster", signal.SIGINT, None),
+                ("a worker", signal.SIGINT, None),
+                ("a worker", signal.SIGINT, 0.05),
+                ("its work", signal.SIGINT, 0.0),
+            )
+        ),
     ],
 )
 def test_a_study_that_is_stopped(
@@ -266,20 +287,6 @@ def test_failures_stop_a_study_and_are_tried_again(
     last, _ = command.run(out, "--retry-failed", file=file)
     assert last["simulations"] == {"succeeded": 40, "failed": 0, "not_run": 0}
     assert last["tasks"] == counts["failed"]
-
-
-def test_progress_on_a_terminal(command: Command, tmp_path: Path) -> None:
-    terminal, slave = pty.openpty()
-    process = command.start(tmp_path / "out", stderr=slave)
-    os.close(slave)
-    seen = b""
-    with suppress(OSError):  # the end of a terminal
-        while data := os.read(terminal, 65536):
-            seen += data
-    process.communicate(timeout=300)
-    os.close(terminal)
-    assert process.returncode == 0, seen.decode()
-    assert b"8/8" in seen and b"/s" in seen and b"0 failed" in seen
 
 
 @pytest.mark.parametrize(

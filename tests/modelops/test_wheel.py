@@ -93,7 +93,6 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
 
 
-@pytest.mark.full("by the default suite beside the published contracts alone, in the next test")
 def test_it_runs_tasks_warm_and_cold(installed: Path, tmp_path: Path, store: Path) -> None:
     (tmp_path / "repository").mkdir()
     bundle = write_bundle(tmp_path / "source", ECHO)
@@ -102,6 +101,7 @@ def test_it_runs_tasks_warm_and_cold(installed: Path, tmp_path: Path, store: Pat
     assert done.stdout == "ok\n", done.stderr
 
 
+@pytest.mark.full("the same wheel, in the reach of another distribution of the contracts")
 def test_it_installs_and_runs_beside_the_published_contracts(
     wheels: list[Path], installed: Path, tmp_path: Path, store: Path
 ) -> None:

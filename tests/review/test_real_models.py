@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from conftest import write_bundle
+from conftest import project, write_bundle
 
 HERE = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
-large = pytest.mark.full("installs large packages")
 
 DASK = """
 import os
@@ -80,15 +79,13 @@ MODELS = {
 def made(folder: Path, model: Model) -> Path:
     if model.folder:
         return HERE / model.folder
-    lists = ", ".join(f'"{name}"' for name in model.dependencies), ", ".join(f'"{name}"' for name in model.build)
-    own = f'[build-system]\nrequires = [{lists[1]}]\nbuild-backend = "setuptools.build_meta"\n'
-    tiny = '[build-system]\nrequires = []\nbuild-backend = "tiny_backend"\nbackend-path = ["backend"]\n'
-    project = (own if model.build else tiny) + '[project]\nname = "probe"\nversion = "1.0"\n'
-    project += f'dependencies = [{lists[0]}]\n[project.entry-points."modelops.wire"]\nexecute = "probe:wire"\n'
-    return write_bundle(folder, model.code, pyproject=project, files=model.files)
+    requires = f'[build-system]\nrequires = {json.dumps(model.build)}\nbuild-backend = "setuptools.build_meta"\n'
+    text = project(*model.dependencies, built=not model.build)
+    return write_bundle(folder, model.code, pyproject=requires * bool(model.build) + text, files=model.files)
 
 
-@pytest.mark.parametrize("name", ["sir", *(pytest.param(name, marks=large) for name in MODELS if name != "sir")])
+@pytest.mark.full("a quiet bundle of its own, without packages, is in test_review.py")
+@pytest.mark.parametrize("name", MODELS)
 def test_a_real_model_has_nothing_above_notice(name: str, tmp_path: Path) -> None:
     model = MODELS[name]
     if model.build and shutil.which("c++") is None:

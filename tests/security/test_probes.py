@@ -9,7 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -159,9 +159,25 @@ def verdicts(
     return answers
 
 
+def asked(*modes: str, first: Collection[str] = ()) -> Any:
+    """Parametrise `mode` and `probe` over all probes of a task; of other modes than `first` the default suite asks one
+    probe of each family, as the sandbox is the same."""
+    one_of_each = {probe.family: probe for probe in IN_TASK}.values()
+    left = pytest.mark.full("the same probe, asked in another way")
+    return pytest.mark.parametrize(
+        "mode, probe",
+        [
+            pytest.param(
+                mode, probe, id=f"{mode}-{probe.name}", marks=[] if mode in first or probe in one_of_each else left
+            )
+            for mode in modes
+            for probe in IN_TASK
+        ],
+    )
+
+
 @cases(*PROFILES)
-@pytest.mark.parametrize("mode", ["cold", "serve", "instrument"])
-@pytest.mark.parametrize("probe", IN_TASK, ids=lambda probe: probe.name)
+@asked("cold", "serve", "instrument", first=("cold", "serve"))
 def test_a_task_can_not(
     probe: Probe, mode: str, hostile: HostileRunner, verdicts: Any, family: Any, record_property: Any
 ) -> None:
@@ -173,14 +189,14 @@ def test_a_task_can_not(
 
 @cases(*WATCHED)
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
-@pytest.mark.parametrize("probe", IN_TASK, ids=lambda probe: probe.name)
-def test_a_watched_task_can_not(probe: Probe, hostile: HostileRunner, verdicts: Any, family: Any) -> None:
+@asked("trace")
+def test_a_watched_task_can_not(mode: str, probe: Probe, hostile: HostileRunner, verdicts: Any, family: Any) -> None:
     """The boundary is the same with --trace; only that what is traced can't be traced by another, or trace its init."""
     if probe.name in WALKS:
         pytest.skip("it looks at every file of the sandbox, which takes a tracer a minute")
     family(probe.family)
     profile = "default" if probe.name in TRACES else hostile.profile
-    require_held(probe, profile, verdicts(hostile.account.name, hostile.profile, "trace")[probe.name])
+    require_held(probe, profile, verdicts(hostile.account.name, hostile.profile, mode)[probe.name])
 
 
 def require_held(probe: Probe, profile: str, verdict: Any) -> None:

@@ -312,15 +312,7 @@ RAN = "def wire(*a): return {'out': 'ran'}\n"
 
 
 def dependent(hostile: HostileRunner, *dependencies: str, wire: str = RAN) -> Any:
-    bundle = hostile.bundle(wire)
-    quoted = ", ".join(f"'{name}'" for name in dependencies)
-    text = (
-        (bundle / "pyproject.toml")
-        .read_text()
-        .replace('version = "1.0"', f'version = "1.0"\ndependencies = [{quoted}]')
-    )
-    (bundle / "pyproject.toml").write_text(text)
-    return bundle
+    return hostile.bundle(wire, needs=dependencies)
 
 
 @runs(("root", "small"), ("user", "small"))

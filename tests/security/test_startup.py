@@ -88,10 +88,7 @@ def server() -> Iterator[LocalServer]:
 def bundle_that_starts_with(hostile: HostileRunner, server: LocalServer, code: str) -> Path:
     """A bundle with a dependency whose .pth file runs `code` at each start of the interpreter."""
     server.add(*wheel("dep", "1.0", {"dep_start.py": code, "dep.pth": "import dep_start\n"}))
-    bundle = hostile.bundle(WIRE)
-    text = (bundle / "pyproject.toml").read_text()
-    (bundle / "pyproject.toml").write_text(text.replace('version = "1.0"', 'version = "1.0"\ndependencies = ["dep"]'))
-    return bundle
+    return hostile.bundle(WIRE, needs=["dep"])
 
 
 def go(hostile: HostileRunner, server: LocalServer, code: str, name: str) -> Any:
