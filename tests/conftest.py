@@ -2,10 +2,12 @@
 
 A new test runs in the default suite, which has four minutes: leave to the full one what repeats something under another
 account, profile or host, or takes long, with a marker that says so: `@pytest.mark.full("another Debian")`, or the same
-on a parameter (`pytest.param(.., marks=pytest.mark.full(".."))`). `accounts.everyone()` and `security.hostile.runs` do
-that for accounts and profiles. Tests run on several workers at once, in any order, beside each other: what they wait
-for is an event, never a moment, and what several share at a price is made by tests of one
-`@pytest.mark.xdist_group("name")`, which run on one worker.
+on a parameter (`pytest.param(.., marks=pytest.mark.full(".."))`). `suites.rows` does that for the rows of a table, of
+which the default suite runs one of each kind, `accounts.everyone()` and `security.hostile.runs` for accounts and
+profiles. `run` runs a bundle in a fork (see starts.py); `bundle(code, needs=["numpy"])` writes one with dependencies.
+
+Tests run on several workers at once, in any order, beside each other: what they wait for is an event, never a moment,
+and what several share at a price is made by tests of one `@pytest.mark.xdist_group("name")`, which run on one worker.
 """
 
 import importlib.util

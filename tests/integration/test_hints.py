@@ -291,7 +291,7 @@ FILES_ASIDE = {
 @pytest.mark.parametrize("where", [*ASIDE, *FILES_ASIDE])
 def test_a_package_that_is_declared_and_not_installed(run: Runner, bundle: Bundle, where: str) -> None:
     files = {where: FILES_ASIDE[where]} if where in FILES_ASIDE else {}
-    text = project(built=True) + ASIDE.get(where, "")
+    text = project().replace("[project]\n", "[project]\ndependencies = []\n") + ASIDE.get(where, "")
     path = bundle("def wire(e, p, s):\n    import sklearn", pyproject=text, files=files)
     assert f"The bundle declares it in {where} alone" in run(path).error["error"]
 

@@ -161,7 +161,7 @@ def on_a_terminal(command: Command, out: Path, *arguments: str) -> tuple[dict[st
 
 def test_a_published_study(command: Command, tmp_path: Path) -> None:
     summary, seen = on_a_terminal(command, tmp_path / "out", "--target", "peak")
-    assert "8/8" in seen and "/s" in seen and "0 failed" in seen
+    assert "12/12" in seen and "/s" in seen and "0 failed" in seen
     assert summary["simulations"] == {"succeeded": 8, "failed": 0, "not_run": 0}, seen
     assert (summary["entrypoint"], summary["targets"]) == ("models.sir/baseline", {"peak": "targets.fit:peak"})
     found = tables(tmp_path / "out")
