@@ -33,12 +33,13 @@ def start_of(runner: Path) -> list[str]:
     """The beginning of a command line that starts a runner as a module, with what Python needs for it and no more.
 
     A script is compiled at each start. A module's bytecode is kept beside it, where whoever may write can write the
-    runner itself. Without `site`, whose .pth files cost as much as the rest, psutil is found by its folder.
+    runner itself. Without `site`, whose .pth files cost as much as the rest, psutil is found by its folder. What is
+    imported stays, so the garbage collector need not look through it, now or in a fork.
     """
     found = find_spec("psutil")
     site = os.path.dirname(os.path.dirname(found.origin)) if found and found.origin else ""
-    code = f"import os, sys; sys.path[:0] = [os.path.dirname(sys.argv.pop(1))]; sys.path += [{site!r}]\n"
-    code += f"from {runner.stem} import main; os._exit(main(sys.argv[1:]))"
+    code = f"import gc, os, sys; gc.disable(); sys.path += [os.path.dirname(sys.argv.pop(1)), {site!r}]\n"
+    code += f"from {runner.stem} import main; gc.freeze(); gc.enable(); os._exit(main(sys.argv[1:]))"
     return [sys.executable, "-I", "-S", "-c", code, str(runner)]
 
 
