@@ -312,6 +312,19 @@ def test_a_large_folder_of_one_wheel_is_mounted_and_read_only(own: Runner, large
     assert len([*compiled.iterdir()]) == 61
 
 
+def test_what_cannot_be_compiled_is_tried_once(
+    own: Runner, large: tuple[Path, dict[str, str]], profile_with: Callable[[str], tuple[str, ...]]
+) -> None:
+    path, env = large
+    hasty = profile_with("[compile.limits]\nwall_seconds = 0.001\n")
+    logs = []
+    for _ in range(3):  # the second tries what the first wanted
+        result = own(path, None, *hasty, env=env)
+        assert result.outputs == {"out": b"5310 True False"}
+        logs.append("phase: compile" in result.stderr)
+    assert logs == [False, True, False] and "without bytecode" not in result.stderr
+
+
 @pytest.mark.parametrize("switch", ["REUSE", "PRESERVE_TMP"])
 def test_an_environment_that_outlives_its_run_is_whole(
     own: Runner, large: tuple[Path, dict[str, str]], switch: str
