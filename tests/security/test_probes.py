@@ -9,7 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -127,6 +127,10 @@ def call_code(number: int) -> str:
 
 # --- the runs
 
+WHOLE = ("cold", "serve")
+# Of other modes the default suite asks one probe of each family, as the sandbox is the same; and what a tracer changes.
+IN_EACH_MODE = {*{probe.family: probe.name for probe in IN_TASK}.values(), *TRACES}
+
 
 @pytest.fixture(scope="session")
 def verdicts(
@@ -136,7 +140,9 @@ def verdicts(
     runner_module: ModuleType,
 ) -> Any:
     """`verdicts(who, profile, mode)`: the answers of all probes and all refused calls, from one run, from a task of
-    a server, from a task that an instrument called, or from one that strace watched."""
+    a server, from a task that an instrument called, or from one that strace watched; of the last two only those of
+    IN_EACH_MODE in the default suite."""
+    full = request.config.getoption("--full")
 
     @cache
     def answers(who: str, profile: str, mode: str = "cold") -> dict[str, Any]:
@@ -144,6 +150,8 @@ def verdicts(
         table = {probe.name: probe.code for probe in IN_TASK}
         calls = refused_calls(runner_module, profile)
         table.update({f"calls {name}": call_code(number) for name, (number, _) in calls.items()})
+        if mode not in WHOLE and not full:
+            table = {name: table[name] for name in IN_EACH_MODE}
         params = {"table": json.dumps(table), "context": json.dumps(lures)}
         task = {"entrypoint": "main", "params": params, "seed": 1}
         starts = {"serve": runner.served, "instrument": runner.instrumented, "trace": runner.traced}
@@ -159,25 +167,19 @@ def verdicts(
     return answers
 
 
-def asked(*modes: str, first: Collection[str] = ()) -> Any:
-    """Parametrise `mode` and `probe` over all probes of a task; of other modes than `first` the default suite asks one
-    probe of each family, as the sandbox is the same."""
-    one_of_each = {probe.family: probe for probe in IN_TASK}.values()
+def asked(*modes: str) -> Any:
+    """Parametrise `mode` and `probe` over all probes of a task."""
     left = pytest.mark.full("the same probe, asked in another way")
-    return pytest.mark.parametrize(
-        "mode, probe",
-        [
-            pytest.param(
-                mode, probe, id=f"{mode}-{probe.name}", marks=[] if mode in first or probe in one_of_each else left
-            )
-            for mode in modes
-            for probe in IN_TASK
-        ],
-    )
+    rows = []
+    for mode in modes:
+        for probe in IN_TASK:
+            marks = [] if mode in WHOLE or probe.name in IN_EACH_MODE else left
+            rows.append(pytest.param(mode, probe, id=f"{mode}-{probe.name}", marks=marks))
+    return pytest.mark.parametrize("mode, probe", rows)
 
 
 @cases(*PROFILES)
-@asked("cold", "serve", "instrument", first=("cold", "serve"))
+@asked("cold", "serve", "instrument")
 def test_a_task_can_not(
     probe: Probe, mode: str, hostile: HostileRunner, verdicts: Any, family: Any, record_property: Any
 ) -> None:
