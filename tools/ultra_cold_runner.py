@@ -615,7 +615,9 @@ def plain(value: "Any") -> "Any":
         return os.fspath(value)
     kinds = {kind.__name__ for kind in type(value).__mro__}
     hint = next((text for kind, text in PLAIN_INSTEAD.items() if kind in kinds), "")
-    hint = "dataclasses.asdict(..)" if hasattr(value, "__dataclass_fields__") else hint
+    instead = {"__dataclass_fields__": "dataclasses.asdict(..)", "__attrs_attrs__": "attrs.asdict(..)"}
+    instead["model_dump_json"] = ".model_dump_json()"
+    hint = next((text for name, text in instead.items() if hasattr(value, name)), hint)
     raise TypeError("an object of type " + type_name(value) + ("; write " + hint if hint else ""))
 
 
@@ -6658,7 +6660,8 @@ def hint_program(cause: Cause, profile: Profile, bundle: str) -> str:
     if refused and not path.startswith(("/", "..")) and os.path.isfile(os.path.join(bundle, path)):
         remedy = f"call what reads it, as `bash {path[:100]}`, or chmod +x it (a registry keeps no modes)"
         return f"{path[:100]!r} is a file of the bundle that may not be executed: {remedy}"
-    if "subprocess.CalledProcessError" in cause.types and cause.status == 127:
+    unnamed = not re.search(NO_PROGRAM, cause.message)
+    if unnamed and "subprocess.CalledProcessError" in cause.types and cause.status == 127:
         said = "Status 127 is what a shell says of a program that is not there"
         return f"{said}: in the sandbox {programs} (execute.programs)"
     folder, name = os.path.split(cause.filename)
@@ -6793,7 +6796,9 @@ def hint_host_path(cause: Cause, profile: Profile, bundle: str) -> str:
     refused = {"builtins.FileNotFoundError", "builtins.PermissionError"} & {*cause.types}
     if not refused and not re.search(absent, cause.message):
         return ""
-    path = re.search(r"(?:^|[\s'\"(])(/([\w.-]+)(?:/[^'\"\s]*)?)", cause.filename or cause.message)
+    path = re.search(
+        r"(?:^|[\s'\"(])((?:/|[A-Za-z]:[\\/]+)([\w.-]+)(?:[\\/][^'\"\s]*)?)", cause.filename or cause.message
+    )
     if not path or path[2] in OWN_TOPS or "/lib/python" in path[1]:
         return ""
     remedy = "put it into the bundle, and read and write by paths relative to its top"
@@ -6864,6 +6869,23 @@ def hint_limit(cause: Cause, profile: Profile, bundle: str) -> str:
     return ""
 
 
+def hint_surroundings(cause: Cause, profile: Profile, bundle: str) -> str:
+    if "builtins.KeyError" in cause.types and cause.raised_in in ("os.py:__getitem__", "<frozen os>:__getitem__"):
+        return (
+            "A task has none of the host's environment variables: hand it over in its params (or execute.environment)"
+        )
+    return next((text for kind, said, text in ABSENT if kind in cause.types and said in cause.message), "")
+
+
+# What no task has, by the exception of who wants it and a word of it.
+ABSENT = (
+    ("locale.Error", "unsupported locale", "The sandbox has the locales C and C.UTF-8 alone"),
+    ("_tkinter.TclError", "", "A task has no display: draw into files, as matplotlib does with use('Agg')"),
+    ("builtins.EOFError", "when reading a line", "A task has no standard input: what it needs is in its params"),
+    ("bdb.BdbQuit", "", "A task has no terminal, which a debugger needs: take the breakpoint out, or run --shell"),
+)
+
+
 HINTS: tuple[Hint, ...] = (
     hint_network,
     hint_program,
@@ -6873,6 +6895,7 @@ HINTS: tuple[Hint, ...] = (
     hint_read_only,
     hint_limit,
     hint_host_path,
+    hint_surroundings,
 )
 
 

@@ -96,7 +96,13 @@ HINTED = {
     "git": ("subprocess.run(['git', 'log'])", "The program 'git' is not in the sandbox"),
     "gcc": ("subprocess.run(['/usr/bin/gcc', 'x.c'])", "The program 'gcc' is not in the sandbox"),
     "Rscript": ("subprocess.check_output(['Rscript', 'x.R'])", "(execute.programs)"),
-    "shell": ("subprocess.run('git log', shell=True, check=True)", "Status 127"),
+    "shell": ("subprocess.run('git log', shell=True, check=True)", "The program 'git'"),
+    "a variable": ("os.environ['API_KEY']", "none of the host's environment variables"),
+    "a locale": ("import locale; locale.setlocale(locale.LC_ALL, 'xx_XX.UTF-8')", "the locales C and C.UTF-8 alone"),
+    "standard input": ("input('go? ')", "no standard input"),
+    "breakpoint": ("breakpoint()\npass", "no terminal"),
+    "a drive": (r"open('C:\\Users\\ann\\data.csv')", "would lie on the host"),
+    "shell, unheard": ("subprocess.run('git log', shell=True, check=True, capture_output=True)", "Status 127"),
     "module": ("import numppy", "no module 'numppy'"),
     "helper": ("import helper", "The bundle holds scripts/helper.py"),
     "own file": ("open('data/x.csv', 'w')", "'data/x.csv' is a file of the bundle"),
@@ -132,6 +138,8 @@ SILENT = {
     "a file without a right": "os.chmod('mine', 0) if open('mine', 'w') else 0; open('mine')",
     "a database opened to be read": "import sqlite3; sqlite3.connect('x.db').execute('create table t(a)'); "
     "sqlite3.connect('file:x.db?mode=ro', uri=True).execute('create table u(a)')",
+    "another mapping": "dict(os.environ)['API_KEY']",
+    "the end of a file": "raise EOFError('Ran out of input')",
     "another error": "raise ValueError('no network')",
     "a refused kind of socket": "socket.socket(40, 1)",
 }
@@ -149,7 +157,8 @@ def test_the_cause_and_what_to_do(run: Runner, bundle: Bundle, profile_with: Cal
     for (name, (_, hint)), result in zip(HINTED.items(), results, strict=True):
         assert result.error["type"] == "task_exception", name
         words = result.error["exception"]["message"].rstrip()
-        assert hint in result.error["error"].split(words, 1)[1], (name, result.error["error"])
+        after = result.error["error"].split(words, 1)[1] if words else result.error["error"]
+        assert hint in after, (name, result.error["error"])
 
 
 # Python's own word for these has no path: the line that raised it has.

@@ -84,6 +84,8 @@ SAYS = {
     "member of an Enum": ("__import__('enum').Enum('E', 'A').A", "member.value"),
     "complex": ("[1j]", "value.real"),
     "dataclass": ("__import__('dataclasses').make_dataclass('R', ['a'])(1)", "dataclasses.asdict(..)"),
+    "attrs": ("type('R', (), {'__attrs_attrs__': ()})()", "attrs.asdict(..)"),
+    "pydantic": ("type('R', (), {'model_dump_json': print})()", ".model_dump_json()"),
     "set": ("{1, 2}", "sorted(..)"),
     "set inside": ("{'a': {1, 2}}", "sorted(..)"),
     "object": ("object()", "an object of type object"),

@@ -207,6 +207,7 @@ def native(stop_after: "float | None") -> bytes:
         "set confirm off",
         "set pagination off",
         "set print thread-events off",
+        "set print raw-frame-arguments on",  # the interpreter's helpers would print whole dicts into each line
         "run",
         "bt 60",
         "py-bt",
