@@ -44,7 +44,7 @@ from faults.aftermath import (
 FEW, MANY = 4, 52 if THOROUGH else 13  # rounds of two kills, for each of the four ways to run
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
 # In the order in which they come, each to what it makes first in the scratch of its run.
-PHASES = {"inspect": "bundle"} | {phase: f"etc-{phase}" for phase in ("build", "fetch", "compile", "execute")}
+PHASES = {"inspect": "bundle"} | {phase: f"etc-{phase}" for phase in ("fetch", "build", "compile", "execute")}
 TASK = b'{"entrypoint": "main", "params": {"seconds": 0.15}, "seed": 1}'
 
 
