@@ -38,6 +38,9 @@ def helper(environ: dict[str, str], code: str, name: str = "test") -> None:
         {"auths": {HOST: {"auth": AUTH}}},
         {"auths": {f"https://{HOST}": {"auth": AUTH}}},
         {"auths": {f"https://{HOST}/v2/": {"auth": AUTH}}},
+        {"auths": {f"https://{HOST}/v1/": {"auth": AUTH}}},
+        {"auths": {f"http://{HOST}": {"auth": AUTH}}},
+        {"auths": {HOST: {"username": "user", "password": SECRET}}},
         {"auths": {HOST: {"auth": AUTH}, "other.test": {"auth": "eDp5"}}, "credHelpers": {"other.test": "absent"}},
     ],
 )
@@ -47,7 +50,11 @@ def test_what_is_written(environ: dict[str, str], configuration: object) -> None
 
 
 @pytest.mark.parametrize(
-    "configuration", [{}, {"auths": {}}, {"auths": {HOST: {}}}, {"auths": []}, {"auths": {HOST: 1}}]
+    "configuration",
+    [
+        *({}, {"auths": {}}, {"auths": {HOST: {}}}, {"auths": []}, {"auths": {HOST: 1}}),
+        *({"auths": {f"https://x.{HOST}": {"auth": AUTH}}}, {"auths": {f"https://evil.test/{HOST}": {"auth": AUTH}}}),
+    ],
 )
 def test_none(environ: dict[str, str], configuration: object) -> None:
     assert find_credentials(HOST, None, environ) is None

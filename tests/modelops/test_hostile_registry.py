@@ -2,12 +2,14 @@
 
 import base64
 import email.utils
+import io
 import json
 import logging
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -18,7 +20,9 @@ from servers import Behaviour, LocalServer, authority, drip, hang, plain, redire
 
 from modelops.adapters.bundle import BundleError, oci
 from modelops.adapters.bundle.artifact import Blob, sha256_of, write_index, write_manifest
+from modelops.adapters.bundle.distribution import RegistryClient
 from modelops.adapters.bundle.oci import OciBundleRepository
+from modelops.adapters.bundle.references import parse_place
 from modelops.adapters.bundle.transport import Patience
 
 QUICK = Patience(attempts=3, first_wait=0.01, longest_wait=3)
@@ -688,6 +692,36 @@ def test_an_upload_goes_to_the_registry_alone(server: LocalServer, tmp_path: Pat
     with pytest.raises(BundleError) as error:
         repository(server, tmp_path).push(tmp_path / "source", "v1")
     assert error.value.type == "registry_response_invalid"
+
+
+@pytest.mark.parametrize("code", [405, 501])
+def test_a_registry_that_answers_no_head(server: LocalServer, tmp_path: Path, code: int) -> None:
+    artifact = Artifact()
+    digest = artifact.serve(server)
+
+    def behave(prefix: str) -> None:
+        def answer(handler: Any) -> None:
+            body = server.content.get(handler.path)
+            if handler.command == "HEAD":
+                return handler.answer(code, "text/plain", b"")
+            handler.answer(404 if body is None else 200, "application/json", body or b"")
+
+        server.behave(prefix, answer)
+
+    behave("/v2/org/x/manifests/")
+    assert repository(server, tmp_path).exists(digest)
+    assert not repository(server, tmp_path).exists(NOWHERE)
+    assert repository(server, tmp_path).ensure_local(digest)[0] == digest
+    with closing(
+        RegistryClient(parse_place(f"{server.host}/org/x"), lambda: None, insecure=True, patience=QUICK)
+    ) as client:
+        sent: list[str] = []
+        server.behave(
+            "/v2/org/x/blobs/", lambda handler: (sent.append(handler.command), handler.answer(code, "x/y", b""))
+        )
+        with pytest.raises(BundleError, match=str(code)):
+            client.upload(Blob(sha256_of(b"x"), 1), lambda: io.BytesIO(b"x"))
+    assert sent == ["HEAD", "POST"], "what may not be there is sent"
 
 
 # --- by way of a proxy

@@ -504,6 +504,74 @@ def test_the_commands(registry: Registry, tmp_path: Path, monkeypatch: pytest.Mo
         assert refused.exit_code == 1 and words in refused.stderr and refused.stdout == ""
 
 
+def test_a_bundle_is_pulled_into_a_directory_that_is_there(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MODELOPS_BUNDLE_INSECURE", "true")
+    registry.load(LAYOUT, "org/sir")
+    place = tmp_path / "here"
+    (place / ".working-left").mkdir(parents=True)  # by one that was killed
+    monkeypatch.chdir(place)
+    before = place.stat().st_ino
+    done = CliRunner().invoke(app, ["pull", f"{registry.host}/org/sir", "."])
+    assert done.exit_code == 0, done.stderr
+    assert place.stat().st_ino == before, "who is in it is somewhere else now"
+    assert files_of(place) == published_files() and not list(place.glob(".working-*"))
+
+
+def test_what_is_no_bundle_is_told_from_what_is_not_there(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MODELOPS_BUNDLE_INSECURE", "true")
+    digest = registry.load(LAYOUT, "org/sir")
+    manifest = registry.manifest("org/sir", "latest")
+    oci_type, docker = (
+        "application/vnd.oci.image.manifest.v1+json",
+        "application/vnd.docker.distribution.manifest.v2+json",
+    )
+    listed = [{"mediaType": oci_type, "digest": digest, "size": len(manifest)}]
+    index = "application/vnd.oci.image.index.v1+json"
+    image = json.loads(manifest) | {"mediaType": docker}
+    image["config"]["mediaType"] = "application/vnd.docker.container.image.v1+json"
+    empty = json.loads(manifest) | {"artifactType": "application/x"}
+    empty["config"]["mediaType"] = "application/vnd.oci.empty.v1+json"
+    others = {
+        "index": (index, {"schemaVersion": 2, "mediaType": index, "manifests": listed}),
+        "image": (docker, image),
+        "artifact": (oci_type, empty),
+    }
+    for tag, (kind, body) in others.items():
+        data = json.dumps(body).encode()
+        assert registry.request("PUT", f"/v2/org/sir/manifests/{tag}", data, Content_Type=kind)[0] == 201
+        for name in (f"org/sir:{tag}", f"org/sir@sha256:{sha256_of(data)}"):
+            shown = CliRunner().invoke(app, ["show", f"{registry.host}/{name}"])
+            assert shown.exit_code == 1 and "is of type" in shown.stderr and "bundle's is" in shown.stderr
+    referrer = json.loads(manifest) | {"subject": listed[0], "artifactType": "application/x"}
+    data = json.dumps(referrer).encode()
+    assert registry.request("PUT", "/v2/org/sir/manifests/referrer", data, Content_Type=oci_type)[0] == 201
+    assert CliRunner().invoke(app, ["show", f"{registry.host}/org/sir:referrer"]).exit_code == 0
+
+
+def test_odd_names_and_empty_files(registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODELOPS_BUNDLE_INSECURE", "true")
+    names = ["empty", "empty too", "a %23 ?#&=+.txt", "gr\u00f6\u00dfe-\u65e5\u672c", "e\u0301", "l" * 255, ".env"]
+    source = write_bundle(tmp_path / "source", ECHO, files=dict.fromkeys(names, ""))
+    (source / names[2]).write_text("x")
+    target = f"{registry.host}/org/odd"
+    assert CliRunner().invoke(app, ["push", str(source), target]).exit_code == 0
+    assert CliRunner().invoke(app, ["pull", target, str(tmp_path / "copy")]).exit_code == 0
+    assert files_of(tmp_path / "copy") == files_of(source)
+    shown = CliRunner().invoke(app, ["show", target]).stdout
+    assert shown.count("l") >= 255 and "\u2026" not in shown, "a name is cut"
+
+
+@pytest.mark.parametrize("structure", ["digest", "digest_short", "digest_full"])
+def test_the_published_structures_of_a_cache(registry: Registry, tmp_path: Path, structure: str) -> None:
+    digest = registry.load(LAYOUT, "org/sir")
+    found = OciBundleRepository(f"{registry.host}/org/sir", tmp_path / "cache", structure, insecure=True)
+    assert found.ensure_local(digest)[0] == digest
+
+
 REGISTRY_YAML = """
 models: {"s\\eir": {entrypoint: "models.sir:SIR"}, sir: {entrypoint: "models.sir:SIR"}}
 targets: {fit: {entrypoint: "targets:fit"}}

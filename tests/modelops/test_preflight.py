@@ -10,13 +10,14 @@ from conftest import write_bundle
 from environments import ECHO
 from typer.testing import CliRunner
 
-from modelops.adapters.bundle.registry import read_registry
+from modelops.adapters.bundle.registry import parse_registry, read_registry
 from modelops.adapters.exec_env.runner_settings import RunnerSettings
 from modelops.cli import app as modelops
 from modelops.commands.bundle import app
 from modelops.services.preflight import (
     Finding,
     check_bundle,
+    check_data_files,
     check_entrypoint,
     check_parameters,
     check_reproducibility,
@@ -96,6 +97,13 @@ targets:
         "SystemExit: bye" in messages and "models:number is int" in messages and "'nothing' is not of the" in messages
     )
     assert all(finding.remedy for finding in findings)
+
+
+@pytest.mark.parametrize("path", ["a\\0b", "x" * 5000, "loop", "loop/deeper"])
+def test_a_data_file_whose_name_can_be_none(tmp_path: Path, path: str) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    registry = parse_registry(f'models: {{a: {{entrypoint: "m:A", data: ["{path}"]}}}}'.encode())
+    assert told(list(check_data_files(tmp_path, registry))) == [("error", "data_file")]
 
 
 WIRELESS = """

@@ -69,6 +69,7 @@ def test_none(tmp_path: Path) -> None:
         "targets: {a: {entrypoint: a.b:c, data: text}}",
         "!!python/object/apply:os.system ['true']",
         "target_sets: {a: [1]}",
+        "models: {a: {entrypoint: a.b:c}, a: {entrypoint: a.b:d}}",
         b"\xff\xfe\x00",
         "a: " + "x" * MAX_BYTES,
         "[" * 20_000,
@@ -78,6 +79,23 @@ def test_what_is_not_one(tmp_path: Path, text: str | bytes) -> None:
     with pytest.raises(BundleError, match=r"registry\.yaml") as caught:
         read_registry(write(tmp_path, text))
     assert caught.value.type == "registry_invalid"
+
+
+@pytest.mark.parametrize("text", ["a: 1" + ":1" * 400_000, "a: !!int 1" + ":1" * 400_000, "a: 0x" + "f" * 900_000])
+def test_a_number_that_takes_hours_to_read_is_a_text(tmp_path: Path, text: str) -> None:
+    assert read_registry(write(tmp_path, text)) == BundleRegistry()
+
+
+def test_what_is_empty_and_what_is_written_once(tmp_path: Path) -> None:
+    """An alias is what PyYAML makes of a list that is there twice."""
+    text = """
+models:
+  1: {entrypoint: "m:A", outputs: &id001 [yes, 2], parameters: null, data: ~}
+  b: {entrypoint: "m:B", outputs: *id001}
+targets:
+"""
+    models = {"1": Entry("m:A", outputs=("yes", "2")), "b": Entry("m:B", outputs=("yes", "2"))}
+    assert read_registry(write(tmp_path, text)) == BundleRegistry(models=models)
 
 
 def test_a_link_is_not_followed(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from modelops_contracts import UniqueParameterSet
 
 from modelops.adapters.bundle.registry import BundleRegistry, Entry
 from modelops.services.study import Study, Target
-from modelops.services.study_json import points, read_study_json, replicate_seed, study_of
+from modelops.services.study_json import find_targets, points, read_study_json, replicate_seed, study_of
 
 REF = "sha256:" + "0" * 64
 REGISTRY = BundleRegistry(
@@ -80,6 +80,13 @@ def test_targets_by_entry_point_by_name_and_by_set() -> None:
     assert study_of({**SOBOL, **body}, REF, REGISTRY, ["deaths"]).targets == [deaths]
     with pytest.raises(ValueError, match=r"'absent' is no target.*all, deaths, prevalence"):
         study(targets=["absent"])
+
+
+def test_target_sets_that_name_each_other() -> None:
+    registry = BundleRegistry(
+        targets={"a": Entry("m.t:a")}, target_sets={"s": ("t", "a"), "t": ("s", "u"), "u": ("u",)}
+    )
+    assert find_targets(["s", "t"], registry) == [Target("a", "m.t:a")]
 
 
 def test_outputs() -> None:

@@ -44,6 +44,11 @@ class WorkingDir:
         self.close()
 
 
+def is_empty(folder: Path) -> bool:
+    """Whether it is a directory with nothing in it, but for what processes work in."""
+    return folder.is_dir() and all(path.name.startswith(_PREFIX) for path in folder.iterdir())
+
+
 def close_all() -> None:
     """Remove the directories of this process, which ends now: whatever keeps one, a later process clears it away."""
     for working in list(_open_here):

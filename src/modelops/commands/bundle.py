@@ -112,7 +112,7 @@ def show(
     for kind, entries in (("model", registry.models), ("target", registry.targets)):
         for name, entry in entries.items():
             console.print(one_line(f"{kind} {name}: {entry.entrypoint}"))
-    table = Table("file", Column("bytes", justify="right"), box=None, pad_edge=False)
+    table = Table(Column("file", overflow="fold"), Column("bytes", justify="right"), box=None, pad_edge=False)
     for path, file in sorted(found.artifact.files.items()):
         table.add_row(Text(path), str(file.size))
     table.add_row(f"{len(found.artifact.files)} files", str(found.artifact.size))

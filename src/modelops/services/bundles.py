@@ -18,7 +18,7 @@ from modelops.adapters.bundle.sources import (
     is_insecure,
     make_repository,
 )
-from modelops.adapters.working_dir import WorkingDir
+from modelops.adapters.working_dir import WorkingDir, is_empty
 from modelops.places import default_storage_dir
 
 
@@ -81,22 +81,28 @@ def resolve_target(text: str, environ: Mapping[str, str] = os.environ) -> tuple[
 def pull_bundle(text: str, directory: Path | None = None, environ: Mapping[str, str] = os.environ) -> str:
     """Copy a bundle from a registry to a directory that is new or empty; its reference.
 
-    The files may be written. The directory appears by one rename, with all of them.
+    The files may be written. A new directory appears by one rename, with all of them; one that is there stays the
+    same one, as somebody may be in it, or it may be where a volume is mounted.
     """
     repository, target = resolve_target(text, environ)
     place = (directory or Path(target.place.repository.rpartition("/")[2])).absolute()
-    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+    if place.exists() and not is_empty(place):
         raise BundleError("directory_not_empty", f"{str(place)!r} is there, and not an empty directory; name a new one")
     reference = str(target)
     _, folder = repository.ensure_local(reference)
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with WorkingDir(place.parent) as working:
+        is_there = place.exists()
+        beside = place if is_there else place.parent
+        beside.mkdir(parents=True, exist_ok=True)
+        with WorkingDir(beside) as working:
             aside = working.path / "bundle"
             shutil.copytree(folder, aside, copy_function=shutil.copyfile, symlinks=True)
             for parent, _, _ in os.walk(aside):
                 os.chmod(parent, 0o755)
-            os.rename(aside, place)
+            for name in os.listdir(aside) if is_there else ():
+                os.rename(aside / name, place / name)
+            if not is_there:
+                os.rename(aside, place)
     except OSError as error:
         raise BundleError("directory_unwritable", f"{str(place)!r} can't be written: {error.strerror}") from None
     return reference

@@ -112,10 +112,16 @@ def check_data_files(bundle: Path, registry: BundleRegistry) -> Iterator[Finding
     for kind, entries in (("model", registry.models), ("target", registry.targets)):
         for name, entry in entries.items():
             for path in entry.data:
-                place = (top / path).resolve()
-                if not place.is_relative_to(top) or not place.exists():
+                if not _is_inside(top, path):
                     message = f"the {kind} {name!r} needs {path!r}, which is not in the bundle"
                     yield Finding("error", "data_file", message, "add the file, or take it out of registry.yaml")
+
+
+def _is_inside(top: Path, path: str) -> bool:
+    try:
+        return (top / path).resolve(strict=True).is_relative_to(top)
+    except (OSError, ValueError, RuntimeError):  # no name, one that is too long, links in a circle
+        return False
 
 
 def check_entrypoint(registry: BundleRegistry, entrypoint: str) -> Iterator[Finding]:

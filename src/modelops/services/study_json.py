@@ -66,9 +66,13 @@ def study_of(
 def find_targets(names: Iterable[str], registry: BundleRegistry) -> list[Target]:
     """Targets by entry point, or by the name that the bundle's registry gives to one or to a set of them."""
     found: dict[str, Target] = {}
-    for name in names:
+    waiting, opened = list(names)[::-1], set[str]()
+    while waiting:
+        name = waiting.pop()
         if name in registry.target_sets:
-            found |= {target.name: target for target in find_targets(registry.target_sets[name], registry)}
+            if name not in opened:  # sets may have sets, and each other
+                waiting += registry.target_sets[name][::-1]
+                opened.add(name)
         elif name in registry.targets:
             found[name] = Target(name, registry.targets[name].entrypoint)
         elif ":" in name or "/" in name:

@@ -59,12 +59,18 @@ def _of_docker(host: str, environ: Mapping[str, str]) -> Credentials | None:
             if found is not None:
                 return found
     auths = _table(config, "auths")
-    for name in (_server(host), host, f"https://{host}", f"https://{host}/", f"https://{host}/v2/"):
+    named = [name for name in auths if name not in (_server(host), host) and _host_of(name) == host]
+    for name in (_server(host), host, *named):
         if isinstance(entry := auths.get(name), dict):
             found = _written(entry, host, path)
             if found is not None:
                 return found
     return None
+
+
+def _host_of(name: str) -> str:
+    """The host in a name of `auths`, which may be an address: `https://host/v1/`. Docker looks at no more of it."""
+    return re.sub(r"^https?://", "", name).partition("/")[0].lower()
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -96,7 +102,8 @@ def _written(entry: Mapping[str, Any], host: str, path: Path) -> Credentials | N
     if token := entry.get("identitytoken"):
         return Credentials("", str(token), is_identity_token=True)
     if not entry.get("auth"):
-        return None
+        user, password = entry.get("username"), entry.get("password")  # as it is written by hand
+        return Credentials(str(user), str(password)) if user and password else None
     try:
         username, colon, secret = base64.b64decode(str(entry["auth"]), validate=True).decode().partition(":")
     except ValueError:  # of base64, or of UTF-8

@@ -31,6 +31,15 @@ _CHUNK = 1 << 20
 _DOCKER_HUB = {"docker.io": "registry-1.docker.io"}
 _PRINTABLE = re.compile(r"[\x21-\x7e]+")
 _PAGES = ("text/html", "application/xhtml+xml")
+# A bundle's, and what else may have its name: only what is accepted is told from what is not there.
+_MANIFEST_TYPES = ", ".join(
+    [
+        MANIFEST_TYPE,
+        "application/vnd.oci.image.index.v1+json",
+        "application/vnd.docker.distribution.manifest.v2+json",
+        "application/vnd.docker.distribution.manifest.list.v2+json",
+    ]
+)
 _NEVER_BETTER = (501, 505)  # of the server's errors
 _BROKEN = (httpcore.NetworkError, httpcore.ProtocolError)
 T = TypeVar("T")
@@ -85,7 +94,7 @@ class RegistryClient:
         """The manifest of a tag or of `sha256:<hex>`, which it is verified by."""
 
         def read() -> bytes:
-            with self._request("GET", f"manifests/{reference}", {"Accept": MANIFEST_TYPE}) as answer:
+            with self._request("GET", f"manifests/{reference}", {"Accept": _MANIFEST_TYPES}) as answer:
                 self._require(answer, 200, f"bundle not found: {self.place} has no {reference}")
                 self._refuse_page(answer)
                 return self._all(answer, MAX_MANIFEST_BYTES, f"the manifest of {reference}")
@@ -97,7 +106,15 @@ class RegistryClient:
 
     def has_manifest(self, reference: str) -> bool:
         """Whether the registry says that it has it."""
-        return self._has(f"manifests/{reference}", {"Accept": MANIFEST_TYPE})
+        has = self._has(f"manifests/{reference}", {"Accept": _MANIFEST_TYPES})
+        if has is None:
+            try:
+                self.manifest(reference)
+            except BundleError as error:
+                if error.type != "bundle_not_found":
+                    raise
+                return False
+        return has is not False
 
     def blob(self, blob: Blob) -> bytes:
         """A blob's content, verified. The caller has bounded its size."""
@@ -170,9 +187,13 @@ class RegistryClient:
 
     # --- one exchange
 
-    def _has(self, path: str, headers: dict[str, str]) -> bool:
-        def look() -> bool:
+    def _has(self, path: str, headers: dict[str, str]) -> bool | None:
+        """Whether it is there; None where the registry does not answer such a question."""
+
+        def look() -> bool | None:
             with self._request("HEAD", path, headers) as answer:
+                if answer.status in (405, 501):
+                    return None
                 if answer.status != 404:
                     self._require(answer, 200, "")
                 return answer.status == 200

@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 PARALLEL = 4  # layers that come at once
 MAX_REGISTRY_FILE = 1 << 20
-STRUCTURES = {"digest": 64, "digest_short": 12}  # how much of its digest names a copy
+STRUCTURES = {"digest": 64, "digest_full": 64, "digest_short": 12}  # how much of its digest names a copy
 
 
 class Description(NamedTuple):

@@ -7,6 +7,7 @@ target_sets: {all: {targets: [prevalence]}}
 """
 
 import os
+import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,23 @@ from .errors import BundleError
 
 REGISTRY = Path(".modelops-bundle") / "registry.yaml"
 MAX_BYTES = 1 << 20
+
+
+class _Plain(getattr(yaml, "CBaseLoader", yaml.BaseLoader)):  # type: ignore[misc]
+    """Texts, lists and mappings, and what is empty. YAML's other kinds (numbers by sixty, merged mappings) can take
+    hours to read, and of a key that is there twice it would drop one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        found: dict[Any, Any] = super().construct_mapping(node, deep)
+        if len(found) != len(node.value):
+            problem = "a key is there twice"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return found
+
+
+_EMPTY = "tag:yaml.org,2002:null"
+_Plain.add_implicit_resolver(_EMPTY, re.compile(r"(?:~|null|Null|NULL|)"), ["~", "n", "N", ""])
+_Plain.add_constructor(_EMPTY, lambda loader, node: None)
 
 
 @dataclass(frozen=True)
@@ -55,7 +73,7 @@ def read_registry(bundle: Path) -> BundleRegistry:
 def parse_registry(text: bytes) -> BundleRegistry:
     """The registry in a file's content, as `read_registry` has it."""
     try:
-        body = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        body = yaml.load(text, Loader=_Plain)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise _invalid(f"is not YAML: {error}") from None
     if body is None:
