@@ -552,13 +552,25 @@ def test_what_is_no_bundle_is_told_from_what_is_not_there(
     assert CliRunner().invoke(app, ["show", f"{registry.host}/org/sir:referrer"]).exit_code == 0
 
 
-def test_odd_names_and_empty_files(registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_odd_names_and_empty_files(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setenv("MODELOPS_BUNDLE_INSECURE", "true")
-    names = ["empty", "empty too", "a %23 ?#&=+.txt", "gr\u00f6\u00dfe-\u65e5\u672c", "e\u0301", "l" * 255, ".env"]
+    names = [
+        "empty",
+        "empty too",
+        "a %23 ?#&=+.txt",
+        "gr\u00f6\u00dfe-\u65e5\u672c",
+        "e\u0301",
+        "l" * 255,
+        ".env",
+        ".modelopsignore",
+    ]
     source = write_bundle(tmp_path / "source", ECHO, files=dict.fromkeys(names, ""))
     (source / names[2]).write_text("x")
     target = f"{registry.host}/org/odd"
     assert CliRunner().invoke(app, ["push", str(source), target]).exit_code == 0
+    assert ".modelopsignore is the published tool's and is not read" in caplog.text
     assert CliRunner().invoke(app, ["pull", target, str(tmp_path / "copy")]).exit_code == 0
     assert files_of(tmp_path / "copy") == files_of(source)
     shown = CliRunner().invoke(app, ["show", target]).stdout

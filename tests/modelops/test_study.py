@@ -206,6 +206,18 @@ def test_tables_hold_every_kind_of_parameter(tmp_path: Path) -> None:
     ]
 
 
+def test_parameters_may_have_any_name_or_none(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{}, {"": 1, "seed": 2, "param_id": "x", "task_id": True, "e\u0301": 1.5, "\u00e9": 2}]
+    study = Study.product(REF, "a.b/c", [UniqueParameterSet.from_dict(row) for row in rows], [1])
+    with StudyFolder(tmp_path, study, {}) as folder:
+        folder.add_simulation(0, timed(result_of("1")))
+        write_tables(folder, {})
+    first, second = polars.read_parquet(tmp_path / "results.parquet").to_dicts()
+    assert {name: second[f"param.{name}"] for name in rows[1]} == rows[1]
+    assert {first[f"param.{name}"] for name in rows[1]} == {None}
+    assert (second["seed"], second["param_id"]) == (1, study.points[1].parameters.param_id)
+
+
 def test_a_study_without_any_result_has_tables_too(tmp_path: Path) -> None:
     with StudyFolder(tmp_path, study_of_one(), {}) as folder:
         summary = write_tables(folder, {})

@@ -134,5 +134,6 @@ def test_files(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(ValueError, match=r"study\.json"):
             read_study_json(path)
-    path.write_text(json.dumps(SOBOL))
-    assert read_study_json(path) == SOBOL
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):  # as programs on Windows write it
+        path.write_text(json.dumps(SOBOL), encoding=encoding)
+        assert read_study_json(path) == SOBOL

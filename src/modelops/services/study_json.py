@@ -30,7 +30,7 @@ _TOLD = {"sampling_method", "metadata"}
 def read_study_json(path: Path) -> dict[str, Any]:
     """The object in a study's file. ValueError where it is not one."""
     try:
-        body = parse_json(path.read_text(encoding="utf-8"))
+        body = parse_json(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{str(path)!r} is not JSON: {error}") from None
     if not isinstance(body, dict) or not {"model", "scenario", "parameter_sets"} <= body.keys():

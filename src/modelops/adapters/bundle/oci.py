@@ -39,6 +39,7 @@ from .transport import Patience
 
 logger = logging.getLogger(__name__)
 
+IGNORE_FILE = ".modelopsignore"
 PARALLEL = 4  # layers that come at once
 MAX_REGISTRY_FILE = 1 << 20
 STRUCTURES = {"digest": 64, "digest_full": 64, "digest_short": 12}  # how much of its digest names a copy
@@ -220,6 +221,8 @@ def _files_of(copy: Path) -> list[str]:
     executable = [path for path in files if os.stat(copy / path).st_mode & 0o100]
     if executable:
         logger.warning("a registry keeps no modes: %s will not be executable", ", ".join(executable[:5]))
+    if IGNORE_FILE in files:
+        logger.warning("%s is the published tool's and is not read: all %d files are sent", IGNORE_FILE, len(files))
     return files
 
 
