@@ -2634,8 +2634,8 @@ def local_path(text: str, base: str, where: str) -> str:
         path = unquote(path[len("file:") :].partition("#")[0]).removeprefix("//localhost")
         path = path[2:] if path.startswith("//") else path
     if "${" in path or "\0" in path or "://" in path or path.startswith("~"):
-        problem = "only paths in the bundle, https:// and git+https:// URLs without variables are taken"
-        raise refused(where, f"{text[:200]!r}: {problem}")
+        problem = "it is no path in the bundle; of URLs, https:// and git+https:// without variables are taken"
+        raise refused(where, f"{text[:200]!r}: {problem} for a package")
     if path == BUILD_TREE or path.startswith(BUILD_TREE + "/"):
         base, path = "", path[len(BUILD_TREE) + 1 :]
     joined = os.path.normpath(os.path.join(base, path))
@@ -3196,7 +3196,7 @@ def read_project(tree: str, folder: str, policy: DependencyPolicy, legacy: bool 
 
     def parse(table: dict[str, Any], path: str, key: str, default: Collection[str] = ()) -> list[Requirement]:
         lines = take(table, path, list, list(default), where)
-        placed = [re.sub(HATCH_ROOT, lambda m: root + m[1].count("parent") * "/..", line) for line in lines]
+        placed = [re.sub(OWN_ROOT, lambda m: root + (m[1] or "").count("parent") * "/..", line) for line in lines]
         return [parse_requirement(line, policy, f"{where}, {key}"[:200], folder) for line in placed]
 
     backend_path = take(table, "build-system.backend-path", list, [], where)
@@ -3224,7 +3224,7 @@ def read_project(tree: str, folder: str, policy: DependencyPolicy, legacy: bool 
 
 # What poetry builds with where a project of its own form does not say.
 POETRY = {"requires": ["poetry-core>=1"], "build-backend": "poetry.core.masonry.api"}
-HATCH_ROOT = r"\{root((?::parent)*):uri\}"
+OWN_ROOT = r"\{root((?::parent)*):uri\}|file:///\$\{PROJECT_ROOT\}"  # hatch's and pdm's words for a project's folder
 
 
 def not_packaged(table: dict[str, Any], where: str) -> bool:

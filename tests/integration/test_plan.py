@@ -322,6 +322,13 @@ def test_metadata_that_names_the_place_of_a_build(go: Go) -> None:
     assert go({**files, **tiny("foo", MINE, "", "libs/foo")}).outputs == {"out": b"mine"}
 
 
+@pytest.mark.parametrize("root", ["{root:uri}", "file:///${PROJECT_ROOT}"], ids=["hatch", "pdm"])
+def test_the_words_of_hatch_and_pdm_for_a_projects_folder(go: Go, root: str) -> None:
+    files = tiny("foo", MINE, "", "libs/foo")
+    assert go(virtual(FOO, "", (f"foo @ {root}/libs/foo",), **files)).outputs == {"out": b"mine"}
+    refusal(go(virtual(FOO, "", (f"foo @ {root}/../foo",), **files)), "out of the bundle")
+
+
 def test_members_of_a_workspace_without_a_project_are_installed(go: Go) -> None:
     points = f'dependencies = ["bar"]\n[project.entry-points."{GROUP}"]\nexecute = "foo:wire"\n'
     points += "[tool.uv.sources]\nbar = {workspace = true}\n"
