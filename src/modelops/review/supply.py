@@ -1,12 +1,12 @@
 """What a bundle brings along: packages, where they came from, and what of them starts by itself or can't be read."""
 
-import tomllib
 from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from modelops.bounded_toml import parse_toml
 from modelops.review.facts import FILES, RUNNER, Facts
 from modelops.review.traces import read_note
 
@@ -88,7 +88,7 @@ def popular() -> frozenset[str]:
 def read_project(bundle: Path) -> Mapping[str, Any]:
     """The [project] table of a bundle, as data; empty where there is none."""
     try:
-        table = tomllib.loads((bundle / "pyproject.toml").read_text(encoding="utf-8"))
+        table = parse_toml((bundle / "pyproject.toml").read_bytes())
     except (OSError, ValueError, RecursionError):
         return {}
     project = table.get("project")

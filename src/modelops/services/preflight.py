@@ -11,7 +11,6 @@ import os
 import platform
 import re
 import sysconfig
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from modelops.adapters.exec_env.call import Call
 from modelops.adapters.exec_env.cold_debug import ask_once
 from modelops.adapters.exec_env.errors import RunnerError
 from modelops.adapters.exec_env.runner_settings import RunnerSettings
+from modelops.bounded_toml import parse_toml
 from modelops.worker.plugin import require_exec_env
 
 INSIDE = Path(__file__).with_name("inside_preflight.py")
@@ -205,7 +205,7 @@ def _text(path: Path) -> str:
 
 def _toml(text: str) -> Mapping[str, Any]:
     try:
-        return tomllib.loads(text)
+        return parse_toml(text.encode())
     except (ValueError, RecursionError):
         return {}
 

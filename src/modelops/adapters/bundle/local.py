@@ -11,11 +11,11 @@ default in the storage directory: nothing is ever written into a bundle.
 """
 
 import os
-import tomllib
 from contextlib import suppress
 from pathlib import Path
 
 from modelops.adapters.working_dir import WorkingDir
+from modelops.bounded_toml import parse_toml
 from modelops.places import default_storage_dir
 
 from .content import copy_bundle, digest_of, remove_copy
@@ -151,7 +151,7 @@ def project_name(folder: Path) -> str | None:
     if path.is_symlink() or not path.is_file():  # it might lead out of the bundle, or be a pipe
         return None
     try:
-        name = tomllib.loads(path.read_text(encoding="utf-8"))["project"]["name"]
+        name = parse_toml(path.read_bytes())["project"]["name"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return name if isinstance(name, str) else None
