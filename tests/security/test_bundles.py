@@ -346,7 +346,7 @@ INDEX_CONFIGURATIONS = (
 def test_configuration_that_names_a_place_of_this_machine(number: int, hostile: HostileRunner) -> None:
     """[tool.uv]: an index, a source, an override. It is refused by name, and nobody is asked."""
     with LocalServer() as own, LocalServer() as attacker:
-        table = f"[tool.uv]\n{INDEX_CONFIGURATIONS[number].replace('URL', attacker.url())}\n"
+        table = f"dependencies = ['dep']\n[tool.uv]\n{INDEX_CONFIGURATIONS[number].replace('URL', attacker.url())}\n"
         bundle = hostile.bundle(WIRE)
         replace("pyproject.toml", PROJECT.format(more=table))(bundle)
         result = hostile(bundle, None, env=own.environment(), name="hostile [tool.uv]")
