@@ -5352,7 +5352,7 @@ class Cgroup:
             os.close(door)
         with Killed.held():
             for path in self.paths.values():
-                for _ in range(200):  # a member that is being reaped keeps the directory for a moment
+                for _ in range(1000):  # a member that is being reaped keeps the directory for a moment
                     try:
                         os.rmdir(path)
                         break
@@ -5929,7 +5929,21 @@ class Supervisor:
             self.exit_code = report.get("exit-code", self.exit_code)
 
     def sample(self) -> None:
-        self.inside = self.inside or os.path.exists(f"/proc/{self.child_pid}/root{CHILD}")
+        import psutil  # noqa: F401  (the sandbox's uid may not be able to read it)
+
+        with looking_as(self.host.uid):
+            self.look()
+
+    def look(self) -> None:
+        try:
+            self.inside = self.inside or bool(os.stat(f"/proc/{self.child_pid}/root{CHILD}"))
+        except PermissionError as error:  # until the command starts nobody may
+            if self.frames.started:
+                problem = f"the runner may not look into the sandbox, whose limits it has to watch ({error})"
+                remedy = "see that no security module of this host forbids ptrace between processes of one user"
+                self.failure = Failure("host", "sandbox_unseen", f"{problem}; {remedy}")
+        except OSError:
+            pass
         if not self.inside:
             self.monitor.next_sample = time.monotonic() + Monitor.INTERVAL
             return
@@ -6144,6 +6158,23 @@ class Session(Supervisor):
                     self.guarded(self.on_control, data)
                 elif data == b"":
                     self.selector.unregister(key.fd)
+
+
+@contextmanager
+def looking_as(uid: int | None) -> Iterator[None]:
+    """Look at a sandbox's processes as their own host uid, where they have one: it owns their user namespace, and has
+    every right in it (user_namespaces(7)). Root lacks it without CAP_SYS_PTRACE, as in an ordinary container."""
+    if uid is None:
+        yield
+        return
+    own = os.getegid()
+    os.setegid(uid)
+    os.seteuid(uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(own)
 
 
 class Monitor:
@@ -9233,13 +9264,17 @@ class Server:
             session.limits = limits
 
     def problem(self, ready: Ready, session: Session) -> str:
+        import psutil  # noqa: F401  (the sandbox's uid may not be able to read it)
+
         policy = self.host.profile.serve
-        unknown = sorted({*threads_of(session.child_pid)} - {*policy.harmless_threads})
+        with looking_as(self.host.uid):
+            unknown = sorted({*threads_of(session.child_pid)} - {*policy.harmless_threads})
+            shared = shares_memory(session.child_pid)
+            used = template_memory(session.child_pid) if ready.modules else 0
         if unknown:
             return f"the import leaves the thread {unknown[0]!r}, which is not in serve.harmless_threads of the profile"
-        if shares_memory(session.child_pid):
+        if shared:
             return "importing its modules makes memory that forks share, as mmap and multiprocessing.Lock do"
-        used = template_memory(session.child_pid) if ready.modules else 0
         if used > policy.preload_bytes:
             return f"the modules take {used} bytes, over serve.preload_bytes of the profile ({policy.preload_bytes})"
         return ready.problem
@@ -9389,13 +9424,10 @@ def threads_of(init: int) -> list[str]:
 
 
 def shares_memory(init: int) -> bool:
-    """Whether a fork of a sandbox's template could write what another one reads: by its mappings (proc_pid_maps(5)), or
-    where those can't be read, as by root without CAP_SYS_PTRACE, by what of them is in memory."""
+    """Whether a fork of a sandbox's template could write what another one reads: by its mappings (proc_pid_maps(5))."""
     try:
-        template = children_of(init)[0]
-        with suppress(PermissionError), open(f"/proc/{template}/maps", "rb") as file:
+        with open(f"/proc/{children_of(init)[0]}/maps", "rb") as file:
             return any(line.split()[1][1::2] == b"ws" for line in file)
-        return re.search(r"^RssShmem:\s+0 kB$", text_of(f"/proc/{template}/status"), re.MULTILINE) is None
     except (OSError, IndexError):
         return True
 

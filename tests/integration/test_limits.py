@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import os
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -92,6 +94,42 @@ def test_a_limit_of_a_task(
     assert (error["phase"], error["type"]) == ("execute", kind)
     assert error["limit"]["name"] == name and error["limit"]["seen"] >= error["limit"]["value"] > 0
     assert name in error["error"] and not error["retryable"]
+
+
+# Root as in an ordinary container: it may not trace, and has no control group to write to.
+CONTAINED = ("setpriv", "--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace", "--")
+NO_GROUPS = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o ro none /sys/fs/cgroup && exec "$@"', "--")
+WATCHED = {
+    "a loop": ("[execute.limits]\ncpu_seconds = 0.5\n", "while True: pass", "cpu_limit"),
+    "memory of children": (
+        '[execute.limits]\nmemory_bytes = "200MiB"\n',
+        "for _ in range(6):\n    if os.fork() == 0: x = bytearray(b'x') * (60 << 20); time.sleep(600)\ntime.sleep(600)",
+        "memory_limit",
+    ),
+    "files in memory": (
+        '[execute.limits]\nmemory_bytes = "200MiB"\n',
+        "for _ in range(300): os.write(os.memfd_create('x'), bytes(1 << 20))\ntime.sleep(600)",
+        "memory_limit",
+    ),
+    "temporary files": (
+        '[sandbox]\ntmpfs_size = "polling"\n[execute]\nshm_bytes = "4MiB"\n',
+        "open('/dev/shm/x', 'wb').write(bytes(9 << 20))\ntime.sleep(600)",
+        "tmpfs_limit",
+    ),
+}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user's sandboxes have that user's uid, who may look at them")
+@pytest.mark.parametrize(("settings", "body", "kind"), WATCHED.values(), ids=WATCHED.keys())
+def test_a_limit_that_root_without_the_right_to_trace_watches(
+    run: Runner, bundle: Bundle, profile_with: WithProfile, settings: str, body: str, kind: str
+) -> None:
+    command = run.command("--bundle-path", str(bundle(wire(body))), *profile_with(settings))
+    task = json.dumps({"entrypoint": "main", "params": {}, "seed": 1}).encode()
+    done = subprocess.run(
+        [*NO_GROUPS, *CONTAINED, *command], input=task, capture_output=True, env=run.environment(), timeout=120
+    )
+    assert parse_line(done.stdout)["_fatal_error"]["type"] == kind
 
 
 def test_a_full_tmp(run: Runner, bundle: Bundle, profile_with: WithProfile) -> None:
