@@ -2263,7 +2263,7 @@ class Toml:
             import tomllib
 
             # Its time is the square of a key's parts: some 100 kB of dots would be hours.
-            if sum(dots**2 for line in text.splitlines() if (dots := line.count(".")) > 200) > 1_000_000:
+            if sum(dots**2 for dots in (line.count(".") for line in text.splitlines()) if dots > 200) > 1_000_000:
                 raise ValueError("its keys have too many parts")
             return json.dumps(tomllib.loads(text), default=lambda date: {"date": str(date)}).encode()
 
@@ -8286,8 +8286,9 @@ class Background:
 
     def close(self) -> None:
         self.waiting.clear()
-        for pid in self.running:
-            os.kill(pid, signal.SIGKILL)  # not yet waited for, so still its own
+        for pid, key in self.running.items():
+            if key != SURVEY:  # which takes a moment, and holds a lock that would stay
+                os.kill(pid, signal.SIGKILL)  # not yet waited for, so still its own
         while self.running:
             self.go_on(wait=True)
 

@@ -425,7 +425,7 @@ def slow_pyproject() -> bytes:
 
 SLOW_FILES = {
     "a tar without end": ("dep-1.0.tar.gz", endless_tar, "fetch/source_invalid"),
-    "a slow pyproject.toml": ("dep-1.0.tar.gz", slow_pyproject, "fetch/timeout"),
+    "a slow pyproject.toml": ("dep-1.0.tar.gz", slow_pyproject, "bundle/pyproject_invalid"),
     "slow entry points": ("dep-1.0-py3-none-any.whl", slow_entry_points, "install/timeout"),
 }
 
