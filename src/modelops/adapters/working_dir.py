@@ -2,8 +2,8 @@
 
 import fcntl
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +12,7 @@ from weakref import WeakSet
 
 _PREFIX = ".working-"
 _open_here: "WeakSet[WorkingDir]" = WeakSet()
+_being_made: set[Path] = set()  # a signal may end the process before they are open
 
 
 class WorkingDir:
@@ -28,6 +29,7 @@ class WorkingDir:
         _sweep(parent, remove)
         self.path, self._lock = _make(parent)
         _open_here.add(self)
+        _being_made.discard(self.path)
 
     def close(self) -> None:
         """Remove the directory, where it is still there. Closing twice is harmless."""
@@ -56,6 +58,8 @@ def close_all() -> None:
             with suppress(OSError):  # a thread still puts or removes something there
                 working.close()
                 break
+    for path in list(_being_made):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def clear_away(storage: Path) -> None:
@@ -67,13 +71,16 @@ def clear_away(storage: Path) -> None:
 
 def _make(parent: Path) -> tuple[Path, int]:
     while True:
-        path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+        path = parent / f"{_PREFIX}{secrets.token_hex(8)}"
+        _being_made.add(path)
+        path.mkdir(0o700)
         lock = _open(path)
         if lock is not None:
             _lock(lock, wait=True)
             if _is_still(path, lock):
                 return path, lock
             os.close(lock)  # swept before it was locked
+        _being_made.discard(path)
 
 
 def _sweep(parent: Path, remove: Callable[[Path], None]) -> None:
