@@ -4,13 +4,14 @@ import contextlib
 import json
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Runner, parse_line
+from conftest import RUNNER, Runner, parse_line
 
 Bundle = Callable[..., Path]
 WithProfile = Callable[[str], tuple[str, ...]]
@@ -130,6 +131,20 @@ def test_a_limit_that_root_without_the_right_to_trace_watches(
         [*NO_GROUPS, *CONTAINED, *command], input=task, capture_output=True, env=run.environment(), timeout=120
     )
     assert parse_line(done.stdout)["_fatal_error"]["type"] == kind
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user's sandboxes have that user's uid, who may look at them")
+def test_a_sandbox_that_the_host_lets_nobody_look_into_is_ended(run: Runner, bundle: Bundle) -> None:
+    """The runner stays root, without the right to trace: what a security module of the host may come to."""
+    code = "import contextlib, sys, ultra_cold_runner as r; r.looking_as = contextlib.nullcontext; "
+    code += "sys.exit(r.main(sys.argv[1:]))"
+    options = ("--store-dir", str(run.store), "--bundle-path", str(bundle(wire("time.sleep(600)"))))
+    command = [sys.executable, "-c", code, *options]
+    task = json.dumps({"entrypoint": "main", "params": {}, "seed": 1}).encode()
+    env = run.environment({"PYTHONPATH": str(RUNNER.parent)})
+    done = subprocess.run([*CONTAINED, *command], input=task, capture_output=True, env=env, timeout=120)
+    error = parse_line(done.stdout)["_fatal_error"]
+    assert (error["phase"], error["type"], done.returncode) == ("host", "sandbox_unseen", 3)
 
 
 def test_a_full_tmp(run: Runner, bundle: Bundle, profile_with: WithProfile) -> None:
