@@ -1755,8 +1755,11 @@ def check_lock(request: "dict[str, Any]", environment: "dict[str, Any]") -> str:
     done = subprocess.run(command, env=environment, cwd=SOURCE, stdin=subprocess.DEVNULL, capture_output=True)
     said = done.stderr.decode("utf-8", "replace")
     found = re.search(r"existing lockfile due to (.*)(?:\n  Requested: (.*)\n  Existing: (.*))?", said)
-    if done.returncode == 0 or found is None:
-        return "?" if done.returncode else ""
+    if done.returncode == 0:
+        return ""
+    if found is None:  # it would have to build, as it does before it compares what is out of date once more
+        stale = re.search(r"Static `requires-dist` for `(\S+).*` is out-of-date", said)
+        return "mismatched requirements for " + stale[1] if stale else "?"
     reason = found[1].rstrip(":")
     wanted, locked = (set(re.findall(r"Requirement \{.*?origin: None \}", text or "")) for text in found.groups()[1:])
     by_hand = re.match(r"removal of|change in .* vs\. `(highest|if-necessary-or-explicit|requires-python)`$", reason)
@@ -3973,41 +3976,6 @@ def read_hashes(file: Any, where: str) -> frozenset[str]:
     return frozenset(read_hash(f"{name}:{value}", where) for name, value in known.items())
 
 
-def lock_misfit(lock: dict[str, Any], project: Project, lowered: Mapping[str, Any]) -> str:
-    """What a uv.lock says otherwise than the project's own dependencies do; empty where it fits.
-
-    uv writes the dependencies that it locked beside the package (`metadata.requires-dist`).
-    """
-    packages, own = take_tables(lock, "package", "uv.lock"), canonical_name(project.name)
-    entry = next((package for package in packages if package.get("name") == own), None)
-    if entry is None:
-        return f"it does not know {project.name}"
-    if "dependencies" in project.dynamic:
-        return ""
-    locked: dict[str, set[str]] = {}
-    for item in take_tables(entry, "metadata.requires-dist", "uv.lock"):
-        name, marker = item.get("name"), str(item.get("marker", ""))
-        if isinstance(name, str) and not re.search(r"\bextra\b", marker):
-            placed = any(key in item for key in ("url", "git", "directory", "editable", "virtual", "path"))
-            specifier = "" if placed else str(item.get("specifier", ""))
-            locked.setdefault(canonical_name(name), set()).update(clauses(specifier))
-    wanted: dict[str, set[str]] = {}
-    for requirement in project.requires:
-        wanted.setdefault(requirement.key, set()).update(clauses(requirement.versions))
-    for name in sorted({*locked, *wanted}):
-        if (name in locked) != (name in wanted):
-            there = "in the lock and not" if name in locked else "not in the lock, and"
-            return f"{name} is {there} among the dependencies"
-        if locked[name] != wanted[name] and name not in lowered:
-            was, now = (",".join(sorted(found[name])) for found in (locked, wanted))
-            return f"the lock was made for {name}{was}, and the dependency is {name}{now}"
-    return ""
-
-
-def clauses(specifier: str) -> set[str]:
-    return {re.sub(r"\s", "", part) for part in specifier.split(",") if part.strip()}
-
-
 # --- the plan of a bundle
 
 
@@ -4096,7 +4064,7 @@ def installs_itself(draft: Draft) -> bool:
 
 
 def choose_lock(draft: Draft, project: Project) -> str:
-    """The lock that rules; a uv.lock must fit the projects that it locks."""
+    """The lock that rules. Whether a uv.lock fits is for uv to say, see `check_lock`."""
     there = [name for name in ("uv.lock", "pylock.toml") if os.path.lexists(os.path.join(draft.tree, name))]
     if "uv.lock" in there and not project.name and not draft.members:
         there.remove("uv.lock")
@@ -4105,15 +4073,6 @@ def choose_lock(draft: Draft, project: Project) -> str:
         return ""
     for name in there[1:]:
         draft.note(f"{name} is not read: {there[0]} rules")
-    if there[0] == "uv.lock":
-        lock = read_bundle_toml(draft.tree, "uv.lock", LOCK_BYTES)
-        projects = [project] if project.name else []
-        projects += [read_project(draft.tree, path, draft.policy, legacy=True) for path in draft.members.values()]
-        for item in projects:
-            misfit = lock_misfit(lock, item, draft.origins)
-            if misfit:
-                place = os.path.normpath(os.path.join(item.folder, "pyproject.toml"))
-                raise refused("uv.lock", f"it no longer fits {place}: {misfit}; run `uv lock` and hand in the new one")
     return there[0]
 
 

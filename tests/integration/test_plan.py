@@ -560,6 +560,21 @@ def test_a_lock_fits_in_all_that_it_was_made_of(
         assert result.outputs == {"out": b"1.17.0"}
 
 
+def test_a_lock_of_a_project_whose_version_only_a_build_tells(go: Go, server: LocalServer, tmp_path: Path) -> None:
+    """uv would build before it says that the dependencies are others, and can't."""
+    points = POINTS.replace("model.main", "mywire")
+    lock = locked(server, tmp_path / "locked", tiny("mywire", SIX, 'dependencies = ["six"]\n' + points))
+    lock = lock.replace('name = "mywire"\nversion = "1.0"\n', 'name = "mywire"\n')
+
+    def handed_in(dependencies: str) -> Result:
+        more = f"dependencies = {dependencies}\ndynamic = ['version']\n{points}"
+        files = tiny("mywire", SIX, more, requires='"nothere"')
+        return go({path: text.replace('version = "1.0"\n', "") for path, text in files.items()} | {"uv.lock": lock})
+
+    assert handed_in('["six"]').error["type"] == "dependency_unavailable"  # it fits, and is built
+    refusal(handed_in('["six", "both"]'), "uv.lock", "no longer fits", "requirements for mywire", "uv lock")
+
+
 def test_pylock_is_taken_as_it_is(go: Go, server: LocalServer, tmp_path: Path) -> None:
     files = virtual(dependencies=("six>=1.10",))
     old = {**files, "pyproject.toml": files["pyproject.toml"] + '[tool.uv]\nconstraint-dependencies = ["six<1.16"]\n'}
