@@ -119,8 +119,8 @@ class Runner:
     def served(self, bundle: Path, tasks: list[Any], *arguments: str) -> list[Result]:
         """The answers of one server to all tasks."""
         lines = b"".join(json.dumps(task).encode() + b"\n" for task in tasks)
-        command = self.command("--bundle-path", str(bundle), "--serve", *arguments)
-        done = subprocess.run(command, input=lines, capture_output=True, env=self.environment(), timeout=300)
+        words = ["--store-dir", str(self.store), "--bundle-path", str(bundle), "--serve", *arguments]
+        done = starts.run(words, lines, self.environment(), 300)
         ready, *answers = [parse_line(line) for line in done.stdout.splitlines(keepends=True)]
         assert "serving" in ready and len(answers) == len(tasks), done.stderr
         return [Result(int("_fatal_error" in answer), answer, done.stderr.decode()) for answer in answers]

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import forkserver
 from multiprocessing.connection import wait
@@ -37,15 +37,22 @@ def serve(tools: str) -> None:
 
 
 def run(
-    arguments: Sequence[str], data: bytes, environment: Mapping[str, str], timeout: float
+    arguments: Sequence[str],
+    data: bytes,
+    environment: Mapping[str, str],
+    timeout: float,
+    watch: Callable[[int], None] | None = None,
 ) -> "subprocess.CompletedProcess[bytes]":
-    """As `subprocess.run` of the runner would be, with this standard input and its output captured."""
+    """As `subprocess.run` of the runner would be, with this standard input and its output captured. `watch`, called
+    with its pid, may look at it until it ends."""
     (its_in, our_in), (our_out, its_out), (our_err, its_err) = os.pipe(), os.pipe(), os.pipe()
     words, place = ([*arguments], {**environment}), (os.getcwd(), os.sched_getaffinity(0))
     process = _forks.Process(target=_begin, args=(_Streams(its_in, its_out, its_err), *words, *place))
-    with ThreadPoolExecutor(3) as pool:
+    with ThreadPoolExecutor(4) as pool:
         with _lock:
             process.start()
+        if watch and process.pid:
+            pool.submit(watch, process.pid)
         for fd in (its_in, its_out, its_err):
             os.close(fd)
         out, err = pool.submit(_read, our_out), pool.submit(_read, our_err)

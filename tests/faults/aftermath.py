@@ -47,6 +47,8 @@ class FaultRunner(HostileRunner):
         self.venvs = self.place / "venvs"
         self.server = server
 
+    finish = HostileRunner.finish_apart  # its traces are found by what it began with
+
     @property
     def marker(self) -> str:
         """A word that is in the environment of every runner of this test, and in the mounts of its sandboxes."""

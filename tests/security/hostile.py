@@ -6,11 +6,12 @@ import subprocess
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import starts
 from accounts import HERE, SLOW, Account
 from conftest import RUNNER, Result, Runner, new_store, parse_line, start_of, write_bundle
 from evidence import TRIED
@@ -34,10 +35,13 @@ class HostileRunner(Runner):
         self.peak = 0
 
     def command(self, *arguments: str) -> list[str]:
-        profiles = str(self.account.folder.parent / "profiles")
         start = start_of(self.account.python, self.account.folder.parent / "tools" / RUNNER.name)
-        where = ("--store-dir", str(self.store), "--profile", self.profile, "--profiles-dir", profiles)
-        return [*start, *where, *arguments]
+        return [*start, *self.places(), *arguments]
+
+    def places(self) -> tuple[str, ...]:
+        """The arguments that are the same for all its runs."""
+        profiles = str(self.account.folder.parent / "profiles")
+        return "--store-dir", str(self.store), "--profile", self.profile, "--profiles-dir", profiles
 
     def environment(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
         tools = f"{os.path.dirname(self.account.python)}:{os.environ['PATH']}"
@@ -72,8 +76,30 @@ class HostileRunner(Runner):
     ) -> Result:
         task = {"entrypoint": "main", "params": {}, "seed": 1} if task is None else task
         data = json.dumps(task).encode() if stdin is None else stdin
-        command = self.command("--bundle-path", str(bundle), *arguments)
-        environment = self.environment(env)
+        words = ("--bundle-path", str(bundle), *arguments)
+        try:
+            done = self.finish(words, data, self.environment(env), timeout)
+        except subprocess.TimeoutExpired:
+            TRIED.append({"name": name, "as": self.account.name, "profile": self.profile, "line": "HANGS"})
+            raise AssertionError(f"the runner hangs: no line after {timeout} s") from None
+        line = done.stdout.decode("utf-8", "replace")[:400].rstrip("\n")
+        TRIED.append({"name": name, "as": self.account.name, "profile": self.profile, "line": line})
+        assert done.stdout, f"no line at all; exit status {done.returncode}, stderr: {done.stderr[-2000:]!r}"
+        return Result(done.returncode, parse_line(done.stdout), done.stderr.decode("utf-8", "replace"))
+
+    def finish(
+        self, words: Sequence[str], data: bytes, environment: Mapping[str, str], timeout: float
+    ) -> "subprocess.CompletedProcess[bytes]":
+        """A whole run: of our own account it begins with a fork (see starts.py)."""
+        if self.account.uid is None:
+            return starts.run((*self.places(), *words), data, environment, timeout, self.watch)
+        return self.finish_apart(words, data, environment, timeout)
+
+    def finish_apart(
+        self, words: Sequence[str], data: bytes, environment: Mapping[str, str], timeout: float
+    ) -> "subprocess.CompletedProcess[bytes]":
+        """The same as a process that has its own command line and environment from the start."""
+        command = self.command(*words)
         process = subprocess.Popen(command, stdin=-1, stdout=-1, stderr=-1, env=environment, **self.privileges())
         watch = threading.Thread(target=self.watch, args=(process.pid,), daemon=True)
         watch.start()
@@ -82,12 +108,8 @@ class HostileRunner(Runner):
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
-            TRIED.append({"name": name, "as": self.account.name, "profile": self.profile, "line": "HANGS"})
-            raise AssertionError(f"the runner hangs: no line after {timeout} s") from None
-        line = out.decode("utf-8", "replace")[:400].rstrip("\n")
-        TRIED.append({"name": name, "as": self.account.name, "profile": self.profile, "line": line})
-        assert out, f"no line at all; exit status {process.returncode}, stderr: {err[-2000:]!r}"
-        return Result(process.returncode, parse_line(out), err.decode("utf-8", "replace"))
+            raise
+        return subprocess.CompletedProcess(command, process.returncode, out, err)
 
     def served(
         self, bundle: Path, task: Any, *arguments: str, env: Mapping[str, str] | None = None, name: str = ""
@@ -99,11 +121,9 @@ class HostileRunner(Runner):
         self, bundle: Path, tasks: Mapping[str, Any], *arguments: str, env: Mapping[str, str] | None = None
     ) -> dict[str, Result]:
         """The answers of one server to all tasks, each an entry of the report; with the status of the server."""
-        command = self.command("--bundle-path", str(bundle), "--serve", *arguments)
+        words = ("--bundle-path", str(bundle), "--serve", *arguments)
         lines = b"".join(json.dumps(task).encode() + b"\n" for task in tasks.values())
-        done = subprocess.run(
-            command, input=lines, capture_output=True, env=self.environment(env), timeout=PATIENCE, **self.privileges()
-        )
+        done = self.finish(words, lines, self.environment(env), PATIENCE)
         greeting, *answers = done.stdout.splitlines(keepends=True)
         assert "serving" in parse_line(greeting), greeting
         found = {}
