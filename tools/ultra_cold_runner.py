@@ -1403,29 +1403,27 @@ def compile_tree(request: "dict[str, Any]", pipe: ResultPipe) -> None:
     for index in range(request["workers"]):
         pid = os.fork()
         if pid == 0:
-            compile_share(request["modules"][index :: request["workers"]], "/tmp/" + str(index) + ".")
+            compile_share(request["modules"], index, request["workers"])
             os._exit(0)
         workers.append(pid)
     for pid in workers:
         os.waitpid(pid, 0)
-    for index in range(request["workers"]):
-        for number, module in enumerate(request["modules"][index :: request["workers"]]):
-            path = "/tmp/" + str(index) + "." + str(number)
-            if os.path.exists(path):
-                pipe.send_file(module, path)
+    for number, module in enumerate(request["modules"]):
+        if os.path.exists("/tmp/" + str(number)):
+            pipe.send_file(module, "/tmp/" + str(number))
     pipe.send(DONE)
 
 
-def compile_share(modules: "list[Any]", prefix: str) -> None:
+def compile_share(modules: "list[Any]", first: int, step: int) -> None:
     import py_compile
     from contextlib import suppress
 
-    for number, module in enumerate(modules):
+    for number in range(first, len(modules), step):
         with suppress(py_compile.PyCompileError, ValueError, RecursionError, MemoryError):
             py_compile.compile(
-                TREE + "/" + module,
-                cfile=prefix + str(number),
-                dfile=VENV + "/" + module.partition("/")[2],
+                TREE + "/" + modules[number],
+                cfile="/tmp/" + str(number),
+                dfile=VENV + "/" + modules[number].partition("/")[2],
                 doraise=True,
                 invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
             )
@@ -1965,7 +1963,7 @@ try:  # hashlib's, without OpenSSL, which takes longer to load than all that a r
 except ImportError:
     from hashlib import blake2b
 
-FORMAT = 4  # part of every key under which something is kept: raise it when what is kept changes
+FORMAT = 5  # part of every key under which something is kept: raise it when what is kept changes
 MIB = 1 << 20
 BLOCK = 4096  # bytes that a file takes at least on a disk
 MAX_DEPTH = 64  # folders in folders, in anything that is unpacked or copied
@@ -2596,16 +2594,22 @@ def parse_requirement(text: str, policy: DependencyPolicy, source: str, base: st
 
 
 def check_dependency_url(url: str, policy: DependencyPolicy, where: str) -> None:
+    scheme = check_url(url, policy, where)
+    if scheme == "https" and not policy.direct_urls:
+        raise refused(where, "the profile takes wheels from the index only (dependencies.direct_urls)")
+    if scheme != "https" and not policy.git:
+        raise refused(where, "the profile takes no git dependencies (dependencies.git)")
+
+
+def check_url(url: str, policy: DependencyPolicy, where: str) -> str:
+    """What any URL of a bundle must be. Returns its scheme."""
     match = re.fullmatch(URL, url)
     if match is None:
         raise refused(where, "only https:// and git+https:// URLs without user, password or variables are taken")
-    if match["scheme"] == "https" and not policy.direct_urls:
-        raise refused(where, "the profile takes wheels from the index only (dependencies.direct_urls)")
-    if match["scheme"] != "https" and not policy.git:
-        raise refused(where, "the profile takes no git dependencies (dependencies.git)")
     if not policy.private_addresses and is_private(match["host"]):
         problem = "its host is an address of this machine or of a private network (dependencies.private_addresses)"
         raise refused(where, problem)
+    return match["scheme"]
 
 
 def host_and_port(url: str) -> str:
@@ -2665,10 +2669,9 @@ def require_place(tree: str, path: str, where: str) -> str:
 # --- markers
 
 
-MARKER_TOKEN = (
-    r"\s*(?:(?P<text>'[^']*'|\"[^\"]*\")|(?P<operator><=|>=|==|!=|~=|<|>|not\s+in\b|in\b)"
-    r"|(?P<word>[A-Za-z_.]+)|(?P<parenthesis>[()]))\s*"
-)
+MARKER_OPERATORS = {
+    "Eq": "==", "NotEq": "!=", "Lt": "<", "LtE": "<=", "Gt": ">", "GtE": ">=", "In": "in", "NotIn": "not in",
+}  # fmt: skip
 VERSION_VARIABLES = ("python_version", "python_full_version", "implementation_version", "platform_release")
 MARKER_VARIABLES = (
     *VERSION_VARIABLES, "os_name", "sys_platform", "platform_machine", "platform_python_implementation",
@@ -2678,8 +2681,6 @@ MARKER_VARIABLES = (
 
 
 def check_marker(marker: str, where: str) -> None:
-    if not re.fullmatch(MARKER, marker):
-        raise refused(where, "its marker has characters that no marker needs")
     try:
         marker_holds(marker, {})
     except ValueError as error:
@@ -2687,73 +2688,54 @@ def check_marker(marker: str, where: str) -> None:
 
 
 def marker_holds(marker: str, environment: Mapping[str, str], extras: Collection[str] = ()) -> bool:
-    """Whether a marker (PEP 508, PEP 751) holds. ValueError where it is none."""
-    token, position = re.compile(MARKER_TOKEN), 0
-    tokens: list[tuple[str, str]] = []
-    while position < len(marker):
-        match = token.match(marker, position)
-        if match is None or len(tokens) >= 1000:
-            raise ValueError(f"unexpected {marker[position : position + 20]!r}")
-        position = match.end()
-        tokens.append((str(match.lastgroup), " ".join(str(match[str(match.lastgroup)]).split())))
-    tokens.reverse()
+    """Whether a marker (PEP 508, PEP 751) holds. ValueError where it is none. Its grammar is a part of Python's, but
+    for `~=`, in whose place stands an operator that no marker has."""
+    import ast
 
-    def joined(word: str, depth: int) -> bool:
-        values: list[bool] = []
-        while not values or (tokens and tokens[-1] == ("word", word)):
-            if values:
-                tokens.pop()
-            values.append(joined("and", depth) if word == "or" else comparison(depth))
-        return any(values) if word == "or" else all(values)
-
-    def comparison(depth: int) -> bool:
-        left = take()
-        if left == ("parenthesis", "("):
-            if depth > 50:
-                raise ValueError("it is nested too deep")
-            value = joined("or", depth + 1)
-            if take() != ("parenthesis", ")"):
-                raise ValueError("a parenthesis is not closed")
-            return value
-        operator, right = take(), take()
-        if operator[0] != "operator" or {left[0], right[0]} - {"text", "word"}:
+    def holds(node: ast.expr) -> bool:
+        if isinstance(node, ast.BoolOp):
+            values = [holds(value) for value in node.values]
+            return all(values) if isinstance(node.op, ast.And) else any(values)
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult):
+            return compare_marker(side(node.left), "~=", side(node.right), environment, extras)
+        operators = [type(operator).__name__ for operator in node.ops] if isinstance(node, ast.Compare) else []
+        if not isinstance(node, ast.Compare) or len(operators) != 1 or operators[0] not in MARKER_OPERATORS:
             raise ValueError("it is not made of comparisons")
-        return compare_marker(left, operator[1], right, environment, extras)
+        operator = MARKER_OPERATORS[operators[0]]
+        return compare_marker(side(node.left), operator, side(node.comparators[0]), environment, extras)
 
-    def take() -> tuple[str, str]:
-        if not tokens:
-            raise ValueError("it ends too early")
-        return tokens.pop()
+    def side(node: ast.expr) -> tuple[str, str]:
+        """The name of a variable, or else a text."""
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            return "", node.value
+        name = ast.unparse(node) if isinstance(node, (ast.Name, ast.Attribute)) else ""
+        if name not in MARKER_VARIABLES:
+            raise ValueError(f"{name[:100]!r} is no variable of a marker")
+        return name, environment.get(name.replace(".", "_"), "")
 
-    holds = joined("or", 0)
-    if tokens:
-        raise ValueError(f"unexpected {tokens[-1][1]!r}")
-    return holds
+    if len(marker) > 20_000 or not re.fullmatch(MARKER, marker):
+        raise ValueError("it is too long, or has characters that no marker needs")
+    try:
+        return holds(ast.parse(marker.strip().replace("~=", "@"), mode="eval").body)
+    except (SyntaxError, RecursionError, MemoryError):
+        raise ValueError("it can't be parsed") from None
 
 
 def compare_marker(
-    left: tuple[str, str],
-    operator: str,
-    right: tuple[str, str],
-    environment: Mapping[str, str],
-    extras: Collection[str],
+    left: tuple[str, str], operator: str, right: tuple[str, str], environment: Any, extras: Collection[str]
 ) -> bool:
-    names = [text for kind, text in (left, right) if kind == "word"]
-    if any(name not in MARKER_VARIABLES for name in names):
-        raise ValueError(f"{names[0]!r} is no variable of a marker")
-    known = {name: environment.get(name.replace(".", "_"), "") for name in names}
-    a, b = (text[1:-1] if kind == "text" else known[text] for kind, text in (left, right))
-    if "extra" in names:
-        among = canonical_name(b if left[1] == "extra" else a) in extras
+    (name, a), (other, b) = left, right
+    if "extra" in (name, other):
+        among = canonical_name(b if name == "extra" else a) in extras
         return among if operator == "==" else not among
-    if right[1] in ("extras", "dependency_groups"):
-        among = right[1] == "extras" and canonical_name(a) in extras
+    if other in ("extras", "dependency_groups"):
+        among = other == "extras" and canonical_name(a) in extras
         return among if operator == "in" else not among
     if operator in ("in", "not in"):
         return (a in b) == (operator == "in")
-    if any(name in VERSION_VARIABLES for name in names) and environment:
+    if environment and {name, other} & {*VERSION_VARIABLES}:
         mirrored = MIRRORED.get(operator, operator)
-        version, specifier = (a, f"{operator}{b}") if left[0] == "word" else (b, f"{mirrored}{a}")
+        version, specifier = (a, f"{operator}{b}") if name else (b, f"{mirrored}{a}")
         with suppress(Failure):
             return version_matches(version, specifier)
     return {"==": a == b, "!=": a != b, "<": a < b, ">": a > b, "<=": a <= b, ">=": a >= b}.get(operator, False)
@@ -3088,29 +3070,11 @@ class Plan(NamedTuple):
 
     def as_json(self) -> dict[str, Any]:
         """What is asked for, for a reviewer."""
-        project, rules = self.project, self.rules
-        asked = {
-            "kind": self.kind,
-            "name": project.name,
-            "requires_python": self.requires_python,
-            "build_backend": project.backend,
-            "build_requires": [item.line() for item in project.build_requires],
-            "requirements": [item.line() for item in self.requirements],
-            "dependencies": [item.line() for item in project.requires],
-            "origins": {name: [list(origin) for origin in found] for name, found in sorted(self.origins.items())},
-            "elsewhere": self.elsewhere,
-            "links": self.links,
-            "build_extra": {name: [item.line() for item in items] for name, items in self.build_extra.items()},
-            "indexes": [index._asdict() for index in self.indexes],
-            "rules": {name: plain_rule(value) for name, value in rules._asdict().items() if value},
-            "lock": self.lock,
-            "notes": self.notes,
-        }
-        return {name: value for name, value in asked.items() if value}
+        return {"kind": self.kind, **shown(self)}
 
     def lines(self) -> list[str]:
         """The same in a few lines, for the log."""
-        local = sorted({o.target[5:] for found in self.origins.values() for o in found if o.target.startswith("file:")})
+        local = sorted({o.path for found in self.origins.values() for o in found if o.path})
         found = []
         if self.kind == "virtual":
             found.append("the project is virtual: its code is used where it lies, nothing of it is built")
@@ -3121,10 +3085,16 @@ class Plan(NamedTuple):
         return [*found, *self.notes]
 
 
-def plain_rule(value: Any) -> Any:
-    if isinstance(value, (frozenset, tuple)):
-        items = [item.line() if isinstance(item, Requirement) else item for item in value]
-        return sorted(items, key=str)
+def shown(value: Any) -> Any:
+    """A part of a plan as JSON; of what has names, what is empty is left out."""
+    if isinstance(value, Requirement):
+        return value.line()
+    if isinstance(value, (Plan, Project, Rules, Index)):
+        value = value._asdict()
+    if isinstance(value, dict):
+        return {name: shown(inner) for name, inner in sorted(value.items()) if inner}
+    if isinstance(value, (list, tuple, frozenset)):
+        return [shown(item) for item in (sorted(value) if isinstance(value, frozenset) else value)]
     return value
 
 
@@ -3338,8 +3308,8 @@ class Draft:
     def add_origin(self, name: str, origin: Origin, where: str) -> None:
         """A name has one place for each marker; two of the bundle's are no choice of ours."""
         name = canonical_name(name)
-        if origin.target.startswith("file:"):
-            require_place(self.tree, origin.target[len("file:") :], where)
+        if origin.path is not None:
+            require_place(self.tree, origin.path, where)
         known = self.origins.setdefault(name, [])
         for other in known:
             if other.marker == origin.marker and other.target != origin.target:
@@ -3362,19 +3332,15 @@ class Draft:
             if not kind.get("explicit"):
                 self.add_links(found)
             return
-        problem, match = "", re.fullmatch(URL, url)
+        place, problem = f"{where}: the index {url[:200]!r} is refused", ""
         if self.policy.indexes == "caller":
-            problem = "is refused: the profile asks the caller's indexes alone "
-            problem += '(dependencies.indexes = "caller"); let the caller name it (UV_INDEX)'
-        elif match is None or match["scheme"] != "https":
-            problem = "must be an https:// URL without user, password or variables"
-        elif not self.policy.private_addresses and is_private(match["host"]):
-            problem = "is an address of this machine or of a private network (dependencies.private_addresses)"
+            problem = 'the profile asks the caller\'s indexes alone (dependencies.indexes = "caller")'
+        elif check_url(url, self.policy, place) != "https":
+            raise refused(place, "an index is asked on https:// alone")
         elif host_and_port(url) in {host_and_port(f"https://{host}") for host in self.callers.authorization}:
-            problem = "is on a host for which the caller has credentials, which are not for it"
-            problem += "; let the caller name it (UV_INDEX)"
+            problem = "it is on a host for which the caller has credentials, which are not for it"
         if problem:
-            raise refused(where, f"the index {url[:200]!r} {problem}")
+            raise refused(place, f"{problem}; let the caller name it (UV_INDEX)")
         index = Index(url, name, **kind)
         if self.indexes.setdefault(name or url, index).url != url:
             raise refused(where, f"two indexes have the name {name!r}")
@@ -3608,13 +3574,12 @@ class Draft:
         if len(kinds) != 1 or (kinds[0] == "workspace") == (kinds[0] in strings):
             raise refused(where, "it must have one of path, git, url, index and workspace = true")
         text = strings.get(kinds[0], "")
-        if kinds[0] == "workspace" and canonical_name(name) == self.root:
-            return Origin("file:.", marker)
         if kinds[0] == "workspace":
-            if canonical_name(name) not in self.members:
+            place = {**self.members, self.root: "."}.get(canonical_name(name))
+            if place is None:
                 problem = "the bundle must be the folder that has tool.uv.workspace"
                 raise refused(where, f"no member of the bundle's workspace has the name {name}; {problem}")
-            return Origin("file:" + self.members[canonical_name(name)], marker)
+            return Origin(f"file:{place}", marker)
         if kinds[0] == "path":
             return Origin("file:" + local_path(text, folder, where), marker)
         if kinds[0] == "index" and text in self.folders:
@@ -3635,11 +3600,11 @@ class Draft:
         return Origin(target, marker)
 
     def index_origin(self, name: str, marker: str, where: str) -> Origin:
-        if name not in self.indexes and name not in (index.name for index in self.indexes.values()):
-            if any(name == known for known in self.callers.names) or name.lower() == "pypi":
-                return Origin("index:", marker)
+        if name in self.indexes:
+            return Origin(f"index:{name}" if self.indexes[name].url else "index:", marker)
+        if name not in self.callers.names and name.lower() != "pypi":
             raise refused(where, f"there is no index with the name {name[:100]!r}")
-        return Origin(f"index:{name}" if self.indexes[name].url else "index:", marker)
+        return Origin("index:", marker)
 
     def read_settings(self, table: dict[str, Any]) -> None:
         """[tool.uv], or uv.toml, which takes its place key by key: what says what to install is obeyed or refused."""
@@ -4762,18 +4727,8 @@ def write_scripts(scripts: Mapping[str, str], folder: str) -> None:
 
 def list_files(top: str) -> list[list[Any]]:
     """Path, size, mtime in ns and mode of every file below, in order; links count by their own inode."""
-    found: list[list[Any]] = []
-    waiting = [""]
-    while waiting:
-        inner = waiting.pop()
-        names: list[str] = []
-        folders: list[str] = []
-        with suppress(OSError), os.scandir(os.path.join(top, inner)) as entries:
-            for entry in entries:
-                (folders if entry.is_dir(follow_symlinks=False) else names).append(inner + entry.name)
-        found += [[name, *stamp(f"{top}/{name}")] for name in sorted(names)]
-        waiting += [f"{folder}/" for folder in sorted(folders, reverse=True)]
-    return found
+    paths = [f"{folder}/{name}" for folder, names in folders_below(top) for name in names]
+    return [[path[len(top) + 1 :], *stamp(path)] for path in sorted(paths)]
 
 
 def stamp(path: str) -> tuple[int, int, int]:
@@ -7452,7 +7407,7 @@ class Resolver:
         if not requirements:
             return []
         lines = sorted((requirement.line(), sorted(requirement.hashes)) for requirement in requirements)
-        rules = {name: plain_rule(value) for name, value in self.plan.rules._asdict().items()}
+        rules = shown(self.plan.rules)
         local = any(isinstance(place, Place) and place.tree for place in self.places.values())
         own = self.bundle.digest if local or any(item.path is not None for item in requirements) else ""
         places = (sorted(self.plan.origins.items()), sorted(self.plan.elsewhere))  # what is kept may be an index's

@@ -932,6 +932,6 @@ def test_the_plan_is_shown(run: Runner, tmp_path: Path) -> None:
     write_tree(tmp_path / "bundle", {**files, **tiny("foo", MINE, "", "libs/foo")})
     body = run(tmp_path / "bundle", None, "--print-bwrap").body
     plan = body["plan"]
-    assert (plan["kind"], plan["dependencies"]) == ("virtual", ["six"])
+    assert (plan["kind"], plan["project"]["requires"]) == ("virtual", ["six"])
     assert plan["origins"]["foo"] == [["file:libs/foo", ""]] and plan["rules"]["constraints"] == ["six<1.16"]
     assert body["phases"]["execute"]["bwrap"]
