@@ -146,40 +146,43 @@ SHORT = 20 << 20  # enough for the interpreter, and too little for the runner
 
 @everyone()
 def test_memory_runs_out(
-    who: str, share: Share, runner_of: RunnerOf, runner_module: ModuleType, verdict: Verdict
+    who: str, full: bool, share: Share, runner_of: RunnerOf, runner_module: ModuleType, verdict: Verdict
 ) -> None:
     dice = random.Random(SEED)
     sizes = [dice.uniform(4, 400) for _ in range(100 if THOROUGH else 10)] + [2000]
     values = [int(size) << 20 for size in sorted(sizes)]
     outcomes = sweep_limit(runner_of(who, "memory"), runner_module, resource.RLIMIT_AS, [*share(values), SHORT])
-    outcomes += sweep_limit(
-        runner_of(who, "memory"), runner_module, resource.RLIMIT_AS, share(values[-6:]), "--no-cache"
-    )
+    if full:  # without what is kept; test_descriptors_run_out does so in each suite
+        outcomes += sweep_limit(
+            runner_of(who, "memory"), runner_module, resource.RLIMIT_AS, share(values[-6:]), "--no-cache"
+        )
     assert outcomes["success"]
     verdict(f"ENOMEM at 4 to 400 MiB as {who}", counted(outcomes))
 
 
 @everyone()
 def test_processes_run_out(
-    who: str, share: Share, runner_of: RunnerOf, runner_module: ModuleType, verdict: Verdict
+    who: str, full: bool, share: Share, runner_of: RunnerOf, runner_module: ModuleType, verdict: Verdict
 ) -> None:
     values = list(range(1, 33)) if THOROUGH else [1, 2, 3, 4, 5, 6, 8, 12, 30]
     outcomes = sweep_limit(runner_of(who, "processes"), runner_module, resource.RLIMIT_NPROC, share(values))
-    outcomes += sweep_limit(
-        runner_of(who, "processes"), runner_module, resource.RLIMIT_NPROC, share(values[:4]), "--no-cache"
-    )
+    if full:  # without what is kept; test_descriptors_run_out does so in each suite
+        outcomes += sweep_limit(
+            runner_of(who, "processes"), runner_module, resource.RLIMIT_NPROC, share(values[:4]), "--no-cache"
+        )
     verdict(f"EAGAIN at 1 to 32 processes as {who}", counted(outcomes))
 
 
 @everyone()
 def test_files_may_not_grow(
-    who: str, share: Share, runner_of: RunnerOf, runner_module: ModuleType, verdict: Verdict
+    who: str, full: bool, share: Share, runner_of: RunnerOf, runner_module: ModuleType, verdict: Verdict
 ) -> None:
     values = [0, 1, 100, 1000, 4096, 20_000, 100_000, 200_000, 1 << 20, 1 << 26]
     outcomes = sweep_limit(runner_of(who, "sizes"), runner_module, resource.RLIMIT_FSIZE, share(values))
-    outcomes += sweep_limit(
-        runner_of(who, "sizes"), runner_module, resource.RLIMIT_FSIZE, share(values[2:8]), "--no-cache"
-    )
+    if full:  # without what is kept; test_descriptors_run_out does so in each suite
+        outcomes += sweep_limit(
+            runner_of(who, "sizes"), runner_module, resource.RLIMIT_FSIZE, share(values[2:8]), "--no-cache"
+        )
     assert outcomes["success"]
     verdict(f"EFBIG at 0 to 64 MiB as {who}", counted(outcomes))
 

@@ -29,6 +29,7 @@ def wire(entrypoint, params, seed):
 """
 
 
+@pytest.mark.full("installs three large packages; the default suite has pandas by polars")
 @pytest.mark.xdist_group("real packages")
 def test_frames_and_arrays(run: Runner, bundle: Bundle) -> None:
     pytest.importorskip("polars")
@@ -93,10 +94,12 @@ SAYS = {
 }
 
 
-@pytest.mark.parametrize("value, words", SAYS.values(), ids=SAYS)
-def test_what_has_no_form_is_told_what_to_write(run: Runner, bundle: Bundle, value: str, words: str) -> None:
-    error = run(bundle(f"def wire(e, p, s): return {{'out': {value}}}")).error
-    assert error["type"] == "bad_result" and "'out'" in error["error"] and words in error["error"]
+def test_what_has_no_form_is_told_what_to_write(run: Runner, bundle: Bundle) -> None:
+    code = "def wire(entrypoint, params, seed): return {'out': eval(params['value'])}"
+    tasks = [{"entrypoint": "main", "params": {"value": value}, "seed": 1} for value, _ in SAYS.values()]
+    for (name, (_, words)), result in zip(SAYS.items(), run.served(bundle(code), tasks), strict=True):
+        error = result.error
+        assert error["type"] == "bad_result" and "'out'" in error["error"] and words in error["error"], (name, error)
 
 
 def test_dates_and_paths_inside_json(run: Runner, bundle: Bundle) -> None:

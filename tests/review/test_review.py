@@ -146,7 +146,7 @@ CASES = {
         WIRE + KERNEL, (("keyring", "warning", "task", "kernel"), ("namespace", "alarm", "task", "kernel"))
     ),
     "a sleeper": Case(
-        WIRE + "    import time\n    time.sleep(20)\n    return {'out': b'done'}\n",
+        WIRE + "    import time\n    time.sleep(10)\n    return {'out': b'done'}\n",
         (("long-sleep", "warning", "task", "kernel"),),
     ),
     "one that acts elsewhere only": Case(
@@ -255,7 +255,10 @@ ENDINGS = {
 @pytest.mark.parametrize("name", ENDINGS)
 def test_how_it_ended_is_told_in_the_phase_where_it_did(name: str, tmp_path: Path) -> None:
     code, backend, *expected = ENDINGS[name]
-    report = reviewed(tmp_path, write_bundle(tmp_path / "bundle", code, backend=backend))
+    profile = tmp_path / "little.toml"  # 4 GiB take a traced task long to fill
+    profile.write_text('extends = "default"\n[execute.limits]\nmemory_bytes = "256MiB"\n')
+    bundle = write_bundle(tmp_path / "bundle", code, backend=backend)
+    report = reviewed(tmp_path, bundle, "--profile", str(profile))
     assert (*expected, "runner") in findings(report), (report["findings"], report["phases"])
 
 

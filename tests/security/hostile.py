@@ -6,7 +6,7 @@ import subprocess
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -204,17 +204,22 @@ def runs(*pairs: tuple[str, str]) -> pytest.MarkDecorator:
 _RUNNERS: dict[tuple[str, str], HostileRunner] = {}
 
 
-def turns(argument: str, values: Iterable[Any], *pairs: tuple[str, str]) -> pytest.MarkDecorator:
+def turns(
+    argument: str, values: Iterable[Any], *pairs: tuple[str, str], first: Collection[str] | None = None, why: str = ""
+) -> pytest.MarkDecorator:
     """Parametrise over the values, each tried by one of the pairs in turn: the suites stay short. With THOROUGH=1
-    in the environment each is tried by all of them."""
+    in the environment each is tried by all of them. The default suite tries those named `first`, or all."""
     pairs = tuple(pair for pair in pairs if pair[0] in ("user", HERE)) or pairs
-    rows = [
-        (pair, *value) if "," in argument else (pair, value)
-        for number, value in enumerate(values)
-        for pair in (pairs if os.environ.get("THOROUGH") else [pairs[number % len(pairs)]])
-    ]
-    ids = [f"{label_of(tuple(value))}-{who}-{profile}" for (who, profile), *value in rows]
-    return pytest.mark.parametrize(f"hostile, {argument}", rows, indirect=["hostile"], ids=ids)
+    rows, names = [], set()
+    for number, value in enumerate(values):
+        parts = value if "," in argument else (value,)
+        names.add(label_of(tuple(parts)))
+        marks = () if first is None or label_of(tuple(parts)) in first else pytest.mark.full(why)
+        for who, profile in pairs if os.environ.get("THOROUGH") else [pairs[number % len(pairs)]]:
+            name = f"{label_of(tuple(parts))}-{who}-{profile}"
+            rows.append(pytest.param((who, profile), *parts, id=name, marks=marks))
+    assert names >= set(first or ()), set(first or ()) - names
+    return pytest.mark.parametrize(f"hostile, {argument}", rows, indirect=["hostile"])
 
 
 def label_of(value: Any) -> str:

@@ -103,7 +103,14 @@ def go(hostile: HostileRunner, net: Net, explicit: bool) -> Result:
     return hostile.afresh(place, None, env=net.environment(), name="where an index of the bundle's own leads")
 
 
-@turns("case", NOWHERE, ("root", "default"), ("user", "default"))
+SOME = (
+    "a link to a file of the host", "a link without TLS", "a link to this machine", "a link with a login",
+    "a page that leads off TLS", "a page that leads to this machine", "a file that leads to this machine",
+    "a link to the caller's host",
+)  # fmt: skip
+
+
+@turns("case", NOWHERE, ("root", "default"), ("user", "default"), first=SOME, why="the same place by another way")
 def test_an_index_leads_to_no_other_place(case: str, hostile: HostileRunner, net: Net) -> None:
     """Not off https, not to this machine, not to what the caller's login opens; also where the caller has a proxy."""
     NOWHERE[case](net)

@@ -10,6 +10,7 @@ import pytest
 from conftest import BUILD_SYSTEM, GROUP, TINY_BACKEND, Result, tiny
 from evidence import CONTROLS_DONE
 from servers import LocalServer, protected, status, wheel, write_tree
+from suites import rows
 
 from security.hostile import HostileRunner, runs
 
@@ -115,8 +116,16 @@ def asked_for_own(server: LocalServer) -> list[str]:
             for name in OWN) and "wants" not in path]  # fmt: skip
 
 
+# One of each place that names it, and of each way in which it comes to be asked for.
+SOME = (
+    "a path", "a member that nothing but another member names", "an extra of the project itself, spelled otherwise",
+    "a local source of a local source", "a package of the index that wants what wants it", "a path of poetry's",
+    "an editable source of pdm's", "an override", "a group that includes another", "a requirements file",
+)  # fmt: skip
+
+
 @runs(*BOTH)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", rows({name: name for name in CASES}, SOME, "another spelling of a kind"))
 def test_the_index_is_not_asked(case: str, go: Go, server: LocalServer) -> None:
     result = go(CASES[case])
     assert result.outputs == {"out": b"mine"}

@@ -349,7 +349,16 @@ WHEELS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@turns("name", WHEELS, *BOTH)
+# Of each kind of trick one goes the whole way; test_wheels.py gives all kinds to what unpacks.
+SOME_WHEELS = (
+    "a name with ..", "a link out", "a file twice", "a set-uid file", "a RECORD with another hash",
+    "another pyvenv.cfg", "a pyc as a folder", "a name of 300 characters", "1400 folders deep",
+    "a console script that is code", "entry points that are no INI", "a bytecode file of its own",
+    "a dependency that is a file", "a dependency with a variable",
+)  # fmt: skip
+
+
+@turns("name", WHEELS, *BOTH, first=SOME_WHEELS, why="another trick of a kind")
 def test_hostile_wheel(name: str, hostile: HostileRunner, server: LocalServer) -> None:
     """It is refused with a clear error, or harmless; nothing is written outside, nothing is read."""
     options = {"files": {}, **WHEELS[name]}
@@ -392,7 +401,10 @@ SDISTS: dict[str, list[tuple[tarfile.TarInfo, bytes]]] = {
 }  # fmt: skip
 
 
-@turns("name", SDISTS, *BOTH)
+SOME_SDISTS = ("a name with ..", "a link out", "a device", "2000 folders deep", "a file twice")
+
+
+@turns("name", SDISTS, *BOTH, first=SOME_SDISTS, why="another trick of a kind")
 def test_hostile_sdist(name: str, hostile: HostileRunner, server: LocalServer) -> None:
     server.add(*sdist("dep", "1.0", source("dep", ""), members=SDISTS[name]))
     result = go(hostile, bundle_with(hostile, "dep"), server, f"an sdist with {name}")
@@ -598,7 +610,14 @@ def secrets_in(hostile: HostileRunner, result: Any, words: list[str]) -> list[st
     return found
 
 
-@turns("means, outcome", product(["url", "netrc", "names"], OUTCOMES), *BOTH, ("user", "local"))
+@turns(
+    "means, outcome",
+    product(["url", "netrc", "names"], OUTCOMES),
+    *BOTH,
+    ("user", "local"),
+    first=("url-good", "netrc-good", "names-good", "url-missing", "netrc-refused"),
+    why="the same end by other means",
+)
 def test_credentials_of_the_index(
     means: str, outcome: str, hostile: HostileRunner, server: LocalServer, base: Path
 ) -> None:

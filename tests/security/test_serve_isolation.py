@@ -165,7 +165,18 @@ def notices(answer: dict[str, Any]) -> dict[str, Any]:
     return dict(json.loads(base64.b64decode(answer["outputs"]["out"]["inline"])))
 
 
-@turns("attack", ATTACKS, *ACCOUNTS)
+ALONE = (
+    "files",
+    "a /tmp that nobody may enter",
+    "a daemon that writes frames",
+    "limits of the parent",
+    "kills the parent",
+)
+
+
+@turns(
+    "attack", ATTACKS, *ACCOUNTS, first=ALONE, why="alone; test_nor_in_a_template_that_learned has all on one server"
+)
 def test_the_next_task_notices_nothing(attack: Attack, hostile: HostileRunner) -> None:
     answers, _ = serve(hostile, "0", attack.code, "0", "0")
     line = json.dumps(answers[1])[:400]
