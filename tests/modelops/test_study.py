@@ -1,12 +1,15 @@
 """The study: inputs as people write them, the command in both modes, its files and its exit status."""
 
+import errno
 import json
 import os
 import resource
+import sqlite3
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -108,6 +111,33 @@ def test_tables(tmp_path: Path, suffix: str) -> None:
     frame = polars.DataFrame({"a": [1, 2], "b": [0.5, None], "c": ["x", "y"]})
     {".csv": frame.write_csv, ".parquet": frame.write_parquet, ".json": frame.write_json}[suffix](path)
     assert read_table(path) == [{"a": 1, "b": 0.5, "c": "x"}, {"a": 2, "c": "y"}]
+
+
+def test_a_column_of_a_csv_file_has_one_type(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_bytes('\ufeffn,x,flag,mixed,code,"a, b"\r\n1,2,true,1,7a,"é\n"\r\n\r\n-2,.5e1,FALSE,x,,\r\n'.encode())
+    assert [[*map(repr, row.values())] for row in read_table(path)] == [
+        ["1", "2.0", "True", "'1'", "'7a'", "'é\\n'"],
+        ["-2", "5.0", "False", "'x'"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.csv", b"a,b\n1,2\n1\n", "row 3 has not as many cells"),
+        ("a.csv", b"", "no rows"),
+        ("a.csv", b"\xff\n1\n", "can't be read: 'utf-8'"),
+        ("a.csv", b'a\n"1', "unexpected end"),
+        ("a.json", b'{"a": 1}', "not a list of objects"),
+        ("a.json", b'[{"a": 1, "a": 2}]', "twice"),
+        ("a.parquet", b"PAR1 and then something else PAR1", "it is damaged"),
+    ],
+)
+def test_a_damaged_table(tmp_path: Path, name: str, content: bytes, words: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=words):
+        read_table(tmp_path / name)
 
 
 def test_wrong_tables(tmp_path: Path) -> None:
@@ -250,34 +280,24 @@ def test_a_table_with_a_column_twice_is_refused(tmp_path: Path) -> None:
     assert read_table(table) == [{"a": 1, "b": 2, "c_duplicated_0": 3}]
 
 
-VALUES = st.sampled_from(["a", "b", "large" * 1000, None])  # the large one's part is not small
+VALUES = st.sampled_from(["a", "b", "large" * 1000, None])
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), VALUES, st.booleans()), max_size=16))
 @settings(max_examples=30, deadline=None)
-def test_the_last_result_of_a_task_counts_however_parts_lie(events: list[tuple[int, str | None, bool]]) -> None:
-    """Results come again and again, parts are written at any moment and joined, and the folder is opened anew."""
+def test_the_last_result_of_a_task_counts(events: list[tuple[int, str | None, bool]]) -> None:
+    """Results come again and again, are written at any moment, and the folder is opened anew."""
     study = study_of_one(5)
-    with (
-        tempfile.TemporaryDirectory() as name,
-        patch.object(study_folder, "JOINED_PARTS", 3),
-        patch.object(study_folder, "JOINED_BYTES", 4000),
-    ):
+    with tempfile.TemporaryDirectory() as name:
         folder = StudyFolder(Path(name), study, {})
         expected: dict[int, str | None] = {}
         for index, value, anew in events:
             folder.add_simulation(index, timed(failure() if value is None else result_of(value)))
             expected[index] = value
-            folder.flush()
             if anew:
                 folder.close()
                 folder = StudyFolder(Path(name), study, {})
             assert folder.simulations == {index: value is not None for index, value in expected.items()}
-        files: dict[str, int] = {}
-        for path in folder.parts.glob("*.parquet"):
-            files[path.name[:8]] = files.get(path.name[:8], 0) + int(polars.read_parquet(path).estimated_size())
-        assert len([size for size in files.values() if size < 4000]) <= 3, "small parts are not joined"
-        assert all(size < 4000 + 6000 for size in files.values()), "too much was joined"
         write_tables(folder, {})
         outputs = polars.read_parquet(Path(name) / "outputs.parquet")
         wanted = [(index, value.encode()) for index, value in sorted(expected.items()) if value is not None]
@@ -311,7 +331,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10)
 
 
 @pytest.mark.full("six hundred megabytes of outputs, which compress to nothing")
-def test_memory_is_bounded_while_parts_are_joined_and_tables_written(tmp_path: Path) -> None:
+def test_memory_is_bounded_while_results_come_and_tables_are_written(tmp_path: Path) -> None:
     def most(count: int) -> int:
         command = [sys.executable, "-c", MEMORY, str(tmp_path / f"{count}"), str(count)]
         return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
@@ -319,7 +339,7 @@ def test_memory_is_bounded_while_parts_are_joined_and_tables_written(tmp_path: P
     assert most(2000) < most(20) + (300 << 20), "half of what the outputs have"
 
 
-def test_outputs_are_joined_in_ranges(tmp_path: Path) -> None:
+def test_outputs_are_written_in_ranges(tmp_path: Path) -> None:
     with StudyFolder(tmp_path, study_of_one(9), {}) as folder, patch.object(study_tables, "RANGE_BYTES", 10):
         for index in (8, 2, 5, 1, 0, 3, 7):
             folder.add_simulation(index, timed(result_of("x" * (1 + index))))
@@ -329,48 +349,116 @@ def test_outputs_are_joined_in_ranges(tmp_path: Path) -> None:
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
-def test_a_part_that_was_never_finished_is_not_seen(tmp_path: Path) -> None:
-    with StudyFolder(tmp_path, study_of_one(2), {}) as folder:
-        folder.add_simulation(0, timed(result_of("a")))
-        folder.flush()
-        folder.add_simulation(1, timed(result_of("b")))
-        folder.flush()
-    (tmp_path / "parts" / "00000002.simulations.parquet").unlink()  # killed between two files of a part
-    (tmp_path / "parts" / ".00000003.simulations.parquet.aside-1").write_bytes(b"half")
-    with StudyFolder(tmp_path, study_of_one(2), {}) as folder:
-        assert folder.simulations == {0: True}
-        folder.add_simulation(1, timed(result_of("c")))
+def of_three(path: Path) -> Path:
+    """A study of three points that was run whole; its database."""
+    with StudyFolder(path, study_of_one(3), {}) as folder:
+        for index in range(3):
+            folder.add_simulation(index, timed(result_of(f"{index}" * 3000)))
+            folder.flush()
+    return path / "results.sqlite"
+
+
+@pytest.mark.parametrize("when", ["journalled", "half written"])
+def test_what_was_never_finished_is_not_seen(tmp_path: Path, when: str) -> None:
+    """A process that is killed within a transaction, before and after pages of it reached the database."""
+    database = of_three(tmp_path)
+    code = """
+import os, sqlite3, sys
+db = sqlite3.connect(sys.argv[1], isolation_level=None)
+db.execute("BEGIN")
+db.execute("DELETE FROM simulations WHERE point = 0")
+if sys.argv[2] == "half written":
+    db.execute("PRAGMA cache_size = 1")
+    db.execute("UPDATE outputs SET content = zeroblob(2000000)")
+os.kill(os.getpid(), 9)
+"""
+    before = database.read_bytes()
+    subprocess.run([sys.executable, "-c", code, str(database), when])
+    assert (database.read_bytes() != before) == (when == "half written")
+    with StudyFolder(tmp_path, study_of_one(3), {}) as folder:
+        assert folder.simulations == {0: True, 1: True, 2: True}
         write_tables(folder, {})
-    assert polars.read_parquet(tmp_path / "outputs.parquet")["content"].to_list() == [b"a", b"c"]
-    assert not list((tmp_path / "parts").glob(".*"))
+    assert polars.read_parquet(tmp_path / "outputs.parquet")["size"].to_list() == [3000] * 3
+    assert not list(tmp_path.glob("*.damaged"))
 
 
 def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-20])
+    path.write_bytes(path.read_bytes()[:-4096])
 
 
-def other_columns(path: Path) -> None:
-    polars.DataFrame({"index": [0]}).write_parquet(path)
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
 
 
-@pytest.mark.parametrize("kind", ["simulations", "outputs"])
-@pytest.mark.parametrize("damage", [cut, other_columns, lambda path: path.write_bytes(b""), Path.unlink])
-def test_what_a_damaged_part_had_is_run_again(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str, damage: Callable[[Path], None]
+def no_database(path: Path) -> None:
+    path.write_bytes(b"nothing of the kind" * 1000)
+
+
+def another_database(path: Path) -> None:
+    path.unlink()
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("CREATE TABLE simulations (point)")
+
+
+def an_unreadable_page(path: Path) -> None:
+    """The first of the table of losses."""
+    with closing(sqlite3.connect(path)) as db:
+        (page,) = db.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'losses'").fetchone()
+        (size,) = db.execute("PRAGMA page_size").fetchone()
+    whole = path.read_bytes()
+    path.write_bytes(whole[: (page - 1) * size] + b"\xff" * size + whole[page * size :])
+
+
+def an_altered_output(path: Path) -> None:
+    """Of the point in the middle, which is looked at more closely where something else is damaged besides."""
+    whole = path.read_bytes()
+    assert b"1" * 3000 in whole
+    path.write_bytes(whole.replace(b"1" * 3000, b"1" * 2000 + b"x" + b"1" * 999))
+    an_unreadable_page(path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "left"),
+    [
+        (cut, set()),
+        (empty, set()),
+        (no_database, set()),
+        (another_database, set()),
+        (an_unreadable_page, {0, 1, 2}),
+        (an_altered_output, {0, 2}),
+    ],
+)
+def test_what_was_damaged_is_run_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: Callable[[Path], None], left: set[int]
 ) -> None:
+    database = of_three(tmp_path)
+    damage(database)
+    damaged = database.read_bytes()
     with StudyFolder(tmp_path, study_of_one(3), {}) as folder:
-        for index in range(3):
-            folder.add_simulation(index, timed(result_of(f"{index}")))
-            folder.flush()
-    (tmp_path / "parts" / "notes.parquet").write_text("nothing of ours")
-    damage(tmp_path / "parts" / f"00000002.{kind}.parquet")
-    with StudyFolder(tmp_path, study_of_one(3), {}) as folder:
-        assert folder.simulations == {0: True, 2: True}
-        folder.add_simulation(1, timed(result_of("1")))
+        assert {*folder.simulations} == left
+        for index in {0, 1, 2} - left:
+            folder.add_simulation(index, timed(result_of(f"{index}" * 3000)))
         write_tables(folder, {})
-    assert polars.read_parquet(tmp_path / "outputs.parquet")["content"].to_list() == [b"0", b"1", b"2"]
-    if (kind, damage) != ("simulations", Path.unlink):  # so a kill leaves it too
-        assert "part 2" in caplog.text and list(tmp_path.glob("parts/*.damaged"))
+    outputs = polars.read_parquet(tmp_path / "outputs.parquet")
+    assert outputs["content"].to_list() == [f"{index}".encode() * 3000 for index in range(3)]
+    assert "results.sqlite is damaged" in caplog.text
+    assert (tmp_path / "results.sqlite.damaged").read_bytes() == damaged
+    caplog.clear()
+    StudyFolder(tmp_path, study_of_one(3), {}).close()
+    assert not caplog.text, "it is mended"
+
+
+def test_a_database_that_is_gone_is_made_anew(tmp_path: Path) -> None:
+    of_three(tmp_path).unlink()
+    with StudyFolder(tmp_path, study_of_one(3), {}) as folder:
+        assert folder.simulations == {}
+
+
+def test_a_file_system_without_locks(tmp_path: Path) -> None:
+    with patch.object(study_folder.fcntl, "flock", side_effect=OSError(errno.ENOLCK, "No locks available")):
+        of_three(tmp_path)
+        with StudyFolder(tmp_path, study_of_one(3), {}) as folder:
+            assert folder.simulations == {0: True, 1: True, 2: True}
 
 
 def test_results_that_nobody_knows_the_study_of(tmp_path: Path) -> None:
@@ -395,7 +483,6 @@ def test_what_can_not_be_written_is_kept_until_it_can(tmp_path: Path) -> None:
                 write_tables(folder, {})
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        assert not list(tmp_path.glob("parts/*"))
         folder.add_simulation(1, timed(result_of("2")))
     with StudyFolder(tmp_path, study_of_one(2), {}) as folder:
         assert folder.simulations == {0: True, 1: True}

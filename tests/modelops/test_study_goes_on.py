@@ -5,11 +5,12 @@ import os
 import pty
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -131,14 +132,16 @@ def tables(out: Path) -> dict[str, list[dict[str, Any]]]:
 
 def rows_written(out: Path) -> list[int]:
     """The points of all results that were ever written, as often as they were."""
-    return [
-        index for path in (out / "parts").glob("*.simulations.parquet") for index in polars.read_parquet(path)["index"]
-    ]
+    database = out / "results.sqlite"
+    if not database.exists():
+        return []
+    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=60)) as db:
+        return [point for (point,) in db.execute("SELECT point FROM simulations")]
 
 
-def wait_for_parts(process: "subprocess.Popen[str]", out: Path, count: int) -> None:
+def wait_for_results(process: "subprocess.Popen[str]", out: Path, count: int) -> None:
     wait_until(
-        lambda: process.poll() is not None or len(list(out.glob("parts/*.simulations.parquet"))) >= count,
+        lambda: process.poll() is not None or len(rows_written(out)) >= count,
         "no results were written",
         120,
     )
@@ -186,13 +189,13 @@ def test_a_study_that_is_interrupted_goes_on(
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     command.run(whole, "--target", "peak")
     process = command.start(parts, "--target", "peak")
-    wait_for_parts(process, parts, 1)
+    wait_for_results(process, parts, 1)
     stderr = command.interrupt(process, signal.SIGINT)
     record_property("seconds from Ctrl-C to the end", command.seconds_to_end)  # 2 where the machine is not busy
     assert process.returncode == 130 and "the same command goes on" in stderr
     assert "Traceback" not in stderr and "ERROR" not in stderr, stderr
     process = command.start(parts, "--target", "peak")
-    wait_for_parts(process, parts, len(list(parts.glob("parts/*.simulations.parquet"))) + 1)
+    wait_for_results(process, parts, len(rows_written(parts)) + 1)
     command.interrupt(process, signal.SIGKILL)
     command.run(parts, "--target", "peak")
     assert tables(parts) == tables(whole)
@@ -205,7 +208,7 @@ def reached(moment: str, command: Command, process: "subprocess.Popen[str]") -> 
     if moment == "the check":
         return bool(runners(command.tmp_path))
     if moment == "its work":
-        return bool([*command.tmp_path.glob("out/parts/*.simulations.parquet")])
+        return bool(rows_written(command.tmp_path / "out"))
     begun = {"a worker": "spawn_main", "the cluster": "resource_tracker"}[moment]
     children = psutil.Process(process.pid).children()
     return any(begun in word for child in children for word in child.cmdline())

@@ -51,7 +51,7 @@ def test_adapters_import_no_service() -> None:
             assert not [other for other in imported if other.startswith(("modelops.services", "modelops.worker"))], name
 
 
-HEAVY = ("dask", "distributed", "polars", "pyarrow")
+HEAVY = ("dask", "distributed", "arro3")
 
 
 @pytest.mark.parametrize("command", ["run", "doctor", "example"])

@@ -1,30 +1,27 @@
 """The folder of a study while it runs: what the study is, and every result as it came. A study goes on from here.
 
-    identity.json              what two starts must have in common
-    parts/<n>.simulations.parquet   results of simulations, a row each; <n>.outputs.parquet: what they returned
-    parts/<n>.losses.parquet        results of aggregations
+    identity.json    what two starts must have in common
+    results.sqlite   a row for each result of a simulation, each output of one, and each result of an aggregation
 
-A part appears complete, by a rename; its simulations come last, so results without their outputs are never seen. Where
-two parts have a result of one task, the later one counts. Small parts are joined now and then, a few MiB at a time, so
-that memory does not grow with the study. A part that a disk or a person damaged is set aside as `<name>.damaged`, and
-what it had is run again.
+What came at once is there at once or not at all, whatever ends the process. Rows are only ever added: where a task has
+several results, the last one counts. Where a disk or a person damaged the database, it is copied to
+`results.sqlite.damaged`; simulations that can still be read with all their outputs are kept, and the rest is run again.
 """
 
 import fcntl
 import json
 import logging
 import os
-import re
+import shutil
+import sqlite3
 import time
-from collections import Counter
-from collections.abc import Container, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import quote
 
-import polars
 from modelops_contracts import AggregationReturn, ErrorInfo, SimReturn, TableArtifact, digest_bytes
 
 from modelops.adapters.exec_env.errors import RunnerError
@@ -36,42 +33,42 @@ logger = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 1.0
 FLUSH_BYTES = 32 << 20  # of outputs
-JOINED_PARTS, JOINED_BYTES = 64, 8 << 20  # of so many parts that take less memory, some are made one that does not
+WAIT_SECONDS = 60.0  # for somebody who reads the database
+DATABASE = "results.sqlite"
+_VERSION = 1  # of the tables below
 
-_TIMES: dict[str, Any] = {"started": polars.Datetime("us", "UTC"), "seconds": polars.Float64}
-_ERROR: dict[str, Any] = {"error_type": polars.String, "error": polars.String, "retryable": polars.Boolean}
-SCHEMAS: dict[str, dict[str, Any]] = {
+_ENDED = {"error_type": "TEXT", "error": "TEXT", "retryable": "INTEGER", "started": "INTEGER", "seconds": "REAL"}
+_TABLES = {
+    "simulations": {
+        "result": "INTEGER PRIMARY KEY",
+        "point": "INTEGER NOT NULL",
+        "task_id": "TEXT",
+        "metrics": "TEXT",
+        "outputs": "INTEGER",  # how many rows it has there
+        **_ENDED,
+    },
     "outputs": {
-        "index": polars.UInt64,
-        "name": polars.String,
-        "size": polars.UInt64,
-        "checksum": polars.String,
-        "content_type": polars.String,
-        "ref": polars.String,
-        "content": polars.Binary,
+        "result": "INTEGER NOT NULL",
+        "name": "TEXT",
+        "size": "INTEGER",
+        "checksum": "TEXT",
+        "content_type": "TEXT",
+        "ref": "TEXT",
+        "content": "BLOB",  # last: SQLite reads no further than it is asked to
     },
     "losses": {
-        "group": polars.UInt64,
-        "target": polars.UInt64,
-        "loss": polars.Float64,
-        "n_replicates": polars.UInt64,
-        "aggregation_id": polars.String,
-        "diagnostics": polars.String,
-        **_ERROR,
-        **_TIMES,
-    },
-    "simulations": {
-        "index": polars.UInt64,
-        "task_id": polars.String,
-        "metrics": polars.String,
-        **_ERROR,
-        **_TIMES,
+        "result": "INTEGER PRIMARY KEY",
+        "parameters": "INTEGER NOT NULL",
+        "target": "INTEGER NOT NULL",
+        "loss": "REAL",
+        "n_replicates": "INTEGER",
+        "aggregation_id": "TEXT",
+        "diagnostics": "TEXT",
+        **_ENDED,
     },
 }
-KINDS = tuple(SCHEMAS)  # in the order in which a part's files appear
-_KEYS = {"simulations": ["index"], "losses": ["group", "target"]}
-_OWNER = {"outputs": "simulations"}  # whose rows decide which of a kind count
-_PART = re.compile(rf"[0-9]{{8,15}}\.({'|'.join(KINDS)})\.parquet")
+_KEYS = {"simulations": "point", "losses": "parameters, target"}
+_INDEXES = {**_KEYS, "outputs": "result, name"}
 
 
 class StudyFolderError(Exception):
@@ -84,7 +81,7 @@ class StudyMismatch(StudyFolderError):
 
 @dataclass
 class _Pending:
-    rows: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
+    rows: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {table: [] for table in _TABLES})
     size: int = 0
 
 
@@ -96,20 +93,20 @@ class StudyFolder:
 
     def __init__(self, path: Path, study: Study, profile: Mapping[str, Any]) -> None:
         self.path, self.study = path, study
-        self.parts = path / "parts"
-        self.parts.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(self.parts, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        path.mkdir(parents=True, exist_ok=True)
+        self._lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._pending, self._flushed_at = _Pending(), time.monotonic()
+        self.simulations: dict[int, bool] = {}
+        self.losses: dict[tuple[int, int], bool] = {}
         try:
-            _take(self._lock, path)
+            vfs = "unix" if _take(self._lock, path) else "unix-none"
             self._identify({**study.identity(), "profile": dict(profile)})
-            self._remove_unfinished()
-            self._set_damaged_aside()
-            self._next = 1 + max((_number(part) for part in self._files()), default=0)
-            self._small = {number: size for number, size in self._sizes() if size < JOINED_BYTES}
-            self.simulations: dict[int, bool] = {}
-            self.losses: dict[tuple[int, int], bool] = {}
-            self._load()
+            for aside in path.glob(".*.aside-*"):
+                aside.unlink(missing_ok=True)
+            with _told(path / DATABASE, "opened"):
+                self._db = _opened(path / DATABASE, len(study.points), vfs)
+                self._next = 1 + _last_result(self._db)
+                self._load()
         except BaseException:
             os.close(self._lock)
             raise
@@ -118,17 +115,17 @@ class StudyFolder:
         """Take in the result of a point."""
         result = timed.result
         assert isinstance(result, SimReturn)
-        self._pending.rows["simulations"].append(
-            {
-                "index": index,
-                "task_id": result.task_id,
-                "metrics": json.dumps(dict(result.metrics or {})),
-                **_error_fields(result.error),
-                **_times(timed),
-            }
+        self._add(
+            "simulations",
+            point=index,
+            task_id=result.task_id,
+            metrics=json.dumps(dict(result.metrics or {})),
+            outputs=len(result.outputs),
+            **_ended(timed, result.error),
         )
-        for name, artifact in sorted(result.outputs.items()):
-            self._pending.rows["outputs"].append({"index": index, "name": name, **_artifact_fields(artifact)})
+        for name, artifact in result.outputs.items():
+            row = {"result": self._next - 1, "name": name, **_artifact_fields(artifact)}
+            self._pending.rows["outputs"].append(row)
             self._pending.size += len(artifact.inline or b"")
         self.simulations[index] = result.error is None
         self.flush_when_due()
@@ -136,15 +133,16 @@ class StudyFolder:
     def add_loss(self, group: int, target: int, timed: Timed) -> None:
         """Take in the result of an aggregation, or the error that it ended with."""
         result = timed.result
-        row: dict[str, Any] = {"group": group, "target": target, **_times(timed)}
+        found: dict[str, Any] = dict.fromkeys(("loss", "n_replicates", "aggregation_id", "diagnostics"))
+        error = None
         if isinstance(result, AggregationReturn):
-            row |= {"loss": result.loss, "n_replicates": result.n_replicates, "aggregation_id": result.aggregation_id}
-            row |= {"diagnostics": json.dumps(result.diagnostics, default=str)}
+            found |= {"loss": result.loss, "n_replicates": result.n_replicates, "aggregation_id": result.aggregation_id}
+            found |= {"diagnostics": json.dumps(result.diagnostics, default=str)}
         else:
             assert isinstance(result, RunnerError)
-            row |= _error_fields(ErrorInfo(result.type, result.message, result.retryable))
-        self._pending.rows["losses"].append(row)
-        self.losses[group, target] = isinstance(result, AggregationReturn)
+            error = ErrorInfo(result.type, result.message, result.retryable)
+        self._add("losses", parameters=group, target=target, **found, **_ended(timed, error))
+        self.losses[group, target] = error is None
         self.flush_when_due()
 
     def forget_failures(self) -> None:
@@ -164,37 +162,35 @@ class StudyFolder:
     def flush(self) -> None:
         """Write what has come since the last time."""
         self._flushed_at = time.monotonic()
-        rows = self._pending.rows
-        if any(rows.values()):
-            self._write_part({kind: polars.DataFrame(rows[kind], schema=SCHEMAS[kind]) for kind in KINDS if rows[kind]})
+        if any(self._pending.rows.values()):
+            with _told(self.path / DATABASE, "written"), self._db:
+                for table, rows in self._pending.rows.items():
+                    self._db.executemany(_insert(table), rows)
             self._pending = _Pending()
-            self._join_small_parts()
 
     def flush_when_due(self) -> None:
         """Write what has come, if the last time is a while ago or there is much of it."""
         if time.monotonic() - self._flushed_at > FLUSH_SECONDS or self._pending.size > FLUSH_BYTES:
             self.flush()
 
-    def latest(self, kind: str) -> polars.DataFrame:
+    def latest(self, table: str) -> Iterator[sqlite3.Row]:
         """Of simulations or losses the row that counts of each task, in the order of the study."""
-        keys = _KEYS[kind]
-        found = self._scan(kind).collect().sort(*keys, "part")
-        return found.unique(keys, keep="last", maintain_order=True)
+        with _told(self.path / DATABASE, "read"):
+            yield from self._db.execute(_latest(table))
 
-    def outputs(self, parts: Container[int] | None = None) -> polars.LazyFrame:
-        """The outputs that count, of some parts or all, in no order. What is not selected is not read."""
-        return self._scan("outputs", parts).join(self._counting("simulations"), on=["index", "part"], how="semi")
+    def outputs(self, *columns: str) -> Iterator[tuple[Any, ...]]:
+        """The outputs that count: the point of each and these columns, by point and name. No other column is read."""
+        with _told(self.path / DATABASE, "read"):
+            for row in self._db.execute(_latest("simulations", "point, result")):
+                of_result = f"SELECT {', '.join(columns)} FROM outputs WHERE result = ? ORDER BY name"
+                for output in self._db.execute(of_result, (row["result"],)):
+                    yield row["point"], *output
 
     def results(self, indices: list[int]) -> dict[int, SimReturn]:
         """The results of some points as they were taken in, for an aggregation."""
         self.flush()
-        outputs: dict[int, dict[str, TableArtifact]] = {index: {} for index in indices}
-        found = self.outputs().filter(polars.col("index").is_in(indices)).sort("name").collect()
-        for row in found.iter_rows(named=True):
-            artifact = TableArtifact(row["content_type"], row["size"], row["content"], row["ref"], row["checksum"])
-            outputs[row["index"]][row["name"]] = artifact
-        rows = self.latest("simulations").filter(polars.col("index").is_in(indices))
-        return {row["index"]: _sim_return(row, outputs[row["index"]]) for row in rows.iter_rows(named=True)}
+        with _told(self.path / DATABASE, "read"):
+            return {index: self._result(index) for index in indices}
 
     def close(self) -> None:
         """Write what is there, and let others have the folder."""
@@ -202,6 +198,7 @@ class StudyFolder:
             try:
                 self.flush()
             finally:
+                self._db.close()
                 os.close(self._lock)
                 self._lock = -1
 
@@ -213,7 +210,7 @@ class StudyFolder:
 
     def _identify(self, identity: dict[str, Any]) -> None:
         place = self.path / "identity.json"
-        if not self._files():
+        if not _has_results(self.path / DATABASE):
             write_whole(place, lambda aside: aside.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8"))
             return
         try:
@@ -230,89 +227,29 @@ class StudyFolder:
                     f"{_short(known.get(key))}, and this one {_short(value)}; choose another --out"
                 )
 
-    def _remove_unfinished(self) -> None:
-        for path in [*self.path.glob(".*.aside-*"), *self.parts.glob(".*.aside-*")]:
-            path.unlink(missing_ok=True)
-
-    def _files(self) -> list[Path]:
-        """The files of all parts."""
-        return [path for path in self.parts.iterdir() if _PART.fullmatch(path.name)]
-
-    def _set_damaged_aside(self) -> None:
-        """Let parts that can't be read, or lack outputs of their simulations, count as not there."""
-        parts: dict[int, dict[str, Path]] = {}
-        for path in self._files():
-            parts.setdefault(_number(path), {})[_kind(path)] = path
-        for number, files in sorted(parts.items()):
-            problem = _damage(files)
-            if problem:
-                logger.warning("part %d of %s is damaged, and what it had is run again: %s", number, self.path, problem)
-                for path in files.values():
-                    path.rename(path.with_name(f"{path.name}.damaged"))
+    def _add(self, table: str, **row: Any) -> None:
+        self._pending.rows[table].append({"result": self._next, **row})
+        self._next += 1
 
     def _load(self) -> None:
-        for row in self.latest("simulations").select("index", "error_type").iter_rows():
-            self.simulations[row[0]] = row[1] is None
-        for group, target, error_type in self.latest("losses").select("group", "target", "error_type").iter_rows():
-            self.losses[group, target] = error_type is None
+        for row in self._db.execute(_latest("simulations", "point, error_type")):
+            self.simulations[row["point"]] = row["error_type"] is None
+        for row in self._db.execute(_latest("losses", "parameters, target, error_type")):
+            self.losses[row["parameters"], row["target"]] = row["error_type"] is None
 
-    def _write_part(self, frames: Mapping[str, polars.DataFrame]) -> None:
-        number, self._next = self._next, self._next + 1
-        for kind in KINDS:
-            if kind in frames:
-                write_whole(self.parts / f"{number:08}.{kind}.parquet", frames[kind].write_parquet)
-        size = sum(int(frame.estimated_size()) for frame in frames.values())
-        if size < JOINED_BYTES:
-            self._small[number] = size
-
-    def _sizes(self) -> Iterator[tuple[int, int]]:
-        """The number of each part that is there, and about how many bytes its rows take in memory."""
-        sizes: Counter[int] = Counter()
-        for path in self._files():
-            rows = polars.scan_parquet(path, glob=False)
-            if _kind(path) == "outputs":
-                held = rows.select(polars.col("size").filter(polars.col("ref").is_null()).sum()).collect().item()
-                sizes[_number(path)] += held
-                rows = rows.drop("content")
-            sizes[_number(path)] += int(rows.collect().estimated_size())
-        yield from sizes.items()
-
-    def _join_small_parts(self) -> None:
-        """Bound the number of files: some small parts become one, which counts before the old ones are removed."""
-        if len(self._small) < JOINED_PARTS:
-            return
-        old, size = set(), 0
-        for number, more in sorted(self._small.items(), key=itemgetter(1)):
-            old.add(number)
-            size += more
-            if size >= JOINED_BYTES:
-                break
-        frames = {}
-        for kind in KINDS:  # without what is of no account: the new part is later than the one that has what counts
-            keys = [*_KEYS[_OWNER.get(kind, kind)], "part"]
-            counting = self._counting(_OWNER.get(kind, kind))
-            frames[kind] = self._scan(kind, old).join(counting, on=keys, how="semi").drop("part").collect()
-        self._write_part({kind: frame for kind, frame in frames.items() if len(frame)})
-        paths = [path for path in self._files() if _number(path) in old]
-        for path in sorted(paths, key=lambda path: KINDS.index(_kind(path)), reverse=True):
-            path.unlink()
-        for number in old:
-            del self._small[number]
-
-    def _counting(self, kind: str) -> polars.LazyFrame:
-        """Of simulations or losses, the part that has the row that counts of each task."""
-        keys = _KEYS[kind]
-        return self._scan(kind).select(*keys, "part").group_by(keys).agg(polars.col("part").max())
-
-    def _scan(self, kind: str, parts: Container[int] | None = None) -> polars.LazyFrame:
-        """The rows of a kind in some parts, or in all, with the number of their part."""
-        empty = polars.LazyFrame(schema={**SCHEMAS[kind], "part": polars.UInt64})
-        frames = [
-            polars.scan_parquet(path, glob=False).with_columns(part=polars.lit(_number(path), polars.UInt64))
-            for path in self._files()
-            if _kind(path) == kind and (parts is None or _number(path) in parts)
-        ]
-        return polars.concat([empty, *frames])
+    def _result(self, index: int) -> SimReturn:
+        row, outputs = _last_of(self._db, index)
+        assert row is not None, "it has ended"
+        artifacts = {
+            name: TableArtifact(content_type, size, content, ref, checksum)
+            for _, name, size, checksum, content_type, ref, content in outputs
+        }
+        if row["error_type"] is None:
+            return SimReturn(row["task_id"], artifacts)
+        details = json.dumps({"type": row["error_type"], "error": row["error"]}).encode()
+        artifact = TableArtifact("application/json", len(details), details, None, digest_bytes(details))
+        info = ErrorInfo(row["error_type"], row["error"], bool(row["retryable"]))
+        return SimReturn(row["task_id"], artifacts, info, artifact)
 
 
 def write_whole(path: Path, write: Any) -> None:
@@ -321,65 +258,131 @@ def write_whole(path: Path, write: Any) -> None:
     try:
         write(aside)
         os.replace(aside, path)
-    except polars.exceptions.PolarsError as error:
-        is_full = os.statvfs(path.parent).f_bavail == 0
-        raise _unwritable(path, "no space left on device" if is_full else str(error)) from None
     except OSError as error:
-        raise _unwritable(path, error.strerror or str(error)) from None
+        raise StudyFolderError(f"{str(path)!r} can't be written: {error.strerror or error}") from None
     finally:
         aside.unlink(missing_ok=True)
 
 
-def _unwritable(path: Path, why: str) -> StudyFolderError:
-    return StudyFolderError(f"{str(path)!r} can't be written: {why}")
-
-
-def _damage(files: Mapping[str, Path]) -> str:
-    """What is wrong with the files of a part, or nothing. Outputs are not read, but for whose they are."""
+@contextmanager
+def _told(path: Path, doing: str) -> Iterator[None]:
     try:
-        found = {kind: polars.scan_parquet(path, glob=False) for kind, path in files.items()}
-        for kind, frame in found.items():
-            if frame.collect_schema() != polars.Schema(SCHEMAS[kind]):
-                return f"{files[kind].name} has other columns"
-        for kind in _KEYS.keys() & found.keys():
-            found[kind].collect()
-        outputs = found.get("outputs", polars.LazyFrame(schema=SCHEMAS["outputs"])).select("index").collect()
-        if "simulations" in found:
-            good = found["simulations"].filter(polars.col("error_type").is_null()).select("index").collect()
-            if len(good.join(outputs, on="index", how="anti")):
-                return "it lacks outputs"
-    except (polars.exceptions.PolarsError, OSError) as error:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        raise StudyFolderError(f"{str(path)!r} can't be {doing}: {error}") from None
+
+
+def _opened(path: Path, points: int, vfs: str) -> sqlite3.Connection:
+    """The database, made where it is not there, and without what was damaged where it was."""
+    if not path.exists():
+        write_whole(path, lambda aside: _made(aside).close())
+    problem = _damage(path, vfs)
+    if problem:
+        logger.warning("%s is damaged, and what can't be read of it is run again: %s", path, problem)
+        shutil.copyfile(path, f"{path}.damaged")
+        write_whole(path, lambda aside: _rescue(path, aside, points))
+        Path(f"{path}-journal").unlink(missing_ok=True)
+    return _connected(path, "rw", vfs)
+
+
+def _connected(path: Path, mode: str, vfs: str = "unix") -> sqlite3.Connection:
+    db = sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode={mode}&vfs={vfs}", WAIT_SECONDS, uri=True)
+    db.row_factory = sqlite3.Row
+    return db
+
+
+def _made(path: Path) -> sqlite3.Connection:
+    db = _connected(path, "rwc", "unix-none")  # nobody else knows of it
+    with db:
+        for table, columns in _TABLES.items():
+            db.execute(f"CREATE TABLE {table} ({', '.join(f'{name} {kind}' for name, kind in columns.items())})")
+            db.execute(f"CREATE INDEX {table}_of ON {table} ({_INDEXES[table]})")
+        db.execute(f"PRAGMA user_version = {_VERSION}")
+    return db
+
+
+def _damage(path: Path, vfs: str) -> str:
+    """What is wrong with a database, or nothing."""
+    try:
+        with closing(_connected(path, "rw", vfs)) as db:
+            if db.execute("PRAGMA user_version").fetchone()[0] != _VERSION:
+                return "it has other tables"
+            found = str(db.execute("PRAGMA quick_check(1)").fetchone()[0])
+    except sqlite3.DatabaseError as error:
+        if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            raise
         return str(error)
-    return ""
+    return "" if found == "ok" else found.replace("\n", " ")
 
 
-def _take(lock: int, path: Path) -> None:
+def _has_results(path: Path) -> bool:
+    try:
+        with closing(_connected(path, "ro")) as db:
+            return _last_result(db) > 0
+    except sqlite3.DatabaseError:  # it is not there, or damaged
+        return path.exists()
+
+
+def _last_result(db: sqlite3.Connection) -> int:
+    return max(int(db.execute(f"SELECT coalesce(max(result), 0) FROM {table}").fetchone()[0]) for table in _KEYS)
+
+
+def _rescue(damaged: Path, path: Path, points: int) -> None:
+    """Make a database of the simulations of a damaged one that can be read with all outputs as they were."""
+    with closing(_connected(damaged, "ro", "unix-none")) as old, closing(_made(path)) as new, new:
+        for point in range(points):
+            try:
+                row, outputs = _last_of(old, point)
+                is_whole = row is not None and len(outputs) == row["outputs"] and all(map(_is_whole, outputs))
+            except (sqlite3.DatabaseError, TypeError):  # TypeError: a value of another kind than it was
+                continue
+            if row is not None and is_whole:
+                new.execute(_insert("simulations"), {**row, "result": point + 1})
+                new.executemany(_insert("outputs"), ({**output, "result": point + 1} for output in outputs))
+
+
+def _last_of(db: sqlite3.Connection, point: int) -> tuple[sqlite3.Row | None, list[sqlite3.Row]]:
+    """The result that counts of a point, if there is one, and its outputs."""
+    last = db.execute("SELECT * FROM simulations WHERE point = ? ORDER BY result DESC LIMIT 1", (point,))
+    row: sqlite3.Row | None = last.fetchone()
+    of_result = "SELECT * FROM outputs WHERE result = ? ORDER BY name"
+    return row, db.execute(of_result, (row["result"],)).fetchall() if row else []
+
+
+def _is_whole(output: sqlite3.Row) -> bool:
+    return output["content"] is None or digest_bytes(output["content"]) == output["checksum"]
+
+
+def _latest(table: str, columns: str = "*") -> str:
+    """Of each task the row that counts, by key."""
+    keys = _KEYS[table]
+    last = f"SELECT max(result) FROM {table} GROUP BY {keys}"
+    return f"SELECT {columns} FROM {table} WHERE result IN ({last}) ORDER BY {keys}"
+
+
+def _insert(table: str) -> str:
+    return f"INSERT INTO {table} VALUES ({', '.join(f':{name}' for name in _TABLES[table])})"
+
+
+def _take(lock: int, path: Path) -> bool:
+    """Whether the file system has locks; StudyMismatch where another process has this one."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise StudyMismatch(f"another process runs the study in {str(path)!r}") from None
     except OSError:
-        pass  # a file system without locks
+        return False
+    return True
 
 
-def _number(path: Path) -> int:
-    with suppress(ValueError):
-        return int(path.name.partition(".")[0])
-    return 0
-
-
-def _kind(path: Path) -> str:
-    return path.name.split(".")[1]
-
-
-def _times(timed: Timed) -> dict[str, Any]:
-    return {"started": round(timed.started * 1e6), "seconds": timed.seconds}
-
-
-def _error_fields(error: ErrorInfo | None) -> dict[str, Any]:
-    if error is None:
-        return {}
-    return {"error_type": error.error_type, "error": error.message, "retryable": error.retryable}
+def _ended(timed: Timed, error: ErrorInfo | None) -> dict[str, Any]:
+    return {
+        "error_type": error and error.error_type,
+        "error": error and error.message,
+        "retryable": error and error.retryable,
+        "started": round(timed.started * 1e6),
+        "seconds": timed.seconds,
+    }
 
 
 def _artifact_fields(artifact: TableArtifact) -> dict[str, Any]:
@@ -390,15 +393,6 @@ def _artifact_fields(artifact: TableArtifact) -> dict[str, Any]:
         "ref": artifact.ref,
         "content": artifact.inline,
     }
-
-
-def _sim_return(row: Mapping[str, Any], outputs: Mapping[str, TableArtifact]) -> SimReturn:
-    if row["error_type"] is None:
-        return SimReturn(row["task_id"], outputs)
-    details = json.dumps({"type": row["error_type"], "error": row["error"]}).encode()
-    artifact = TableArtifact("application/json", len(details), details, None, digest_bytes(details))
-    info = ErrorInfo(row["error_type"], row["error"], row["retryable"])
-    return SimReturn(row["task_id"], outputs, info, artifact)
 
 
 def _short(value: Any) -> str:

@@ -13,34 +13,97 @@ Rows are in the order of the study. A reference is `cas://<checksum>` for what l
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import polars
+from arro3.core import Array
 from modelops_contracts import UniqueParameterSet
 
+from .parquet import BOOL, BYTES, FLOAT, INT, TEXT, TIME, UINT, column, write_batches, write_table
 from .study import Study
 from .study_folder import StudyFolder, write_whole
 
 MAX_LISTED = 100  # failures, and losses of a target, that the summary names; the tables have them all
 RANGE_BYTES = 8 << 20  # of outputs that are held at once, in a few copies
-_HELD = polars.when(polars.col("ref").is_null()).then(polars.col("size")).otherwise(0)
 _INT64 = range(-(2**63), 2**63)
 _EXACT = 2**53  # the largest integer up to which floats hold every one
+_TASK = {
+    "kind": TEXT,
+    "param_id": TEXT,
+    "seed": UINT,
+    "target": TEXT,
+    "task_id": TEXT,
+    "status": TEXT,
+    "error_type": TEXT,
+    "error": TEXT,
+    "retryable": BOOL,
+    "started": TIME,
+    "seconds": FLOAT,
+}
+_LOSS = {
+    "loss": FLOAT,
+    "n_replicates": UINT,
+    "aggregation_id": TEXT,
+    "diagnostics": TEXT,
+    "error_type": TEXT,
+    "error": TEXT,
+}
+_OUTPUT = {
+    "task_id": TEXT,
+    "param_id": TEXT,
+    "seed": UINT,
+    "name": TEXT,
+    "size": UINT,
+    "checksum": TEXT,
+    "content_type": TEXT,
+    "ref": TEXT,
+    "content": BYTES,
+}
+
+Columns = dict[str, Array]
+Row = Mapping[str, Any]
+
+
+class _Output(NamedTuple):
+    point: int
+    name: str
+    size: int
+    checksum: str
+    ref: str | None
+
+    @property
+    def held(self) -> int:
+        """Bytes that lie in the folder."""
+        return self.size if self.ref is None else 0
+
+
+@dataclass(frozen=True)
+class _Results:
+    """What a study found, less the bytes: results by point, losses by group and target, and who has which output."""
+
+    simulations: Mapping[int, Row]
+    losses: Mapping[tuple[int, int], Row]
+    outputs: Sequence[_Output]
 
 
 def write_tables(folder: StudyFolder, ran: Mapping[str, Any]) -> dict[str, Any]:
     """Write all tables and return the summary, which has `ran` in it: what is to be told of this start."""
     folder.flush()
     study, path = folder.study, folder.path
-    simulations, losses = folder.latest("simulations"), folder.latest("losses")
-    names = folder.outputs().select("index", "name", "size", "checksum", "ref", "part").sort("index", "name").collect()
-    _put(path / "results.parquet", _results(study, simulations, names))
-    _write_outputs(folder, simulations, names)
-    _put(path / "tasks.parquet", _tasks(study, simulations, losses))
+    found = _Results(
+        {row["point"]: dict(row) for row in folder.latest("simulations")},
+        {(row["parameters"], row["target"]): dict(row) for row in folder.latest("losses")},
+        [_Output(*output) for output in folder.outputs("name", "size", "checksum", "ref")],
+    )
+    _put(path / "results.parquet", _results(study, found))
+    rows = _rows_at_once(found.outputs)
+    batches = _output_batches(folder, found)
+    write_whole(path / "outputs.parquet", lambda aside: write_batches(aside, _OUTPUT, batches, rows))
+    _put(path / "tasks.parquet", _tasks(study, found))
     if study.targets:
-        _put(path / "losses.parquet", _losses(study, losses))
-    summary = {**_summary(study, simulations, losses), "results_digest": _digest(study, simulations, names, losses)}
+        _put(path / "losses.parquet", _losses(study, found))
+    summary = {**_summary(study, found), "results_digest": _digest(study, found)}
     text = json.dumps({**summary, **ran}, indent=2, default=str) + "\n"
     write_whole(path / "summary.json", lambda aside: aside.write_text(text, encoding="utf-8"))
     return read_summary(path)
@@ -52,215 +115,174 @@ def read_summary(folder: Path) -> dict[str, Any]:
     return summary
 
 
-def _results(study: Study, simulations: polars.DataFrame, names: polars.DataFrame) -> polars.DataFrame:
-    beside = polars.concat_str(polars.lit("outputs.parquet#"), "checksum")
-    references = names.with_columns(reference=polars.coalesce("ref", beside))
-    wide = references.pivot("name", index="index", values="reference") if len(names) else names.select("index")
-    outputs = {name: f"output.{name}" for name in sorted(set(wide.columns) - {"index"})}
-    return (
-        _points(study)
-        .join(simulations.select("index", "task_id"), on="index", how="left", maintain_order="left")
-        .join(wide.select("index", *outputs).rename(outputs), on="index", how="left", maintain_order="left")
-        .drop("index")
-    )
+def _results(study: Study, found: _Results) -> Columns:
+    names = sorted({output.name for output in found.outputs})
+    references: dict[str, list[str | None]] = {name: [None] * len(study.points) for name in names}
+    for output in found.outputs:
+        references[output.name][output.point] = output.ref or f"outputs.parquet#{output.checksum}"
+    tasks = [found.simulations.get(point, {}).get("task_id") for point in range(len(study.points))]
+    return {
+        "param_id": column([point.parameters.param_id for point in study.points], TEXT),
+        "seed": column([point.seed for point in study.points], UINT),
+        **_parameters([point.parameters for point in study.points]),
+        "task_id": column(tasks, TEXT),
+        **{f"output.{name}": column(values, TEXT) for name, values in references.items()},
+    }
 
 
-def _write_outputs(folder: StudyFolder, simulations: polars.DataFrame, names: polars.DataFrame) -> None:
-    """In ranges of points, so that memory holds one range; they are then joined as a stream."""
-    of_task = _keys(folder.study).join(simulations.select("index", "task_id"), on="index", maintain_order="left")
-    asides = []
-    try:
-        for first, last in _ranges(names):
-            within = polars.col("index").is_between(first, last)
-            parts = set(names.filter(within)["part"])
-            chosen = folder.outputs(parts).filter(within).drop("part").sort("index", "name").collect()
-            table = of_task.join(chosen, on="index", maintain_order="right")
-            aside = folder.path / f".outputs.{first:012}.aside-range"
-            asides.append(aside)
-            columns = ["task_id", "param_id", "seed", *(name for name in chosen.columns if name != "index")]
-            table.select(columns).write_parquet(aside)
-        stream = polars.concat([polars.scan_parquet(aside, glob=False) for aside in asides])
-        rows = _rows_at_once(names)
-        write_whole(folder.path / "outputs.parquet", lambda aside: stream.sink_parquet(aside, row_group_size=rows))
-    finally:
-        for aside in asides:
-            aside.unlink(missing_ok=True)
+def _output_batches(folder: StudyFolder, found: _Results) -> Iterator[Sequence[Sequence[Any]]]:
+    """The columns of batches that have at most RANGE_BYTES of outputs, unless one output has more."""
+    rows: list[tuple[Any, ...]] = []
+    held = 0
+    for output, (index, *fields) in zip(found.outputs, folder.outputs(*list(_OUTPUT)[3:]), strict=True):
+        if held and held + output.held > RANGE_BYTES:
+            yield list(zip(*rows, strict=True))
+            rows, held = [], 0
+        point = folder.study.points[index]
+        rows.append((found.simulations[index]["task_id"], point.parameters.param_id, point.seed, *fields))
+        held += output.held
+    if rows:
+        yield list(zip(*rows, strict=True))
 
 
-def _ranges(names: polars.DataFrame) -> Iterator[tuple[int, int]]:
-    """The first and last points of ranges that have at most RANGE_BYTES of outputs, unless one point has more."""
-    first, size = 0, 0
-    sizes = names.group_by("index").agg(_HELD.sum()).sort("index")
-    for index, more in sizes.iter_rows():
-        if size and size + more > RANGE_BYTES:
-            yield first, index - 1
-            first, size = index, 0
-        size += more
-    yield first, 2**63 - 1
-
-
-def _rows_at_once(names: polars.DataFrame) -> int:
+def _rows_at_once(outputs: Sequence[_Output]) -> int:
     """How many rows a group of the file may have, so that none has more than RANGE_BYTES and one output."""
-    sizes = names.select(_HELD).to_series()
+    sizes = [output.held for output in outputs]
     limit = RANGE_BYTES + max(sizes, default=0)
     rows = 1 << 16
-    while rows > 1 and any(sizes.slice(first, rows).sum() > limit for first in range(0, len(sizes), rows)):
+    while rows > 1 and any(sum(sizes[first : first + rows]) > limit for first in range(0, len(sizes), rows)):
         rows //= 2
     return rows
 
 
-def _tasks(study: Study, simulations: polars.DataFrame, losses: polars.DataFrame) -> polars.DataFrame:
-    groups = study.groups()
-    told = ["status", "error_type", "error", "retryable", "started", "seconds"]
-    one = _keys(study).join(simulations, on="index", how="left", maintain_order="left")
-    metrics = [json.loads(text) if text else {} for text in one["metrics"]]
-    measured = [
-        polars.Series(f"metric.{name}", [row.get(name) for row in metrics], dtype=polars.Float64)
-        for name in sorted({name for row in metrics for name in row})
+def _tasks(study: Study, found: _Results) -> Columns:
+    tasks = [
+        {
+            "kind": "simulation",
+            "param_id": point.parameters.param_id,
+            "seed": point.seed,
+            **_told(found.simulations.get(index, {})),
+        }
+        for index, point in enumerate(study.points)
     ]
-    one = one.with_columns(kind=polars.lit("simulation"), status=_status(), target=polars.lit(None, polars.String))
-    one = one.select("kind", "param_id", "seed", "target", "task_id", *told).with_columns(measured)
-    many = _grouped(study, groups).join(losses, on=["group", "target"], how="left", maintain_order="left")
-    many = many.with_columns(kind=polars.lit("aggregation"), status=_status(), seed=polars.lit(None, polars.UInt64))
-    many = many.select(
-        "kind",
-        "param_id",
-        "seed",
-        polars.col("name").alias("target"),
-        polars.col("aggregation_id").alias("task_id"),
-        *told,
-    )
-    return polars.concat([one, many], how="diagonal")
+    metrics = [json.loads(task.get("metrics") or "{}") for task in tasks]
+    for group, indices in enumerate(study.groups()):
+        for number, target in enumerate(study.targets):
+            row = _told(found.losses.get((group, number), {}))
+            what = {"param_id": study.points[indices[0]].parameters.param_id, "target": target.name}
+            tasks.append({**row, **what, "kind": "aggregation", "task_id": row.get("aggregation_id")})
+    metrics += [{}] * (len(tasks) - len(metrics))
+    measured = sorted({name for values in metrics for name in values})
+    return {
+        **{name: column([task.get(name) for task in tasks], kind) for name, kind in _TASK.items()},
+        **{f"metric.{name}": column([values.get(name) for values in metrics], FLOAT) for name in measured},
+    }
 
 
-def _status() -> polars.Expr:
-    failed, ran = polars.col("error_type").is_not_null(), polars.col("seconds").is_not_null()
-    return (
-        polars.when(failed)
-        .then(polars.lit("failed"))
-        .when(ran)
-        .then(polars.lit("succeeded"))
-        .otherwise(polars.lit("not run"))
-    )
+def _told(row: Row) -> dict[str, Any]:
+    """A result with its status, or that there is none."""
+    if not row:
+        return {"status": "not run"}
+    failed = row["error_type"] is not None
+    retryable = None if row["retryable"] is None else bool(row["retryable"])
+    return {**row, "status": "failed" if failed else "succeeded", "retryable": retryable}
 
 
-def _losses(study: Study, losses: polars.DataFrame) -> polars.DataFrame:
+def _losses(study: Study, found: _Results) -> Columns:
     groups = study.groups()
-    parameters = _parameters([study.points[indices[0]].parameters for indices in groups])
-    sets = parameters.with_columns(polars.int_range(len(groups), dtype=polars.UInt64).alias("group"))
-    told = ["loss", "n_replicates", "aggregation_id", "diagnostics", "error_type", "error"]
-    table = _grouped(study, groups).join(losses, on=["group", "target"], how="left", maintain_order="left")
-    table = table.join(sets, on="group", maintain_order="left")
-    values = [name for name in parameters.columns if name != "param_id"]
-    return table.select("param_id", *values, polars.col("name").alias("target"), *told)
+    keys = [(group, target) for group in range(len(groups)) for target in range(len(study.targets))]
+    rows = [found.losses.get(key, {}) for key in keys]
+    sets = [study.points[groups[group][0]].parameters for group, _ in keys]
+    return {
+        "param_id": column([parameters.param_id for parameters in sets], TEXT),
+        **_parameters(sets),
+        "target": column([study.targets[target].name for _, target in keys], TEXT),
+        **{name: column([row.get(name) for row in rows], kind) for name, kind in _LOSS.items()},
+    }
 
 
-def _points(study: Study) -> polars.DataFrame:
-    parameters = _parameters([point.parameters for point in study.points])
-    return _keys(study).select("index", "param_id", "seed").hstack(parameters.drop("param_id"))
-
-
-def _keys(study: Study) -> polars.DataFrame:
-    schema = {"index": polars.UInt64, "param_id": polars.String, "seed": polars.UInt64}
-    identifiers = [point.parameters.param_id for point in study.points]
-    seeds = [point.seed for point in study.points]
-    return polars.DataFrame({"index": range(len(seeds)), "param_id": identifiers, "seed": seeds}, schema=schema)
-
-
-def _grouped(study: Study, groups: Sequence[Sequence[int]]) -> polars.DataFrame:
-    """A row for each parameter set and target."""
-    rows = [
-        (group, target, study.points[indices[0]].parameters.param_id, study.targets[target].name)
-        for group, indices in enumerate(groups)
-        for target in range(len(study.targets))
-    ]
-    schema = {"group": polars.UInt64, "target": polars.UInt64, "param_id": polars.String, "name": polars.String}
-    return polars.DataFrame(rows, schema=schema, orient="row")
-
-
-def _parameters(sets: Sequence[UniqueParameterSet]) -> polars.DataFrame:
+def _parameters(sets: Sequence[UniqueParameterSet]) -> Columns:
     names = dict.fromkeys(name for parameters in sets for name in parameters.params)
-    identifiers = polars.Series("param_id", [parameters.param_id for parameters in sets], dtype=polars.String)
-    columns = [_column(f"param.{name}", [parameters.params.get(name) for parameters in sets]) for name in names]
-    return polars.DataFrame([identifiers, *columns])
+    return {f"param.{name}": _column([parameters.params.get(name) for parameters in sets]) for name in names}
 
 
-def _column(name: str, values: list[Any]) -> polars.Series:
+def _column(values: list[Any]) -> Array:
     """A column of the narrowest type that holds all parameters of the name."""
     kinds = {type(value) for value in values if value is not None}
     if kinds <= {bool}:
-        return polars.Series(name, values, dtype=polars.Boolean)
+        return column(values, BOOL)
     if kinds == {int} and all(value in _INT64 for value in values if value is not None):
-        return polars.Series(name, values, dtype=polars.Int64)
+        return column(values, INT)
     if float in kinds and kinds <= {int, float} and all(abs(value) <= _EXACT for value in values if type(value) is int):
-        floats = [None if value is None else float(value) for value in values]
-        return polars.Series(name, floats, dtype=polars.Float64)
-    texts = [None if value is None else value if isinstance(value, str) else json.dumps(value) for value in values]
-    return polars.Series(name, texts, dtype=polars.String)
+        return column([None if value is None else float(value) for value in values], FLOAT)
+    return column([value if value is None or isinstance(value, str) else json.dumps(value) for value in values], TEXT)
 
 
-def _summary(study: Study, simulations: polars.DataFrame, losses: polars.DataFrame) -> dict[str, Any]:
+def _summary(study: Study, found: _Results) -> dict[str, Any]:
     groups = study.groups()
-    failures = [*_failed_simulations(study, simulations), *_failed_aggregations(study, groups, losses)]
+    failures = [*_failed_simulations(study, found), *_failed_aggregations(study, found)]
     return {
         "bundle": study.bundle_ref,
         "entrypoint": study.entrypoint,
         "targets": {target.name: target.entrypoint for target in study.targets},
         "parameter_sets": len(groups),
-        "simulations": _counts(len(study.points), simulations),
-        "aggregations": _counts(len(groups) * len(study.targets), losses),
+        "simulations": _counts(len(study.points), found.simulations),
+        "aggregations": _counts(len(groups) * len(study.targets), found.losses),
         "failed": len(failures),
         "failures": failures[:MAX_LISTED],
-        "losses": {target.name: _best(study, groups, number, losses) for number, target in enumerate(study.targets)},
+        "losses": {target.name: _best(study, number, found) for number, target in enumerate(study.targets)},
     }
 
 
-def _counts(planned: int, rows: polars.DataFrame) -> dict[str, int]:
-    failed = len(rows) - rows["error_type"].null_count()
+def _counts(planned: int, rows: Mapping[Any, Row]) -> dict[str, int]:
+    failed = sum(row["error_type"] is not None for row in rows.values())
     return {"succeeded": len(rows) - failed, "failed": failed, "not_run": planned - len(rows)}
 
 
-def _failed_simulations(study: Study, simulations: polars.DataFrame) -> Iterator[dict[str, Any]]:
-    failed = simulations.filter(polars.col("error_type").is_not_null())
-    for index, kind, error in failed.select("index", "error_type", "error").iter_rows():
-        point = study.points[index]
-        what = {"task": "simulation", "seed": point.seed, **_identity(point.parameters)}
-        yield {**what, "error_type": kind, "error": error}
+def _failed_simulations(study: Study, found: _Results) -> Iterator[dict[str, Any]]:
+    for index, row in found.simulations.items():
+        if row["error_type"] is not None:
+            point = study.points[index]
+            what = {"task": "simulation", "seed": point.seed, **_identity(point.parameters)}
+            yield {**what, "error_type": row["error_type"], "error": row["error"]}
 
 
-def _failed_aggregations(
-    study: Study, groups: Sequence[Sequence[int]], losses: polars.DataFrame
-) -> Iterator[dict[str, Any]]:
-    failed = losses.filter(polars.col("error_type").is_not_null())
-    for group, target, kind, error in failed.select("group", "target", "error_type", "error").iter_rows():
-        what = {"task": "aggregation", "target": study.targets[target].name}
-        parameters = study.points[groups[group][0]].parameters
-        yield {**what, **_identity(parameters), "error_type": kind, "error": error}
+def _failed_aggregations(study: Study, found: _Results) -> Iterator[dict[str, Any]]:
+    groups = study.groups()
+    for (group, target), row in found.losses.items():
+        if row["error_type"] is not None:
+            what = {"task": "aggregation", "target": study.targets[target].name}
+            parameters = study.points[groups[group][0]].parameters
+            yield {**what, **_identity(parameters), "error_type": row["error_type"], "error": row["error"]}
 
 
-def _best(study: Study, groups: Sequence[Sequence[int]], target: int, losses: polars.DataFrame) -> list[dict[str, Any]]:
+def _best(study: Study, target: int, found: _Results) -> list[dict[str, Any]]:
     """The parameter sets with the least losses."""
-    of_target = losses.filter((polars.col("target") == target) & polars.col("loss").is_not_null())
-    best = of_target.sort("loss", "group").head(MAX_LISTED).select("group", "loss").iter_rows()
-    return [{**_identity(study.points[groups[group][0]].parameters), "loss": loss} for group, loss in best]
+    groups = study.groups()
+    losses = [
+        (row["loss"], group) for (group, of), row in found.losses.items() if of == target and row["loss"] is not None
+    ]
+    best = sorted(losses)[:MAX_LISTED]
+    return [{**_identity(study.points[groups[group][0]].parameters), "loss": loss} for loss, group in best]
 
 
 def _identity(parameters: UniqueParameterSet) -> dict[str, Any]:
     return {"param_id": parameters.param_id, "params": dict(parameters.params)}
 
 
-def _digest(study: Study, simulations: polars.DataFrame, names: polars.DataFrame, losses: polars.DataFrame) -> str:
+def _digest(study: Study, found: _Results) -> str:
     """Of all results and of no measurement: equal studies have equal digests, warm or cold, at once or in pieces."""
     digest = hashlib.blake2b(digest_size=32)
-    for index, task_id, kind in simulations.select("index", "task_id", "error_type").iter_rows():
+    for index, row in found.simulations.items():
         point = study.points[index]
-        digest.update(f"{point.parameters.param_id} {point.seed} {kind or task_id}\n".encode())
-    for row in names.select("index", "name", "checksum").iter_rows():
-        digest.update(f"{row!r}\n".encode())
-    for group, target, loss, kind in losses.select("group", "target", "loss", "error_type").iter_rows():
-        digest.update(f"{group} {target} {kind if loss is None else loss.hex()}\n".encode())
+        digest.update(f"{point.parameters.param_id} {point.seed} {row['error_type'] or row['task_id']}\n".encode())
+    for output in found.outputs:
+        digest.update(f"{(output.point, output.name, output.checksum)!r}\n".encode())
+    for (group, target), row in found.losses.items():
+        told = row["error_type"] if row["loss"] is None else row["loss"].hex()
+        digest.update(f"{group} {target} {told}\n".encode())
     return digest.hexdigest()
 
 
-def _put(path: Path, table: polars.DataFrame) -> None:
-    write_whole(path, table.write_parquet)
+def _put(path: Path, columns: Columns) -> None:
+    write_whole(path, lambda aside: write_table(aside, columns))
