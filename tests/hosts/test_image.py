@@ -130,11 +130,17 @@ def test_without_the_profile_docker_refuses_and_the_doctor_gives_the_line(run: R
     assert "--security-opt systempaths=unconfined" in masked[0]["remedy"]
 
 
-def test_it_runs_a_study(run: Run) -> None:
-    done = run(ORDINARY, "study", "--bundle", "/bundles/sir", "--out", "results", "--repository", "bundles", *STUDY)
+def test_it_runs_a_study(run: Run, tmp_path: Path) -> None:
+    """Into a folder of the host's, as tools/deploy/README.md shows."""
+    results = tmp_path / "results"
+    results.mkdir()
+    results.chmod(0o777)
+    mounted = ORDINARY._replace(options=("--volume", f"{results}:/results"))
+    done = run(mounted, "study", "--bundle", "/bundles/sir", "--out", "/results/first", *STUDY)
     assert done.returncode == 0, done.stderr[-3000:]
     summary = json.loads(done.stdout)
     assert (summary["simulations"]["succeeded"], summary["aggregations"]["succeeded"]) == (4, 2), summary
+    assert polars.read_parquet(results / "first/losses.parquet")["param.beta"].to_list() == [0.2, 0.3]
 
 
 def test_nobody_in_it_is_root_and_nothing_of_a_build_is_left(run: Run) -> None:
