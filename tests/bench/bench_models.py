@@ -5,6 +5,8 @@ The bundles are below tests/bench/models, and need packages of the index alone. 
   cold     the third cold run on; `python` in a ready environment with bytecode, a new home, no caches
   REUSE=1  the same, with the environment kept
   warm     the third task of a server on; one plain Python process that stays, third task on
+  forked   the same; a plain process that has imported all that tasks import, and forks for each: what a task that
+           begins clean costs without a sandbox
 Figures are medians. The outputs of all ways are compared. The runner is started as the adapters start it.
 """
 
@@ -46,6 +48,42 @@ for line in sys.stdin:
     print(json.dumps(encoded), file=answers, flush=True)
 """
 
+# The least that gives each task a process as clean as a server's: what the first of them imported is there before.
+PLAIN_FORKS = """
+import base64, gc, importlib, json, os, sys
+from importlib.metadata import entry_points
+(wire,) = entry_points(group=sys.argv[1])
+wire, answers = wire.load(), sys.stdout
+sys.stdout = sys.stderr
+
+def answer(line, tell_imports, out):
+    task = json.loads(line)
+    outputs = wire(task["entrypoint"], task["params"], task["seed"])
+    encoded = {name: base64.b64encode(data).decode() for name, data in outputs.items()}
+    imported = [name for name, module in sys.modules.items() if getattr(module, "__spec__", None)]
+    out.write(json.dumps([encoded, imported if tell_imports else []]))
+
+learned = False
+for line in sys.stdin:
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        with open(writing, "w") as out:
+            answer(line, not learned, out)
+        os._exit(0)
+    os.close(writing)
+    with open(reading) as told:
+        encoded, names = json.load(told)
+    os.waitpid(pid, 0)
+    print(json.dumps(encoded), file=answers, flush=True)
+    if not learned:
+        for name in names:
+            importlib.import_module(name)
+        gc.collect()
+        gc.freeze()
+        learned = True
+"""
+
 
 class Aim(NamedTuple):
     """At most `ratio` times the other's seconds, and `plus` more."""
@@ -57,7 +95,7 @@ class Aim(NamedTuple):
         return f"<= {self.ratio:g} x" + (f" + {self.plus * 1000:g} ms" if self.plus else "")
 
 
-AIMS = {"first": Aim(1.0), "cold": Aim(1.15), "REUSE=1": Aim(1.15), "warm": Aim(1.3, 0.002)}
+AIMS = {"first": Aim(1.0), "cold": Aim(1.15), "REUSE=1": Aim(1.15), "warm": Aim(1.3, 0.002), "forked": Aim(1.3)}
 AIMS |= {"memory idle": Aim(1.2), "memory in a task": Aim(1.2)}
 
 
@@ -196,7 +234,10 @@ class Model:
     def warm_rounds(self, count: int) -> None:
         """Two servers, ours and a plain process, which take turns. Their memory, in bytes, in the end."""
         with self.folder() as home:
-            plain = Lines([self.venv / "bin" / "python", "-c", PLAIN_SERVER, GROUP], self.environment(home))
+            plain, forks = (
+                Lines([self.venv / "bin" / "python", "-c", program, GROUP], self.environment(home))
+                for program in (PLAIN_SERVER, PLAIN_FORKS)
+            )
             ours = Lines(self.command(self.store, "--serve"), {**os.environ, "REUSE": "1"})
             assert "serving" in ours.receive()
             for seed in range(-2, count):
@@ -204,8 +245,11 @@ class Model:
                 row = "warm" if seed >= 0 else "warm, first two"
                 mine = decode_outputs(self.time(row, "ours", lambda task=task: ours.ask(task)))
                 other = self.time(row, "plain", lambda task=task: plain.ask(task))
-                if mine != {name: base64.b64decode(data) for name, data in other.items()}:
+                forked = self.time(row.replace("warm", "forked"), "plain", lambda task=task: forks.ask(task))
+                if other != forked or mine != {name: base64.b64decode(data) for name, data in other.items()}:
                     sys.exit(f"{self.name}: the server's outputs for seed {task['seed']} are not those of plain Python")
+            forks.close()
+            self.times["forked", "ours"] = self.times["warm", "ours"]
             time.sleep(0.2)  # what is done after an answer is over
             for side, lines in (("ours", ours), ("plain", plain)):
                 self.times["memory idle", side] = [lines.memory()]
