@@ -86,21 +86,23 @@ class ResultPipe:
     def send(self, kind: bytes, name: str = "", body: bytes = b"") -> None:
         if kind == DONE and self.before_done:
             self.before_done()
-        label = name.encode("utf-8", "surrogatepass")
         with self.lock:
-            write_all(self.fd, frame_header(kind, len(label), len(body)) + label)
+            self.begin(kind, name, len(body))
             write_all(self.fd, body)
+
+    def begin(self, kind: bytes, name: str, size: int) -> None:
+        label = name.encode("utf-8", "surrogatepass")
+        write_all(self.fd, kind + len(label).to_bytes(4, "big") + size.to_bytes(8, "big") + label)
 
     def send_file(self, name: str, path: str) -> None:
         import stat
 
-        label = name.encode()
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with open(fd, "rb", buffering=0) as file, self.lock:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise ChildError("bad_result", path + " is not a regular file")
             size = os.fstat(fd).st_size
-            write_all(self.fd, frame_header(OUTPUT, len(label), size) + label)
+            self.begin(OUTPUT, name, size)
             while size > 0:
                 chunk = file.read(min(size, 1 << 20))
                 if not chunk:
@@ -115,10 +117,6 @@ def write_all(fd: int, data: bytes) -> None:
         view = view[os.write(fd, view) :]
 
 
-def frame_header(kind: bytes, name_length: int, body_length: int) -> bytes:
-    return kind + name_length.to_bytes(4, "big") + body_length.to_bytes(8, "big")
-
-
 def child_main() -> None:
     """Read the request from descriptor 0, do the phase's work, report, leave.
 
@@ -127,7 +125,7 @@ def child_main() -> None:
     """
     sys.path[:] = [entry for entry in sys.path if entry != "/runner"]
     del sys.argv[1:]  # whoever parses a command line finds an empty one
-    request = marshal.loads(read_all(0))
+    request = marshal.loads(b"".join(read_chunks(0)))
     pipe = ResultPipe(request["result_fd"])
     null = os.open("/dev/null", os.O_RDONLY)
     os.dup2(null, 0)
@@ -164,13 +162,8 @@ def tell_stacks(fd: int) -> None:
     faulthandler.register(STACKS_SIGNAL, fd, all_threads=True)
 
 
-def read_all(fd: int) -> bytes:
-    chunks = []
-    chunk = os.read(fd, 1 << 20)
-    while chunk:
-        chunks.append(chunk)
-        chunk = os.read(fd, 1 << 20)
-    return b"".join(chunks)
+def read_chunks(fd: int) -> "Iterator[bytes]":
+    return iter(lambda: os.read(fd, 1 << 20), b"")
 
 
 def close_others(kept: "list[int]") -> None:
@@ -499,26 +492,32 @@ def to_bytes(name: str, value: "Any") -> bytes:
     raise ChildError("bad_result", text)
 
 
-def arrow_of_polars(frame: "Any") -> bytes:
+def written_by(write: "Any") -> bytes:
+    """What a library's function writes to a file."""
     import io
 
     buffer = io.BytesIO()
-    frame.write_ipc(buffer)
+    write(buffer)
     return buffer.getvalue()
+
+
+def arrow_of_polars(frame: "Any") -> bytes:
+    return written_by(frame.write_ipc)
 
 
 def arrow_of_pyarrow(table: "Any") -> bytes:
     """An IPC file, which is what published wire functions write, rather than a stream."""
-    import io
-
-    buffer = io.BytesIO()
+    pyarrow = importlib.import_module("pyarrow")
     for number, column in enumerate(table.columns):
         if hasattr(column.type, "index_type") and column.null_count:  # pandas puts -1 there, which polars can't read
             again = column.cast(column.type.value_type).dictionary_encode()
             table = table.set_column(number, table.schema.field(number).name, again)
-    with importlib.import_module("pyarrow").ipc.new_file(buffer, table.schema) as writer:
-        writer.write(table)
-    return buffer.getvalue()
+
+    def write(buffer: "Any") -> None:
+        with pyarrow.ipc.new_file(buffer, table.schema) as writer:
+            writer.write(table)
+
+    return written_by(write)
 
 
 def arrow_of_pandas(frame: "Any") -> bytes:
@@ -534,12 +533,8 @@ def arrow_of_pandas(frame: "Any") -> bytes:
 
 
 def npy_of(array: "Any") -> bytes:
-    import io
-
-    buffer = io.BytesIO()
     numpy = importlib.import_module("numpy")
-    numpy.save(buffer, numpy.asarray(array), allow_pickle=False)
-    return buffer.getvalue()
+    return written_by(lambda buffer: numpy.save(buffer, numpy.asarray(array), allow_pickle=False))
 
 
 WRITERS: "dict[str, Any]" = {
@@ -1263,7 +1258,7 @@ def let_threads_end() -> None:
 def run_forked(door: int, request: "dict[str, Any]", pipe: ResultPipe, generators: "Generators") -> None:
     set_rlimits(request["task_rlimits"])
     generators.restore()
-    body = read_all(door)
+    body = b"".join(read_chunks(door))
     os.close(door)
     if not body:
         os._exit(0)  # the server is closed
@@ -2435,19 +2430,8 @@ def parse_json(data: bytes) -> Any:
 
 
 def strict_json(data: bytes) -> Any:
-    value = json.loads(data.decode(), parse_constant=refuse_constant, parse_float=finite_float)
-    json.dumps(value, ensure_ascii=False).encode()  # lone surrogates end here
-    return value
-
-
-def refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
-
-
-def finite_float(text: str) -> float:
-    value = float(text)
-    if value in (float("inf"), float("-inf")):
-        raise ValueError(f"the number {text[:40]} is out of range")
+    value = json.loads(data.decode())
+    json.dumps(value, ensure_ascii=False, allow_nan=False).encode()  # NaN, infinity and lone surrogates end here
     return value
 
 
@@ -4472,17 +4456,19 @@ def transient(parent: str, cleanup: ExitStack) -> str:
 def sweep(parent: str) -> None:
     """Remove what dead runs left: a lock that can be taken belongs to nobody alive."""
     for name in os.listdir(parent) if os.path.isdir(parent) else []:
-        path = os.path.join(parent, name)
-        if name.startswith("uid-") or os.path.basename(parent) == "locks":
-            with suppress(OSError):
-                sweep_lock(path)
-        if not name.startswith(".run-") or not name.endswith(".lock"):
+        of_a_run = name.startswith(".run-") and name.endswith(".lock")
+        alone = name.startswith("uid-") or os.path.basename(parent) == "locks"  # it stops nobody, but would add up
+        if not of_a_run and not alone:
             continue
-        lock = open_lock(path, wait=False)
+        path, lock = os.path.join(parent, name), None
+        with suppress(OSError):  # what one run left must not stop another
+            lock = open_lock(path, wait=False)
         if lock is None:
             continue
         dead = path[: -len(".lock")]
-        if os.path.exists(os.path.join(dead, "preserved")):
+        if alone:
+            close_lock(path, lock)
+        elif os.path.exists(os.path.join(dead, "preserved")):
             os.close(lock)
         else:
             Cgroup.sweep(os.path.basename(dead))
@@ -4519,13 +4505,6 @@ def remove_dead(path: str, lock: int) -> None:
         os.close(lock)
     else:
         close_lock(path + ".lock", lock)
-
-
-def sweep_lock(path: str) -> None:
-    """Remove a lock file that stands for no directory, if its holder is dead. It would stop nobody, but add up."""
-    lock = open_lock(path, wait=False)
-    if lock is not None:
-        close_lock(path, lock)
 
 
 def remove_tree(path: str) -> None:
@@ -6278,10 +6257,6 @@ def memfd_used(members: Iterable[Any]) -> float:
                     status = os.stat(entry.path)
                     files[status.st_dev, status.st_ino] = status.st_blocks * 512
     return float(sum(files.values()))
-
-
-def read_chunks(fd: int) -> Iterator[bytes]:
-    return iter(lambda: os.read(fd, MIB), b"")
 
 
 def read_some(fd: int) -> bytes | None:
