@@ -6068,6 +6068,7 @@ def looking_as(uid: int | None) -> Iterator[None]:
     finally:
         os.seteuid(0)
         os.setegid(own)
+        Killed.follow_parent()
 
 
 class Monitor:
@@ -9551,6 +9552,7 @@ class Killed(BaseException):
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     asked = 0
+    parent = 0  # whose end stops the runner
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -9561,6 +9563,17 @@ class Killed(BaseException):
         for number in cls.SIGNALS:
             signal.signal(number, cls.stop)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, cls.SIGNALS)  # one that came before is raised here
+
+    @classmethod
+    def follow_parent(cls) -> None:
+        """Be stopped by SIGTERM when the thread that started this process ends (prctl(2)), or now, if it has ended.
+
+        The kernel forgets it where a process changes its uid.
+        """
+        if cls.parent and not cls.asked:
+            Libc.call("prctl", Libc.PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+            if os.getppid() != cls.parent:
+                cls.stop(signal.SIGTERM, None)
 
     @classmethod
     def disown(cls) -> None:
@@ -9615,7 +9628,7 @@ def main(arguments: list[str]) -> int:
         return 0
     stdout = take_stdout()
     os.umask(0o022)
-    begun = time.monotonic()
+    begun = Log.begun = time.monotonic()  # a fork's import was long ago
     times: dict[str, float] = {}
 
     def emit(body: Mapping[str, Any]) -> None:
@@ -9675,8 +9688,8 @@ def dispatch(
     with ExitStack() as cleanup:
         try:
             Libc.call("prctl", Libc.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-            if options.die_with_parent is not None:
-                follow_parent(options.die_with_parent)
+            Killed.parent = options.die_with_parent or 0
+            Killed.follow_parent()
             if options.doctor:
                 return doctor(options, cleanup)
             if options.cache:
@@ -9695,13 +9708,6 @@ def dispatch(
             return run_task(options, host, cleanup)
         finally:
             Killed.disarm()
-
-
-def follow_parent(pid: int) -> None:
-    """Be stopped by SIGTERM when the thread that started this process ends (prctl(2)), or now, if it has ended."""
-    Libc.call("prctl", Libc.PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != pid:
-        Killed.stop(signal.SIGTERM, None)
 
 
 def run_instrument(options: Options, host: Host, cleanup: ExitStack) -> dict[str, Any]:
