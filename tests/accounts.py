@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import psutil
 import pytest
-import starts
 from conftest import PROFILES, RUNNER, keep_bytecode
 
 USER = 61999  # an ordinary uid: nobody's, and none of those that the profiles give to sandboxes
@@ -127,7 +126,6 @@ def accounts(base: Path) -> dict[str, Account]:
         text = (PROFILES / f"{name}.toml").read_text() + TEST_PROFILES["watched"]
         (base / "profiles" / f"watched-{name}.toml").write_text(text)
     keep_bytecode(sys.executable, base / "tools" / RUNNER.name)
-    starts.serve(str(RUNNER.parent))
     if os.geteuid() != 0:
         return {"user": Account("user", None, sys.executable, folder("user"))}
     root = Account("root", None, sys.executable, folder("root"))

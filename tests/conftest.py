@@ -149,8 +149,6 @@ def store() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def run(store: Path) -> Runner:
-    keep_bytecode(sys.executable, RUNNER)
-    starts.serve(str(RUNNER.parent))
     return Runner(store)
 
 

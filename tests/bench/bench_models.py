@@ -27,9 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
-from bench_runner import BARE_TASK, BUNDLES, GROUP, RUNNER
-
-from modelops.adapters.exec_env.runner_settings import start_of
+from bench_runner import BARE_TASK, BUNDLES, GROUP, RUNNER, clean_environment, run_forked
 
 MODELS = {"hello": BUNDLES / "hello", "sir": BUNDLES / "sir"}
 MODELS |= {path.name: path for path in sorted((Path(__file__).parent / "models").iterdir())}
@@ -168,13 +166,12 @@ class Model:
 
     # --- our side
 
-    def command(self, store: Path, *flags: str) -> list[str | Path]:
-        common: list[str | Path] = [*start_of(RUNNER), "--store-dir", store, "--profile", self.profile]
-        return [*common, "--bundle-path", self.bundle, *flags]
+    def arguments(self, store: Path) -> list[str]:
+        return ["--store-dir", str(store), "--profile", self.profile, "--bundle-path", str(self.bundle)]
 
     def ours(self, store: Path, **switches: str) -> dict[str, bytes]:
-        clean = {name: value for name, value in os.environ.items() if name not in ("REUSE", "PRESERVE_TMP")}
-        return decode_outputs(json.loads(self.run(self.command(store), {**clean, **switches})))
+        task = json.dumps(self.task).encode()
+        return decode_outputs(json.loads(run_forked(self.arguments(store), task, {**clean_environment(), **switches})))
 
     # --- plain Python
 
@@ -238,7 +235,7 @@ class Model:
                 Lines([self.venv / "bin" / "python", "-c", program, GROUP], self.environment(home))
                 for program in (PLAIN_SERVER, PLAIN_FORKS)
             )
-            ours = Lines(self.command(self.store, "--serve"), {**os.environ, "REUSE": "1"})
+            ours = Lines([sys.executable, RUNNER, *self.arguments(self.store), "--serve"], {**os.environ, "REUSE": "1"})
             assert "serving" in ours.receive()
             for seed in range(-2, count):
                 task = {**self.task, "seed": seed + 2}

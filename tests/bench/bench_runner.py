@@ -5,7 +5,7 @@ Floors, all of them measured with the interpreter that runs this file and withou
           the runner's execute phase, running the venv's `python -I -c pass`
   bare    `uv venv`, `uv pip install`, `python` doing the same task; nothing cached
   warm    the venv's `python` doing the same task, unsandboxed, with bytecode
-The runner is started as the adapters start it, as a module with its bytecode, where a row does not say "script".
+The runner is started as the adapters start it, as a fork, where a row does not say "script".
 Rounds are interleaved, so that a slow moment of the machine meets all rows alike; figures are medians.
 """
 
@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from modelops.adapters.exec_env.runner_settings import start_of
+from modelops.adapters.exec_env import forks
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNNER = ROOT / "tools" / "ultra_cold_runner.py"
@@ -86,6 +86,23 @@ ROWS = [
 ]
 
 
+def clean_environment() -> dict[str, str]:
+    """This process's, without the runner's switches."""
+    return {name: value for name, value in os.environ.items() if name not in ("REUSE", "PRESERVE_TMP", "VENVS_DIR")}
+
+
+def run_forked(arguments: Sequence[str], stdin: bytes, env: Mapping[str, str]) -> bytes:
+    """What the runner prints, started as the adapters start it."""
+    with tempfile.TemporaryFile() as log:
+        process = forks.start(RUNNER, arguments, env, stdin, log.fileno())
+        stdout = process.output()
+        process.close()
+        if process.returncode != 0:
+            log.seek(0)
+            sys.exit(f"{' '.join(arguments)}\n{(stdout + log.read()).decode()[-3000:]}")
+        return stdout
+
+
 class Bench:
     """The places and commands that are measured. All of it goes with the folder `work`."""
 
@@ -106,10 +123,7 @@ class Bench:
         return bundle
 
     def run(self, command: Sequence[str | Path], stdin: bytes = b"", env: Mapping[str, str] | None = None) -> bytes:
-        clean = {
-            name: value for name, value in os.environ.items() if name not in ("REUSE", "PRESERVE_TMP", "VENVS_DIR")
-        }
-        done = subprocess.run(command, input=stdin, capture_output=True, env={**clean, **(env or {})})
+        done = subprocess.run(command, input=stdin, capture_output=True, env={**clean_environment(), **(env or {})})
         if done.returncode != 0:
             sys.exit(f"{' '.join(map(str, command))}\n{(done.stdout + done.stderr).decode()[-3000:]}")
         return done.stdout
@@ -122,10 +136,12 @@ class Bench:
 
     def runner(self, bundle: str, *flags: str, reuse: bool = False, script: bool = False) -> dict[str, Any]:
         """Started as the adapter starts it, or as a shell user does: then Python compiles the script each time."""
-        start = [sys.executable, RUNNER] if script else start_of(RUNNER)
-        command = [*start, "--store-dir", self.work / "store", "--profile", self.profile]
-        command += ["--bundle-path", self.bundles[bundle], *flags]
-        return dict(json.loads(self.run(command, self.tasks[bundle], {"REUSE": "1"} if reuse else {})))
+        arguments = ["--store-dir", str(self.work / "store"), "--profile", self.profile]
+        arguments += ["--bundle-path", str(self.bundles[bundle]), *flags]
+        switches = {"REUSE": "1"} if reuse else {}
+        if script:
+            return dict(json.loads(self.run([sys.executable, RUNNER, *arguments], self.tasks[bundle], switches)))
+        return dict(json.loads(run_forked(arguments, self.tasks[bundle], {**clean_environment(), **switches})))
 
     # --- floors
 

@@ -54,14 +54,15 @@ def run_on_terminal(bench: Workbench, session: Session, options: Sequence[str] =
     """Run it on the caller's terminal; its end is what there is to say. NoTerminal where there is none."""
     place = ["--bundle-path", str(bench.bundle), "--instrument", str(PROGRAM), "--shell"]
     with inner_terminal() as inner:
-        process = start(bench.settings, [*place, *options], stderr=inner.theirs)
+        request = json.dumps(session.request()).encode()
+        process = start(bench.settings, [*place, *options], request, inner.theirs)
         os.close(inner.theirs)
         ending = Ending(process)
         try:
             with ThreadPoolExecutor(1, thread_name_prefix="runner-answer") as pool:
-                answer = pool.submit(process.communicate, json.dumps(session.request()).encode())
+                answer = pool.submit(process.output)
                 relay(inner, ending.begin)
-                stdout, _ = answer.result()
+                stdout = answer.result()
         finally:
             ending.finish()
     body = json.loads(stdout or b"{}")

@@ -11,10 +11,10 @@ from tempfile import NamedTemporaryFile
 from typing import Any, NamedTuple
 
 from modelops.adapters.exec_env.call import Call
-from modelops.adapters.exec_env.cold_debug import ask_once
 from modelops.adapters.exec_env.errors import RunnerError, numbers
+from modelops.adapters.exec_env.once import ask_once
 from modelops.adapters.exec_env.payload import encode
-from modelops.adapters.exec_env.process import Launcher, log_stderr
+from modelops.adapters.exec_env.process import log_stderr
 from modelops.adapters.exec_env.runner_settings import RunnerSettings
 from modelops.adapters.exec_env.server import Server, ServerDied
 
@@ -115,10 +115,9 @@ class Workbench:
 
     def serve(self, tasks: Sequence[Task]) -> Iterator[Outcome]:
         """Run tasks one after the other in forks of one warm server."""
-        launcher = Launcher(self.settings)
         with self._call(self.timeout_seconds * (len(tasks) + 1)) as call:
             place = _made(self.folder / "served")
-            server = Server(launcher, self.bundle, self.folder / "learned", place, call)
+            server = Server(self.settings, self.bundle, self.folder / "learned", place, call)
             try:
                 for task in tasks:
                     try:
@@ -131,7 +130,6 @@ class Workbench:
                         return
             finally:
                 server.close()
-                launcher.close()
 
     def stop(self) -> None:
         """End all runs; later ones are refused. Any thread may ask."""

@@ -21,8 +21,8 @@ from distributed import Worker
 from modelops.adapters.bundle import BundleError
 from modelops.adapters.bundle.registry import BundleRegistry, read_registry
 from modelops.adapters.exec_env.call import Call
-from modelops.adapters.exec_env.cold_debug import ask_once
 from modelops.adapters.exec_env.errors import RunnerError
+from modelops.adapters.exec_env.once import ask_once
 from modelops.adapters.exec_env.runner_settings import RunnerSettings
 from modelops.bounded_toml import parse_toml
 from modelops.worker.plugin import require_exec_env

@@ -8,7 +8,7 @@ import os
 import sys
 
 from modelops.adapters.exec_env import cold
-from modelops.adapters.exec_env.runner_settings import find_runner, start_of
+from modelops.adapters.exec_env.runner_settings import find_runner
 
 OLD, NEW = "modelops.worker.cold_runner", "tools/ultra_cold_runner.py"
 
@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> int:
         logger.error(cold.refusal(OLD, NEW))
         return 2
     logger.warning(cold.warning(OLD, NEW))
-    os.execv(sys.executable, [*start_of(find_runner()), *arguments])
+    os.execv(sys.executable, [sys.executable, str(find_runner()), *arguments])
 
 
 if __name__ == "__main__":

@@ -6,11 +6,9 @@ folders below `modelops/_runner/`, so that the runner finds its profiles beside 
 
 import hashlib
 import os
-import sys
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Self
 
@@ -27,20 +25,6 @@ def find_runner() -> Path:
         if (base / RUNNER).is_file():
             return base / RUNNER
     raise FileNotFoundError(f"the runner is neither in {package / '_runner'} nor in a checkout around {package}")
-
-
-def start_of(runner: Path) -> list[str]:
-    """The beginning of a command line that starts a runner as a module, with what Python needs for it and no more.
-
-    A script is compiled at each start. A module's bytecode is kept beside it, where whoever may write can write the
-    runner itself. Without `site`, whose .pth files cost as much as the rest, psutil is found by its folder. What is
-    imported stays, so the garbage collector need not look through it, now or in a fork.
-    """
-    found = find_spec("psutil")
-    site = os.path.dirname(os.path.dirname(found.origin)) if found and found.origin else ""
-    code = f"import gc, os, sys; gc.disable(); sys.path += [os.path.dirname(sys.argv.pop(1)), {site!r}]\n"
-    code += f"from {runner.stem} import main; gc.freeze(); gc.enable(); os._exit(main(sys.argv[1:]))"
-    return [sys.executable, "-I", "-S", "-c", code, str(runner)]
 
 
 @dataclass(frozen=True)
@@ -78,14 +62,14 @@ class RunnerSettings:
             env=dict(env or {}),
         )
 
-    def command(self, *arguments: str) -> list[str]:
-        """The command line, of a runner that is stopped when the calling thread or process dies."""
-        command = [*start_of(self.runner), "--profile", self.profile, "--die-with-parent", str(os.getpid())]
+    def arguments(self, *more: str) -> list[str]:
+        """The command line, but for what starts the runner."""
+        own = ["--profile", self.profile]
         if self.profiles_dir is not None:
-            command += ["--profiles-dir", str(self.profiles_dir)]
+            own += ["--profiles-dir", str(self.profiles_dir)]
         if self.store_dir is not None:
-            command += ["--store-dir", str(self.store_dir)]
-        return [*command, *arguments]
+            own += ["--store-dir", str(self.store_dir)]
+        return [*own, *more]
 
     def environment(self) -> dict[str, str]:
         """The runner's environment, of which no task sees anything."""

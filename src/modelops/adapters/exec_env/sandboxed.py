@@ -1,7 +1,6 @@
 """What the warm and the cold environment share: everything but how the runner is reached."""
 
 import logging
-import subprocess
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
@@ -24,12 +23,12 @@ from modelops.adapters.bundle import BundleError
 from modelops.adapters.working_dir import WorkingDir
 from modelops.places import default_storage_dir
 
-from .answer import Answer, aggregation_return, error_return, parse_line, sim_return
+from .answer import Answer, aggregation_return, error_return, sim_return
 from .call import Call
 from .errors import RunnerError
 from .failed_task import failed_task
+from .once import ask_once
 from .payload import aggregation_payload, plain_simulation, simulation_payload
-from .process import log_stderr
 from .runner_settings import RunnerSettings, StrPath
 
 logger = logging.getLogger(__name__)
@@ -115,22 +114,12 @@ class SandboxedExecEnv(ABC):
             "runner": str(self.settings.runner),
         }
         try:
-            done = subprocess.run(
-                self.settings.command("--doctor"),
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                env=self.settings.environment(),
-                timeout=DOCTOR_SECONDS,
-            )
-            log_stderr(done.stderr)
-            found = parse_line(done.stdout)
-        except (OSError, subprocess.TimeoutExpired) as error:
-            return {**report, "error": f"the runner's --doctor did not answer: {error}"}
+            found = ask_once(self.settings, ["--doctor"], b"", Call(DOCTOR_SECONDS))
         except RunnerError as error:
-            return {**report, "error": error.message}
+            return {**report, "error": error.fatal_error}
         doctor = found.get("doctor")
         if not isinstance(doctor, dict):
-            return {**report, "error": found.get("_fatal_error", found)}
+            return {**report, "error": found}
         return {**report, "healthy": bool(doctor.get("ok")), "doctor": doctor}
 
     def shutdown(self) -> None:

@@ -21,8 +21,10 @@ from modelops_contracts import INLINE_CAP
 from .answer import parse_line, require_result
 from .call import Call
 from .errors import RunnerError
+from .forks import Process
 from .payload import encode
-from .process import GRACE_SECONDS, Ending, Launcher, log_stderr
+from .process import GRACE_SECONDS, Ending, log_stderr, start
+from .runner_settings import RunnerSettings
 
 _CHUNK = 1 << 20
 _TAIL_LINES = 50  # of the log, for the error of a server that died
@@ -35,7 +37,7 @@ class ServerDied(Exception):
 class Server:
     """A serving runner. `usable` says whether it can take another task; `out_dir` goes with it."""
 
-    def __init__(self, launcher: Launcher, bundle: Path, learned: Path, out_dir: Path, call: Call) -> None:
+    def __init__(self, settings: RunnerSettings, bundle: Path, learned: Path, out_dir: Path, call: Call) -> None:
         """Start it and wait until its sandbox is ready. RunnerError where it does not come to that.
 
         `learned` is a file that the servers of the bundle share: see the runner's `--learned`.
@@ -56,7 +58,7 @@ class Server:
         ]
         try:
             call.require_time()
-            self._process = launcher.start(options)
+            self._process = start(settings, options)
         except BaseException:
             shutil.rmtree(out_dir, ignore_errors=True)
             raise
@@ -162,7 +164,7 @@ class _Expired(Exception):
 class _Conversation:
     """Both ends of a server's pipes, without ever blocking on one of them alone."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]") -> None:
+    def __init__(self, process: Process) -> None:
         assert process.stdin is not None and process.stdout is not None
         self._input, self._output = process.stdin, process.stdout
         os.set_blocking(self._input.fileno(), False)

@@ -17,7 +17,6 @@ from modelops.adapters.working_dir import WorkingDir
 from .answer import Answer
 from .call import Call
 from .errors import RunnerError
-from .process import Launcher
 from .runner_settings import RunnerSettings, StrPath
 from .sandboxed import SandboxedExecEnv
 from .server import Server, ServerDied
@@ -67,7 +66,6 @@ class IsolatedWarmExecEnv(SandboxedExecEnv):
         super().__init__(
             bundle_repo, settings, timeout_seconds=timeout_seconds, storage_dir=storage_dir, out_dir=out_dir
         )
-        self._launcher = Launcher(settings)
         self._pool = ServerPool(max_servers or max(4, os.cpu_count() or 1), idle_seconds)
         self._digests: dict[str, str] = {}
         self._learned: WorkingDir | None = None
@@ -112,7 +110,7 @@ class IsolatedWarmExecEnv(SandboxedExecEnv):
         _, bundle = self.find_bundle(bundle_ref)
         logger.info("starting a server of %s", bundle_ref)
         learned = self._learned_dir() / hashlib.sha256(digest.encode()).hexdigest()
-        return Server(self._launcher, bundle, learned, Path(tempfile.mkdtemp(dir=self._incoming_dir())), call)
+        return Server(self.settings, bundle, learned, Path(tempfile.mkdtemp(dir=self._incoming_dir())), call)
 
     def _learned_dir(self) -> Path:
         """Where the servers of one bundle leave for each other what they learned of its tasks: bytes of hostile
@@ -124,7 +122,6 @@ class IsolatedWarmExecEnv(SandboxedExecEnv):
 
     def _release(self) -> None:
         self._pool.close()
-        self._launcher.close()
         if self._learned is not None:
             self._learned.close()
 
