@@ -1949,6 +1949,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from functools import partial
 from io import FileIO
 from types import SimpleNamespace as Options
 from typing import Any, ClassVar, Literal, NamedTuple, NoReturn, TypeVar, get_args, get_origin
@@ -1985,6 +1986,15 @@ class Failure(Exception):
         return {"_fatal_error": {**body, "retryable": self.retryable, **told, "metrics": dict(metrics)}}
 
 
+# Those that come from several places, to be given their sentence.
+unsafe_file = partial(Failure, "bundle", "unsafe_file")
+no_interpreter = partial(Failure, "host", "no_interpreter")
+no_resolver = partial(Failure, "host", "no_resolver")
+no_seccomp = partial(Failure, "host", "seccomp_unavailable")
+bad_result = partial(Failure, "result", "bad_result")
+usage_error = partial(Failure, "input", "usage")
+no_store = partial(Failure, "host", "store_unavailable")
+
 # What the machine lacks, by the errno of the call that failed: the caller's affair, and not the bundle's.
 SHORTAGES = {
     errno.ENOSPC: "no space is left on the device",
@@ -2010,7 +2020,7 @@ def host_failure(error: BaseException) -> Failure | None:
     gone = lost_folder(error) if isinstance(error, FileNotFoundError) else ""
     if gone:
         text = f"{gone} was removed while the run used it; let only the runner change its store, and run again"
-        return Failure("host", "store_unavailable", text, True)
+        return no_store(text, True)
     unmapped = isinstance(error, ImportError) and re.search("failed to map|allocate memory", str(error))
     number = errno.ENOMEM if unmapped or isinstance(error, MemoryError) else getattr(error, "errno", None)
     number = errno.EMFILE if isinstance(error, ImportError) and "Too many open files" in str(error) else number
@@ -2884,10 +2894,6 @@ def reading(path: str) -> Iterator[None]:
         raise unsafe_file(f"{path!r} can't be opened: {error.strerror}") from None
 
 
-def unsafe_file(problem: str) -> Failure:
-    return Failure("bundle", "unsafe_file", problem)
-
-
 def safe_link(path: str, link: str) -> str:
     """A symbolic link is kept as it is if it stays in the bundle, and is an error otherwise."""
     resolved = os.path.normpath(os.path.join(os.path.dirname(path), link))
@@ -3104,8 +3110,8 @@ def read_bundle_toml(tree: str, path: str, limit: int = MIB // 2) -> dict[str, A
         raise invalid(f"{path} is not valid TOML: {error}") from None
 
 
-def take(table: Mapping[str, Any], path: str, kind: type, default: Any, where: str) -> Any:
-    """The value at a dotted path of a TOML table, of the type that it must have; lists are of strings."""
+def take(table: Mapping[str, Any], path: str, kind: type, default: Any, where: str, of: type = str) -> Any:
+    """The value at a dotted path of a TOML table, of the type that it must have; lists are of strings, or tables."""
     value: Any = table
     for key in path.split("."):
         value = value.get(key) if isinstance(value, dict) else ...
@@ -3113,8 +3119,9 @@ def take(table: Mapping[str, Any], path: str, kind: type, default: Any, where: s
             return default
     items = value if isinstance(value, list) else []
     right = isinstance(value, kind) and isinstance(value, bool) == (kind is bool)
-    if not right or not all(isinstance(item, str) for item in items):
-        names = {dict: "a table", list: "a list of strings", str: "a string", bool: "true or false"}
+    if not right or not all(isinstance(item, of) for item in items):
+        names = {dict: "a table", str: "a string", bool: "true or false"}
+        names[list] = "a list of tables" if of is dict else "a list of strings"
         raise invalid(f"{where}: {path} must be {names[kind]}")
     return value
 
@@ -3314,7 +3321,8 @@ class Draft:
             found = self.find_links(url, where, base)
             self.folders.update({name: found} if name else {})
             if not kind.get("explicit"):
-                self.add_links(found)
+                for project, files in found.items():  # their names are the bundle's to give
+                    self.links.setdefault(project, []).extend(files)
             return
         place, problem = f"{where}: the index {url[:200]!r} is refused", ""
         if self.policy.indexes == "caller":
@@ -3343,11 +3351,6 @@ class Draft:
             if name:
                 found.setdefault(name, []).append(os.path.normpath(os.path.join(folder, file)))
         return found
-
-    def add_links(self, found: Mapping[str, list[str]]) -> None:
-        """Their names are the bundle's to give."""
-        for name, files in found.items():
-            self.links.setdefault(name, []).extend(files)
 
     # requirements files
 
@@ -3834,12 +3837,7 @@ def named_later(url: str, extras: str | None, marker: str, policy: DependencyPol
 
 
 def take_tables(table: Mapping[str, Any], path: str, where: str) -> list[dict[str, Any]]:
-    """An array of tables."""
-    *parents, last = path.split(".")
-    owner: Any = take(table, ".".join(parents), dict, {}, where) if parents else table
-    found = owner.get(last, [])
-    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
-        raise invalid(f"{where}: {path} must be a list of tables")
+    found: list[dict[str, Any]] = take(table, path, list, [], where, dict)
     return found
 
 
@@ -4068,10 +4066,6 @@ def choose_interpreter(wanted: str | None, requires_python: str, uv: str | None)
         remedy = f"`uv python install {fitting_python(requires_python)}`, or name another with --python"
         raise no_interpreter(f"{required}, this is {running.version}, and {none}; {remedy}")
     return ask_interpreter(found)
-
-
-def no_interpreter(problem: str) -> Failure:
-    return Failure("host", "no_interpreter", problem)
 
 
 def fitting_python(requires_python: str) -> str:
@@ -4318,7 +4312,7 @@ class Store:
                 os.makedirs(os.path.join(base, folder), mode=0o711, exist_ok=True)
         except OSError as error:
             problem = f"{base} can't be written ({error.strerror}); name another directory with --store-dir"
-            raise Failure("host", "store_unavailable", problem) from None
+            raise no_store(problem) from None
         check_owner(base)
         for folder in ("run", "venvs", "locks"):
             sweep(os.path.join(base, folder))
@@ -4361,7 +4355,7 @@ class Store:
                     found = load()
         if found is None:
             problem = f"what was just made in {self.base} is not there; let only the runner change its store"
-            raise Failure("host", "store_unavailable", f"{problem}, and run again", True)
+            raise no_store(f"{problem}, and run again", True)
         return found
 
     def folder(self, parent: str, folder: str, inner: str, make: Callable[[str], Mapping[str, Any]]) -> dict[str, Any]:
@@ -4870,10 +4864,6 @@ def seccomp_program(default: int, foreign: int, rules: Iterable[ScmpRule], must_
             os.close(fd)
     finally:
         library.seccomp_release(context)
-
-
-def no_seccomp(problem: str) -> Failure:
-    return Failure("host", "seccomp_unavailable", problem)
 
 
 def load_libseccomp() -> Any:
@@ -5447,10 +5437,6 @@ class Outcome(NamedTuple):
     stderr: str
     usage: Usage
     stacks: str = ""  # what the sandbox told of where it stood, at its end
-
-
-def bad_result(problem: str) -> Failure:
-    return Failure("result", "bad_result", problem)
 
 
 class Receiver:
@@ -7755,7 +7741,7 @@ class Resolver:
         """Run a fetch sandbox. The resolver and its settings go in, files and notes come out."""
         if self.host.uv is None:
             problem = "the bundle has dependencies, and uv, which resolves them, is not there; `pip install uv`"
-            raise Failure("host", "no_resolver", problem)
+            raise no_resolver(problem)
         own, uv = Interpreter(**describe_interpreter()), f"{TOOLS}/uv"
         request = {
             **request,
@@ -8369,7 +8355,7 @@ def assemble(
     compiled = any(name.endswith(".so") for tree in trees for name, *_ in tree.files)
     if compiled and os.statvfs(venv).f_flag & os.ST_NOEXEC:
         problem = f"{os.path.dirname(venv)} is mounted noexec, and compiled modules can't be loaded from there"
-        raise Failure("host", "store_unavailable", f"{problem}; name another directory with --store-dir")
+        raise no_store(f"{problem}; name another directory with --store-dir")
     with timed(resolver.host, "install"):
         for tree in trees:
             with intact(tree):
@@ -8478,7 +8464,7 @@ def export_uv_lock(host: Host, bundle: Bundle, interpreter: Interpreter) -> byte
     """What uv makes of a uv.lock, in a sandbox without network."""
     if host.uv is None:
         problem = "the bundle has a uv.lock, and uv is not there to read it; `pip install uv`"
-        raise Failure("host", "no_resolver", problem)
+        raise no_resolver(problem)
     tool = f"{TOOLS}/uv"
     mounts = [Mount(bundle.path, SOURCE), Mount(host.stage.source(host.uv), tool)]
     box = make_sandbox(host, "compile", [interpreter], mounts)
@@ -9492,10 +9478,6 @@ OPTIONS = [
     Option("--cache", "show what is kept, or remove it", "show|prune", cache_action),
     Option("--older-than", "with --cache prune: keep what was made in the last DAYS", "DAYS", float, 0.0),
 ]
-
-
-def usage_error(problem: str) -> Failure:
-    return Failure("input", "usage", problem)
 
 
 def read_options(arguments: list[str]) -> Options:
