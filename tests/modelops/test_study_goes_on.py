@@ -82,14 +82,15 @@ class Command:
 
     def run(self, out: Path, *arguments: str, status: int = 0, file: Path = SOBOL) -> tuple[dict[str, Any], str]:
         """The summary and standard error of a run to its end."""
-        process = self.start(out, *arguments, file=file)
-        stdout, stderr = process.communicate(timeout=300)
-        assert process.returncode == status and "Traceback" not in stderr, stderr
-        return json.loads(stdout) if stdout else {}, stderr
+        done = self.here(out, *arguments, file=file)
+        assert done.exit_code == status and "Traceback" not in done.stderr, done.stderr
+        return json.loads(done.stdout) if done.stdout else {}, done.stderr
 
-    def here(self, out: Path, *arguments: str) -> Result:
-        """In this process, for what is refused: to start another takes longer."""
-        return CliRunner().invoke(app, [*self.words(out), *arguments], catch_exceptions=False)
+    def here(self, out: Path, *arguments: str, file: Path = SOBOL) -> Result:
+        """In this process, for what no signal ends: to start another takes longer."""
+        store = os.environ.get("MODELOPS_RUNNER_STORE_DIR", str(self.store))
+        env = {"MODELOPS_RUNNER_STORE_DIR": store, "COLUMNS": "200"}
+        return CliRunner(env=env).invoke(app, [*self.words(out, file), *arguments], catch_exceptions=False)
 
     def interrupt(self, process: "subprocess.Popen[str]", number: signal.Signals, again: float | None = None) -> str:
         """Signal the whole group as a terminal does, or kill the process alone; its standard error, once no process of

@@ -252,6 +252,9 @@ AGGREGATIONS = {
 }
 
 
+ALONE = pytest.mark.full("each in a run of its own; the default suite has them in tasks of one server")
+
+
 @pytest.fixture(scope="session")
 def bundles() -> dict[int, Any]:
     return {}
@@ -306,11 +309,25 @@ def test_task_in_turns(case: Case, hostile: HostileRunner, bundles: dict[int, An
     assert ends(result) in case.ends, str(result.body)[:1000]
 
 
+# The first of each set of ends has a run of its own also in the default suite.
+ENDS_FIRST = {case.ends: case.name for case in reversed(CASES)}.values()
+
+
 @runs(("root", "default"))
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, id=case.name, marks=() if case.name in ENDS_FIRST else ALONE) for case in CASES],
+)
 def test_task(case: Case, hostile: HostileRunner, bundles: dict[int, Any]) -> None:
     result = run_code(hostile, bundles, case.name, case.code)
     assert ends(result) in case.ends, str(result.body)[:1000]
+
+
+@runs(("root", "default"))
+def test_tasks_of_one_server(hostile: HostileRunner, bundles: dict[int, Any]) -> None:
+    found = run_codes(hostile, bundles, {case.name: case.code for case in CASES})
+    for case in CASES:
+        assert ends(found[case.name]) in case.ends, (case.name, str(found[case.name].body)[:1000])
 
 
 @turns("case", SMALL, ("root", "small"), ("user", "small"), ("user", "small-no-proc"))
@@ -318,9 +335,6 @@ def test_task_under_small_limits(case: Case, hostile: HostileRunner, bundles: di
     timed = any(end.endswith("timeout") for end in case.ends)
     result = run_code(hostile.brief() if timed else hostile, bundles, case.name, case.code)
     assert ends(result) in case.ends, str(result.body)[:1000]
-
-
-ALONE = pytest.mark.full("each in a run of its own; the default suite has them in tasks of one server")
 
 
 @runs(("root", "default"))

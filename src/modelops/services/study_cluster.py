@@ -22,6 +22,7 @@ from .dask_simulation import DaskSimulationService
 
 PATIENCE_SECONDS = 1.2  # that workers have to end their tasks, once the study is to stop; then they are killed
 CLOSING_SECONDS = 1.5  # that all of closing may take then
+LEAVING_SECONDS = 3.0  # in which a busy machine has ended what was killed
 LOOK_SECONDS = 0.02
 T = TypeVar("T")
 
@@ -57,28 +58,31 @@ def study_cluster(
 
 
 def leave_nothing() -> None:
-    """For a process that ends now: no process that it started is left, nor a directory that it worked in."""
-    _kill_family()
-    close_all()
-    clear_away(default_storage_dir())
+    """For a process that ends now: no process that it started is left, nor a directory that it worked in.
+
+    Dask starts a worker again that is killed, and a worker makes its directory again: both go until nobody is there.
+    """
+    deadline = time.monotonic() + LEAVING_SECONDS
+    living = True
+    while living and time.monotonic() < deadline:
+        _kill_family()
+        close_all()
+        clear_away(default_storage_dir())
+        living = bool(_family())
 
 
 def _kill_family() -> None:
-    """All that this process started, and is starting, but for the one that removes its semaphores when it has ended."""
-    spared = getattr(resource_tracker, "_resource_tracker", None)
-    deadline = time.monotonic() + 0.3
-    while time.monotonic() < deadline:
-        found = [process for process in _family() if process.pid != getattr(spared, "_pid", None)]
-        if not found:
-            return
-        for process in found:
-            with suppress(psutil.Error):
-                process.kill()
-        psutil.wait_procs(found, LOOK_SECONDS)
+    for process in _family():
+        with suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(_family(), LOOK_SECONDS)
 
 
 def _family() -> list[psutil.Process]:
-    return [process for process in psutil.Process(os.getpid()).children(recursive=True) if _lives(process)]
+    """All that this process started, and is starting, but for the one that removes its semaphores when it has ended."""
+    spared = getattr(getattr(resource_tracker, "_resource_tracker", None), "_pid", None)
+    family = psutil.Process(os.getpid()).children(recursive=True)
+    return [process for process in family if process.pid != spared and _lives(process)]
 
 
 def _lives(process: psutil.Process) -> bool:
