@@ -1324,19 +1324,6 @@ def empty_folders() -> None:
         os.utime(path)
 
 
-def take_terminal(request: "dict[str, Any]") -> None:
-    """Make the terminal standard input, output and error; its keys make signals here, unless a session has it."""
-    import fcntl
-    import termios
-    from contextlib import suppress
-
-    for fd in (0, 1, 2):
-        os.dup2(request["descriptors"]["terminal"], fd)
-    os.setsid()
-    with suppress(OSError):
-        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-
-
 def instrument(request: "dict[str, Any]", pipe: ResultPipe) -> None:
     """Run a program of the caller's where the task would run: its `main(request, pipe, this module)`."""
     import runpy
@@ -3642,11 +3629,9 @@ class Draft:
             dates[canonical_name(checked_name(name, where))] = value
         self.rules["exclude_newer_package"] = tuple(sorted(dates.items()))
         self.rules["no_index"] = take(settings, "no-index", bool, False, where)
-        if take(settings, "no-binary", bool, False, where):
-            self.add_formats("no_binary", [":all:"], where)
-        self.add_formats("no_binary", take(settings, "no-binary-package", list, [], where), where)
-        only = [":all:"] * take(settings, "no-build", bool, False, where)
-        self.add_formats("only_binary", only + take(settings, "no-build-package", list, [], where), where)
+        for key, rule in {"no-binary": "no_binary", "no-build": "only_binary"}.items():
+            everything = [":all:"] * take(settings, key, bool, False, where)
+            self.add_formats(rule, everything + take(settings, f"{key}-package", list, [], where), where)
 
     def find_members(self, table: dict[str, Any]) -> None:
         """The members of a uv workspace, by name."""

@@ -9,6 +9,7 @@ threads on standard error.
 import bdb
 import contextlib
 import faulthandler
+import fcntl
 import importlib.util
 import io
 import json
@@ -17,6 +18,7 @@ import pdb
 import signal
 import subprocess
 import sys
+import termios
 import threading
 import traceback
 from typing import Any
@@ -51,7 +53,7 @@ def main(request: dict[str, Any], pipe: Any, child: Any) -> None:
         return
     write_task(wanted["task"], request["wire"], child)
     if wanted["mode"] == "shell":
-        take_terminal(request, child)
+        take_terminal(request)
         path = f"/tmp/bin:{os.environ.get('PATH', '')}"
         print("The task is in $TASK; run-task runs it, run-task -m pdb under the debugger.", flush=True)
         subprocess.call(["/bin/sh"], env={**os.environ, "PATH": path, "TASK": "/tmp/task.json", "PS1": "sandbox$ "})
@@ -65,7 +67,7 @@ def debug(request: dict[str, Any], pipe: Any, child: Any) -> None:
     wanted, printed = request["task"], io.StringIO()
     script = wanted["script"]
     if script is None:
-        take_terminal(request, child)
+        take_terminal(request)
         debugger = pdb.Pdb(readrc=False, nosigint=True)  # Ctrl-C raises, and stands where the task is
     else:
         debugger = pdb.Pdb(stdin=io.StringIO("\n".join([*script, "quit", ""])), stdout=printed, readrc=False)
@@ -180,9 +182,14 @@ def printer(stream: Any) -> Any:
     return lambda text: print(text, file=stream, flush=True)
 
 
-def take_terminal(request: dict[str, Any], child: Any) -> None:
-    """Make the terminal standard input, output and error. Where native code heeds no Ctrl-C, Ctrl-\\ ends it."""
-    child.take_terminal(request)
+def take_terminal(request: dict[str, Any]) -> None:
+    """Make the terminal standard input, output and error; its keys make signals here, unless a session has it. Where
+    native code heeds no Ctrl-C, Ctrl-\\ ends it."""
+    for fd in (0, 1, 2):
+        os.dup2(request["descriptors"]["terminal"], fd)
+    os.setsid()
+    with contextlib.suppress(OSError):
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
     sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w", buffering=1), open(2, "w", buffering=1)  # noqa: SIM115
     faulthandler.register(signal.SIGQUIT, chain=True)
 
