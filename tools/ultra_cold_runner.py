@@ -6290,7 +6290,8 @@ START_FAILURES = [
     (
         r"Unknown option",
         "bwrap_too_old",
-        "this bwrap is too old: the sandbox needs 0.8.0, or with --profile bwrap-0.6 as Ubuntu 22.04 has it 0.6.0",
+        "this bwrap is too old: the sandbox needs 0.8.0; for 0.6.0 and newer, as Ubuntu 22.04 has it, use --profile "
+        "bwrap-0.6, or --profile container-bwrap-0.6 where you would use container",
     ),
     (
         r"RTM_NEWADDR|setting up uid map: Permission denied",

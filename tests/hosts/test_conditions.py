@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from conftest import ROOT
 
 from hosts.containers import (
     OLD,
@@ -78,7 +79,17 @@ ext-modules = [{ name = "_counter", sources = ["counter.c"] }]
 END
 echo 'int x;' > /tmp/c/counter.c; echo 'def wire(*a): return {"out": 1}' > /tmp/c/counter.py
 """
-BWRAP_0_6 = "cp /srv/0.6/usr/bin/bwrap /usr/bin/ && bwrap --version | grep -q 0.6.1 || exit 9"
+# A task that puts 9 MiB where 8 may be.
+FILLING = """
+mkdir -p /tmp/f && cp -r tests/bundles/hello/* /tmp/f/
+cat > /tmp/f/src/hello/__init__.py <<'END'
+import time
+def wire(entrypoint, params, seed):
+    open("FILE", "wb").write(bytes(9 << 20))
+    time.sleep(600)
+END
+"""
+BWRAP_0_6 = "export PATH=/srv/0.6/usr/bin:$PATH; bwrap --version | grep -q 0.6.1 || exit 9"
 SMALL = with_options("--tmpfs", "/small:size=1m,mode=755")
 READ_ONLY = with_options("--read-only", "--read-only-tmpfs=false", "--tmpfs", "/store:mode=755")
 AMBIENT = Container("", ("--cap-add", "NET_ADMIN"))
@@ -91,6 +102,39 @@ CONDITIONS = [
     Condition("bwrap 0.4.1, too old", "bwrap_too_old", "0.8.0", "cp /srv/old/usr/bin/bwrap /usr/bin/"),
     Condition("bwrap 0.6.1, of Ubuntu 22.04", "bwrap_too_old", "--profile bwrap-0.6", BWRAP_0_6),
     Condition("bwrap 0.6.1, profile bwrap-0.6", WORKS, "", BWRAP_0_6, "--profile bwrap-0.6"),
+    Condition(
+        "bwrap 0.6.1, in an ordinary container",
+        "bwrap_too_old",
+        "--profile container-bwrap-0.6",
+        BWRAP_0_6,
+        "--profile container",
+        ORDINARY,
+    ),
+    *(
+        Condition(
+            f"bwrap 0.6.1, in an ordinary container as {who}, profile container-bwrap-0.6",
+            WORKS,
+            "",
+            BWRAP_0_6,
+            "--profile container-bwrap-0.6",
+            ORDINARY,
+            who,
+        )
+        for who in ("root", "user")
+    ),
+    *(
+        Condition(
+            f"bwrap 0.6.1, in an ordinary container as root, a task that fills {folder}",
+            "tmpfs_limit",
+            "",
+            BWRAP_0_6 + FILLING.replace("FILE", f"{folder}/x"),
+            "--profile /srv/filled.toml",
+            ORDINARY,
+            bundle="/tmp/f",
+            gap=WORKS,
+        )
+        for folder in ("/tmp", "/dev/shm")
+    ),
     Condition("bwrap setuid", "bwrap_setuid", "chmod u-s", "chmod u+s /usr/bin/bwrap"),
     Condition(
         "libseccomp missing", "seccomp_unavailable", "apt-get install libseccomp2", "rm /usr/lib/*/libseccomp.so*"
@@ -143,6 +187,7 @@ CONDITIONS = [
 # What --doctor says of a host on which sandboxes start all the same.
 MINOR = {"no_cgroup"}
 UNMOUNTED = 'description = "no /proc"\nextends = "default"\n[sandbox]\nhostname = ""\nproc = false\nmasked = []\n'
+FILLED = (ROOT / "sandbox-profiles/container-bwrap-0.6.toml").read_text() + 'tmp_bytes = "8MiB"\nshm_bytes = "8MiB"\n'
 UNNAMED = 'description = "no name for the sandbox"\nextends = "default"\n[sandbox]\nhostname = ""\n'
 
 
@@ -162,6 +207,7 @@ def debian(rootfs_of: RootfsOf) -> Rootfs:
     rootfs = rootfs_of(OLD)
     (rootfs.path / "srv/unnamed.toml").write_text(UNNAMED)
     (rootfs.path / "srv/unmounted.toml").write_text(UNMOUNTED)
+    (rootfs.path / "srv/filled.toml").write_text(FILLED)
     return rootfs
 
 
@@ -194,7 +240,7 @@ def test_the_doctor_tells_of_a_host_that_lacks(condition: Condition, debian: Roo
 def add_what_it_takes(condition: Condition, debian: Rootfs) -> None:
     if "/srv/old" in condition.prepare:
         add_bwrap(debian, download(OLD_BWRAP), "old")
-    if condition.prepare == BWRAP_0_6:
+    if BWRAP_0_6 in condition.prepare:
         add_bwrap(debian, download(UBUNTU_BWRAP, UBUNTUS), "0.6")
 
 
@@ -221,12 +267,25 @@ def test_a_container_whose_filter_refuses_namespaces(debian: Rootfs, tmp_path: P
     verdict("user namespaces refused by seccomp (Docker's rules)", "refused: `userns_denied`")
 
 
-def test_the_probes_hold_with_bwrap_0_6(debian: Rootfs, verdict: Verdict) -> None:
-    """Ubuntu 22.04's, which lacks --disable-userns and --size."""
+@pytest.mark.parametrize(
+    ("profile", "container", "who"),
+    [
+        ("bwrap-0.6", PRIVILEGED, "root"),
+        ("container-bwrap-0.6", ORDINARY, "root"),
+        ("container-bwrap-0.6", ORDINARY, "user"),
+    ],
+    ids=["privileged-root", "ordinary-root", "ordinary-user"],
+)
+def test_the_probes_hold_with_bwrap_0_6(
+    profile: str, container: Container, who: str, debian: Rootfs, verdict: Verdict
+) -> None:
+    """Ubuntu 22.04's, which lacks --disable-userns and --size. In what is privileged root starts a user's too."""
     add_bwrap(debian, download(UBUNTU_BWRAP, UBUNTUS), "0.6")
     pytest_ = ".venv/bin/python -m pytest --full -q --color=no -p no:cacheprovider -k 'not control'"
-    tests = "tests/security/test_probes.py tests/security/test_lifecycle.py"
-    ended = run(Job(OLD, PRIVILEGED, "root", f"{BWRAP_0_6}; PROBE_PROFILES=bwrap-0.6 {pytest_} {tests}"), debian)
+    tests = f"{pytest_} tests/security/test_probes.py tests/security/test_lifecycle.py"
+    ended = run(Job(OLD, container, who, f"{BWRAP_0_6}; PROBE_PROFILES={profile} {tests}"), debian)
     found = re.search(r"^(\d+) passed(?:, \d+ skipped)?(?:, \d+ deselected)? in", ended.stdout, re.M)
     assert ended.returncode == 0 and found and int(found[1]) > 200, (ended.stdout + ended.stderr)[-5000:]
-    verdict("bwrap 0.6.1, of Ubuntu 22.04, by root and a user", f"bwrap-0.6: {int(found[1]):,} probe tests hold")
+    verdict(
+        f"bwrap 0.6.1, of Ubuntu 22.04, {container.name} as {who}", f"{profile}: {int(found[1]):,} probe tests hold"
+    )

@@ -56,6 +56,19 @@ def test_container_needs_no_proc_and_leaves_namespaces_to_seccomp(runner_module:
     assert (sandbox.proc, sandbox.nested_userns, sandbox.masked) == (False, "seccomp", [])
 
 
+def test_the_profiles_for_an_older_bwrap_hold_what_the_newer_ones_do(runner_module: Any) -> None:
+    """They differ in who holds the sizes of /tmp and /dev/shm; where there is a /proc, in who ends user namespaces."""
+
+    def loaded(name: str) -> Any:
+        return runner_module.load_profile(name, [str(PROFILES)])
+
+    for name, older in ("container", "container-bwrap-0.6"), ("default", "bwrap-0.6"):
+        mine, theirs = loaded(older), loaded(name)
+        nested = theirs.sandbox.nested_userns if name == "container" else "seccomp"
+        sandbox = theirs.sandbox._replace(tmpfs_size="polling", nested_userns=nested)
+        assert mine == theirs._replace(sandbox=sandbox, description=mine.description), older
+
+
 def test_debug_adds_calls_and_keeps_the_rest_of_the_filter(runner_module: Any) -> None:
     default, debug = (runner_module.load_profile(name, [str(PROFILES)]).seccomp for name in ("default", "debug"))
     assert "ptrace" in debug.also_allow
