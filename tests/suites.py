@@ -3,7 +3,9 @@
 The default suite tries everything once: each probe, bomb, fault and hostile bundle under one account and one profile,
 and of the ways to say one thing (a source, a layout, a setting) those that are read by different code.
 `--full` adds what is marked `@pytest.mark.full("why")`, on a test or on a parameter: other accounts and profiles,
-containers, fuzzing, long sweeps. `THOROUGH=1` in the environment makes the sweeps of the full suite longer still.
+containers, fuzzing, long sweeps. Where two things do not touch (how a probe is asked, by whom and under which profile)
+each value of one meets one of the other, not all. `THOROUGH=1` in the environment makes the sweeps of the full suite
+longer still.
 """
 
 import gc

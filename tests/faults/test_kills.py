@@ -1,7 +1,7 @@
 """The runner is killed at random moments of every phase, two at a time on one store; the next run cleans up.
 
 FAULT_SEED=N repeats a run of these tests: it is in the output of a failure. The default suite kills so often that each
-phase is hit, THOROUGH=1 four times as often as the full one. Half of the kills wait for a phase to begin, so that each
+phase is hit, THOROUGH=1 seven times as often as the full one. Half of the kills wait for a phase to begin, so that each
 phase is hit; the others come at any moment of the time that an undisturbed run takes.
 """
 
@@ -41,7 +41,7 @@ from faults.aftermath import (
     wait_for,
 )
 
-FEW, MANY = 4, 52 if THOROUGH else 13  # rounds of two kills, for each of the four ways to run
+FEW, MANY = 4, 52 if THOROUGH else 7  # rounds of two kills, for each of the four ways to run
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
 # In the order in which they come, each to what it makes first in the scratch of its run.
 PHASES = {"inspect": "bundle"} | {phase: f"etc-{phase}" for phase in ("fetch", "build", "compile", "execute")}

@@ -121,10 +121,10 @@ def sweep_limit(runner: FaultRunner, module: ModuleType, kind: int, values: list
 
 @pytest.fixture
 def share(who: str, full: bool) -> Share:
-    """`share(values)`: those that are tried, from the largest down. In the full suite root tries all, the user every
-    third, and in the default suite every eighth: one that is enough, and one or two that are not. With THOROUGH=1 both
-    try all."""
-    step = 1 if full and (who == "root" or THOROUGH) else 3 if full else 8
+    """`share(values)`: those that are tried, from the largest down. In the full suite root tries every second, the
+    user every fourth, and in the default suite every eighth: one that is enough, and one or two that are not. With
+    THOROUGH=1 both try all."""
+    step = 8 if not full else 1 if THOROUGH else 2 if who == "root" else 4
     return lambda values: values[::-step]
 
 

@@ -192,6 +192,12 @@ def cases(*profiles: str) -> pytest.MarkDecorator:
     return runs(*((who, profile) for who in ("root", "user") for profile in profiles))
 
 
+def in_pairs(*profiles: str) -> pytest.MarkDecorator:
+    """Parametrise `hostile` over the profiles, each under one of the accounts in turn."""
+    order = ("root", "user") if HERE == "root" else ("user",)
+    return runs(*((order[number % len(order)], profile) for number, profile in enumerate(profiles)))
+
+
 def runs(*pairs: tuple[str, str]) -> pytest.MarkDecorator:
     """Parametrise `hostile` over pairs of account and profile: the first that can be tried here, and in the full suite
     the others too."""

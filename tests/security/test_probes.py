@@ -21,7 +21,7 @@ from conftest import ROOT, TINY_BACKEND
 from evidence import CONTROLS_DONE, NO_CONTROL, PROFILES
 from servers import listening
 
-from security.hostile import HostileRunner, cases, runner_for
+from security.hostile import HostileRunner, cases, in_pairs, runner_for
 from security.probes import IN_TASK, PACKAGES, PROGRAM, WIRE, Probe
 
 pytestmark = pytest.mark.xdist_group("probes")  # one run answers for all of an account and a profile
@@ -184,7 +184,7 @@ def asked(*modes: str) -> Any:
 
 
 @cases(*PROFILES)
-@asked("cold", "serve", "instrument")
+@asked("cold")
 def test_a_task_can_not(
     probe: Probe, mode: str, hostile: HostileRunner, verdicts: Any, family: Any, record_property: Any
 ) -> None:
@@ -194,7 +194,16 @@ def test_a_task_can_not(
     require_held(probe, hostile.profile, verdicts(hostile.account.name, hostile.profile, mode)[probe.name])
 
 
-@cases(*WATCHED)
+@in_pairs(*PROFILES)
+@asked("serve", "instrument")
+def test_nor_can_it(
+    probe: Probe, mode: str, hostile: HostileRunner, verdicts: Any, family: Any, record_property: Any
+) -> None:
+    """The same sandbox, in another way: each way by each account and under each profile, not by all under all."""
+    test_a_task_can_not(probe, mode, hostile, verdicts, family, record_property)
+
+
+@in_pairs(*(profile for profile in PROFILES if profile in WATCHED))
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 @asked("trace")
 def test_a_watched_task_can_not(mode: str, probe: Probe, hostile: HostileRunner, verdicts: Any, family: Any) -> None:
