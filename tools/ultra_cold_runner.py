@@ -3927,7 +3927,8 @@ def read_plan(tree: str, policy: DependencyPolicy, callers: "IndexSettings") -> 
     else:
         members = sorted(draft.members.items())
         draft.requirements += [Requirement(name, "", "", f"file:{path}", "") for name, path in members]
-    read_other_files(draft, project, table)
+    lock = choose_lock(draft, project)
+    read_other_files(draft, project, table, lock)
     draft.follow_sources()
     for name, versions in (("constraints", draft.constraints), ("overrides", [])):
         placed = [item for item in (*versions, *draft.rules.get(name, ())) if item.url]
@@ -3938,7 +3939,6 @@ def read_plan(tree: str, policy: DependencyPolicy, callers: "IndexSettings") -> 
         draft.rules[name] = tuple(item for item in (*versions, *draft.rules.get(name, ())) if not item.url)
     if project.asks_scm:
         draft.note(f"{project.asks_scm} finds no version-control system here: the version names the bundle's digest")
-    lock = choose_lock(draft, project)
     kept, rules = [index for index in draft.indexes.values() if index.url], Rules(**draft.rules)
     elsewhere = {name: text for name, text in draft.elsewhere.items() if name not in draft.origins}
     elsewhere |= draft.unusable_unless_needed(project)
@@ -3959,14 +3959,13 @@ def own_extras(project: Project) -> set[str]:
     return found
 
 
-def read_other_files(draft: Draft, project: Project, table: dict[str, Any]) -> None:
+def read_other_files(draft: Draft, project: Project, table: dict[str, Any], lock: str) -> None:
     """requirements.txt, where it says what to install; what is there besides is named."""
     listed = take(table, "project.dependencies", list, None, "pyproject.toml") is not None
     listed = listed or ("dependencies" in project.dynamic and project.kind == "built")
     there = {name for name in os.listdir(draft.tree) if re.fullmatch(rf"{UNREAD}|{READ}", name)}
-    locked = sorted(there & {"pylock.toml", "uv.lock"})
-    if "requirements.txt" in there and locked:
-        draft.note(f"requirements.txt is not read: {locked[-1]} rules")
+    if "requirements.txt" in there and lock:
+        draft.note(f"requirements.txt is not read: {lock} rules")
     elif "requirements.txt" in there and (not listed or installs_itself(draft)):
         draft.read_requirements("requirements.txt", "requirements.txt")
     elif "requirements.txt" in there:
@@ -3976,7 +3975,7 @@ def read_other_files(draft: Draft, project: Project, table: dict[str, Any]) -> N
     if take(table, "tool.pixi", dict, {}, "pyproject.toml"):
         draft.note("tool.pixi is not read: the dependencies are those of [project]")
     conda = sorted(name for name in there if re.fullmatch(CONDA, name))
-    if conda and not project.kind and not draft.members and not locked and "requirements.txt" not in there:
+    if conda and not project.kind and not draft.members and not lock and "requirements.txt" not in there:
         problem = "the environments of conda, pixi and pipenv are not read; write the packages into the dependencies of"
         remedy = "a pyproject.toml, or into a requirements.txt, by the names that they have on PyPI"
         raise refused(conda[0], f"{problem} {remedy}")
@@ -4001,11 +4000,9 @@ def choose_lock(draft: Draft, project: Project) -> str:
     if "uv.lock" in there and not project.name and not draft.members:
         there.remove("uv.lock")
         draft.note("uv.lock is not read: there is no [project] that it locks")
-    if not there:
-        return ""
     for name in there[1:]:
         draft.note(f"{name} is not read: {there[0]} rules")
-    return there[0]
+    return there[0] if there else ""
 
 
 # --- host: interpreters, tools, the uid that sandboxes run under

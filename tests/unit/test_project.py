@@ -84,6 +84,13 @@ def test_a_project_hides_requirements_txt(runner_module: Any, default_profile: A
     assert [item.name for item in plan.requirements] == ["x"] and "requirements.txt is not read" in plan.notes[0]
 
 
+def test_a_lock_of_nothing_hides_no_requirements(runner_module: Any, default_profile: Any, tmp_path: Path) -> None:
+    """Both were left out: each for the other's sake."""
+    plan = read(runner_module, default_profile, tmp_path, uv_lock="version = 1\n", requirements_txt="six\n")
+    assert (plan.lock, [item.name for item in plan.requirements]) == ("", ["six"])
+    assert plan.notes == ["uv.lock is not read: there is no [project] that it locks"]
+
+
 def test_an_empty_bundle_needs_nothing(runner_module: Any, default_profile: Any, tmp_path: Path) -> None:
     plan = read(runner_module, default_profile, tmp_path)
     assert (plan.kind, plan.requirements, plan.lines()) == ("requirements", [], [])
