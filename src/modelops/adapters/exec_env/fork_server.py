@@ -86,7 +86,7 @@ def serve(control: socket.socket, watched: int, run: Main) -> None:
                 os.close(fd)
                 tell_end(*runs.pop(fd))
                 continue
-            message, given, _, _ = socket.recv_fds(control, 1, DESCRIPTORS)
+            message, given, _, _ = socket.recv_fds(control, 1, DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
             asked = bool(message)
             if not asked:
                 poll.unregister(fd)

@@ -218,7 +218,7 @@ class _Server:
             try:
                 socket.send_fds(self._control, [b"r"], [caller.fileno(), request, folder, its_in, its_out, its_err])
                 theirs.close()
-                said, fds, _, _ = socket.recv_fds(told, 4096, 1)
+                said, fds, _, _ = socket.recv_fds(told, 4096, 1, socket.MSG_CMSG_CLOEXEC)
             except (BrokenPipeError, ConnectionResetError):
                 said, fds = b"", []
             if not said:
