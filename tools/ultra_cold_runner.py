@@ -4764,8 +4764,7 @@ def intact(tree: Tree) -> Iterator[None]:
         yield
     except (KeptDamage, FileNotFoundError) as error:
         remove_tree(os.path.dirname(tree.path))
-        problem = f"{error}; what was kept has been removed, run again"
-        raise Failure("install", "store_damaged", problem, True) from None
+        raise Failure("install", "store_damaged", f"{error}; what was kept has been removed, run again", True) from None
 
 
 # --- seccomp: two programs made by libseccomp from the profile's lists
@@ -7835,8 +7834,7 @@ def check_hashes(requirements: list[Requirement], files: list[WheelFile], local:
     if plan.rules.require_hashes:
         for file in files:
             if file.name not in local and file.name not in hashed:
-                problem = f"--require-hashes is given, and {file.name} has none"
-                raise Failure("fetch", "hash_mismatch", problem)
+                raise Failure("fetch", "hash_mismatch", f"--require-hashes is given, and {file.name} has none")
 
 
 def file_hash(path: str, algorithm: str) -> str:
@@ -8007,8 +8005,7 @@ def build_wheel(resolver: Resolver, tree: str, project: Project, version: str, n
     """
     host, met = resolver.host, False
     if not re.fullmatch(r"[\w.]+(:[\w.]+)?", project.backend):
-        problem = f"build-system.build-backend {project.backend[:100]!r} is not a module or a module:object"
-        raise invalid(problem)
+        raise invalid(f"build-system.build-backend {project.backend[:100]!r} is not a module or a module:object")
     inner = resolver.for_building(project.name or project.folder)
     requires = [*project.build_requires, *resolver.plan.build_extra.get(canonical_name(project.name), [])]
     for _ in range(2):
@@ -8446,8 +8443,7 @@ def locked_plan(host: Host, bundle: Bundle, interpreter: Interpreter, index: Ind
 def export_uv_lock(host: Host, bundle: Bundle, interpreter: Interpreter) -> bytes:
     """What uv makes of a uv.lock, in a sandbox without network."""
     if host.uv is None:
-        problem = "the bundle has a uv.lock, and uv is not there to read it; `pip install uv`"
-        raise no_resolver(problem)
+        raise no_resolver("the bundle has a uv.lock, and uv is not there to read it; `pip install uv`")
     tool = f"{TOOLS}/uv"
     mounts = [Mount(bundle.path, SOURCE), Mount(host.stage.source(host.uv), tool)]
     box = make_sandbox(host, "compile", [interpreter], mounts)
