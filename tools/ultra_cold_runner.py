@@ -397,7 +397,7 @@ def simulate(task: "dict[str, Any]", wire: str, pipe: ResultPipe) -> None:
     require_module(task["entrypoint"])
     from collections.abc import Mapping
 
-    function = load_wire(wire)
+    function = load_entry_point(wire, "the entry point")
     try:
         outputs = function(task["entrypoint"], task["params"], task["seed"])
     except TypeError as error:
@@ -413,8 +413,8 @@ def simulate(task: "dict[str, Any]", wire: str, pipe: ResultPipe) -> None:
     pipe.send(DONE)
 
 
-def load_wire(reference: str) -> "Any":
-    """The wire function. What is wrong with the entry point itself is told of it, and not of its module."""
+def load_entry_point(reference: str, what: str) -> "Any":
+    """A wire function or a target. What is wrong with the entry point itself is told of it, and not of its module."""
     module = reference.partition("[")[0].partition(":")[0].strip()
     try:
         found = load_object(reference)
@@ -428,10 +428,10 @@ def load_wire(reference: str) -> "Any":
             raise
         cause = error
     else:
-        if callable(found):
+        if callable(found) or hasattr(found, "evaluate"):
             return found
         cause = TypeError("that is a " + type_name(found) + ", and no function; write module:function")
-    raise ChildError("entrypoint_not_found", "the entry point " + repr(reference) + ": " + str(cause)) from cause
+    raise ChildError("entrypoint_not_found", what + " " + repr(reference) + ": " + str(cause)) from cause
 
 
 def type_name(value: "Any") -> str:
@@ -621,10 +621,7 @@ def aggregate(task: "dict[str, Any]", pipe: ResultPipe) -> None:
     import math
 
     require_module(task["target_entrypoint"])
-    try:
-        target = load_object(task["target_entrypoint"])
-    except AttributeError as error:
-        raise ChildError("entrypoint_not_found", "the target does not exist: " + str(error)) from error
+    target = load_entry_point(task["target_entrypoint"], "the target")
     result = call_target(target, task["sim_returns"], task["target_data"])
     if not isinstance(result, dict) or "loss" not in result:
         raise ChildError("bad_result", "the target must return a dict with 'loss', not " + type_name(result))

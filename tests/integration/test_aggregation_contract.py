@@ -155,6 +155,17 @@ def test_an_exception_of_the_target_is_told(run: Runner, bundle: Bundle) -> None
     assert "in target" in error["traceback"]
 
 
+def test_an_attribute_error_of_the_targets_module_is_no_missing_target(run: Runner, bundle: Bundle) -> None:
+    code = "import math\nTAU = math.tua\ndef target(sim_returns):\n    return {'loss': 1}\n"
+    error = run(bundle(code), request(), "--aggregation").error
+    assert (error["type"], error["exception"]["type"]) == ("task_exception", "AttributeError")
+
+
+def test_a_target_that_is_no_function(run: Runner, bundle: Bundle) -> None:
+    error = run(bundle("target = 1\n"), request(), "--aggregation").error
+    assert error["type"] == "entrypoint_not_found" and "the target 'probe:target': that is a int" in error["error"]
+
+
 def test_an_attribute_error_in_the_target_is_no_missing_target(run: Runner, bundle: Bundle) -> None:
     error = run(bundle("def target(sim_returns):\n    return None.x\n"), request(), "--aggregation").error
     assert error["type"] == "task_exception"
