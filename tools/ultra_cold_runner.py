@@ -4167,8 +4167,10 @@ def open_lock(path: str, wait: bool) -> int | None:
 
 
 def close_lock(path: str, fd: int) -> None:
+    """Remove a lock and let go of it at once, also where a fork for other work still has it open."""
     with suppress(FileNotFoundError):
         os.unlink(path)
+    fcntl.flock(fd, fcntl.LOCK_UN)
     os.close(fd)
 
 
@@ -4337,17 +4339,6 @@ class Store:
             raise no_store(f"{problem}, and run again", True)
         return found
 
-    def folder(self, parent: str, folder: str, inner: str, make: Callable[[str], Mapping[str, Any]]) -> dict[str, Any]:
-        """The record of a kept folder, which is made below `parent` first where it is not there or was altered."""
-
-        def keep() -> None:
-            with ExitStack() as cleanup:
-                aside = os.path.join(transient(parent, cleanup), "kept")
-                os.mkdir(aside, 0o711)
-                keep_folder(aside, folder, inner, make(aside))
-
-        return self.once(os.path.basename(folder), lambda: kept_record(folder, inner), keep)
-
     def derived(self, name: str, make: Callable[[], bytes], *parts: object) -> bytes:
         """Bytes that follow from `parts` alone: kept with a digest of their own, made where they are not there."""
         path = self.path("built", f"{name}-{digest_of(name, *parts)}")
@@ -4382,11 +4373,9 @@ def write_json(path: str, value: Any) -> None:
     write_file(path, json.dumps(value).encode())
 
 
-def keep_folder(aside: str, folder: str, inner: str, record: Mapping[str, Any]) -> None:
-    """Keep a folder under another name, with a record that knows itself and every file in its `inner`."""
+def write_record(aside: str, inner: str, record: Mapping[str, Any]) -> None:
+    """A record of a folder that is to be kept, which knows itself and every file in its `inner`."""
     write_json(f"{aside}/record.json", {**record, "digest": digest_of(record, list_files(f"{aside}/{inner}"))})
-    remove_tree(folder)
-    os.rename(aside, folder)
 
 
 def kept_record(folder: str, inner: str) -> dict[str, Any] | None:
@@ -4980,15 +4969,15 @@ SOFTWARE = (*PROGRAM_FOLDERS, "/etc/alternatives", "/var/lib/dpkg/status", "/var
 OTHER_CA_FILES = ("/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/ca-bundle.pem")  # of Fedora and openSUSE
 
 
-def survey_system(store: Store, policy: PhasePolicy, paths: list[str]) -> tuple[str, list[str]]:
-    """Copy the profile's programs to one folder, which is one mount and holds no privileged file, and has an empty file
-    for each mount below /usr/bin; find the files of the mounts that would give who runs them more rights. Returns both.
-    They are kept until the host's software changes."""
+def survey_system(host: "Host", policy: PhasePolicy, paths: list[str]) -> tuple[str, Callable[[str], None]]:
+    """Where the store has what the sandboxes of a phase get of the host's software, until that changes, and how it is
+    made: the profile's programs in one folder, which is one mount and holds no privileged file, and has an empty file
+    for each mount below /usr/bin; and which files of the mounts would give who runs them more rights."""
     below = [path[len("/usr/bin/") :] for path in paths if path.startswith("/usr/bin/")] if policy.programs else []
     stamps = [os.stat(path).st_mtime_ns if os.path.exists(path) else 0 for path in [*SOFTWARE, *paths]]
-    folder = store.path("system", digest_of("system", policy.programs, policy.privileged_files, paths, below, stamps))
+    key = digest_of("system", policy.programs, policy.privileged_files, paths, below, stamps)
 
-    def make(aside: str) -> dict[str, Any]:
+    def make(aside: str) -> None:
         os.mkdir(f"{aside}/bin")
         for name in [*policy.programs, *below]:
             found = (os.path.join(place, name) for place in PROGRAM_FOLDERS)
@@ -4996,10 +4985,9 @@ def survey_system(store: Store, policy: PhasePolicy, paths: list[str]) -> tuple[
             if source is not None:
                 copy_plain(source, f"{aside}/bin/{name}", 0o555)
         searched = [] if policy.privileged_files else paths
-        return {"covered": [file for path in searched for file in privileged_files(path)]}
+        write_record(aside, "bin", {"covered": [file for path in searched for file in privileged_files(path)]})
 
-    covered = store.folder(store.run, folder, "bin", make)["covered"]
-    return f"{folder}/bin" if policy.programs else "", covered
+    return host.store.path("system", key), make
 
 
 def privileged_files(top: str) -> Iterator[str]:
@@ -6866,11 +6854,12 @@ def make_sandbox(host: Host, phase: str, interpreters: list[Interpreter], mounts
         for path in paths:
             if path.startswith("/etc/"):
                 os.makedirs(os.path.join(etc, path[len("/etc/") :]), exist_ok=True)
-    programs, covered = survey_system(host.store, policy, paths)
+    survey, make = survey_system(host, policy, paths)
+    covered = host.background.kept(survey, lambda: kept_record(survey, "bin"), make)["covered"]
     covers = [Mount("/dev/null", path) for path in covered if os.path.exists(path)]
     covers += [Mount(write_meminfo(host.store.scratch("meminfo"), policy), "/proc/meminfo")] if common.proc else []
-    system = [Mount(programs, "/usr/bin")] if programs else []
-    links += [("usr/bin", "/bin"), ("usr/bin", "/sbin"), ("bin", "/usr/sbin")] if programs else []
+    system = [Mount(f"{survey}/bin", "/usr/bin")] if policy.programs else []
+    links += [("usr/bin", "/bin"), ("usr/bin", "/sbin"), ("bin", "/usr/sbin")] if policy.programs else []
     child = child_file(host.store, interpreters[0])
     system += [Mount(path, path) for path in paths if not path.startswith("/etc/")]
     system += [Mount(etc, "/etc"), *(Mount(path, path) for path in paths if path.startswith("/etc/"))]
@@ -6890,15 +6879,6 @@ def make_sandbox(host: Host, phase: str, interpreters: list[Interpreter], mounts
     placed = list(dict.fromkeys(links))
     over, cwd = tuple(staged(covers)), BUNDLE if BUNDLE in places else "/tmp"
     return Sandbox(phase, policy, common, staged(wanted), placed, environment, cwd, command, over)
-
-
-SURVEY = "survey"
-
-
-def survey_ahead(host: Host, interpreter: Interpreter) -> None:
-    """What the task's sandbox gets of the host's software, while others run: on a new store it is half a second."""
-    policy = host.profile.execute
-    survey_system(host.store, policy, system_mounts(policy, [interpreter])[0])
 
 
 def told_environment(variables: Mapping[str, str], limits: Limits) -> dict[str, str]:
@@ -7213,7 +7193,7 @@ class Downloads(FileReceiver):
         policy = host.profile.dependencies
         notes = ("lock", "without wheels")
         super().__init__(host.store.scratch(f"fetched-{os.urandom(4).hex()}"), policy.max_packages + 1, notes)
-        self.background, self.interpreter, self.policy = host.background, interpreter, policy
+        self.host, self.interpreter, self.policy = host, interpreter, policy
         self.entries: list[dict[str, str]] = []
         self.bytes = 0
 
@@ -7241,7 +7221,7 @@ class Downloads(FileReceiver):
             named = os.path.join(self.folder, f"wheel-{name}", file_name)
             os.mkdir(os.path.dirname(named))
             os.link(path, named)
-            self.background.unpack(WheelFile("", sha256, named), self.interpreter)
+            self.host.background.ahead(*wheel_tree(self.host, WheelFile("", sha256, named), self.interpreter))
 
 
 class Place(NamedTuple):
@@ -7729,7 +7709,9 @@ class Resolver:
             "credentials": {**indexes, "SSL_CERT_FILE": CA_FILE},
             "authorization": self.index.authorization if indexes or request["locked"] is None else {},
         }
-        self.host.background.begin(SURVEY, lambda: survey_ahead(self.host, self.interpreter))
+        execute = self.host.profile.execute  # what the task's sandbox gets: on a new store it takes half a second
+        paths, _ = system_mounts(execute, [self.interpreter])
+        self.host.background.ahead(*survey_system(self.host, execute, paths))
         tools = [Mount(self.host.stage.source(self.host.uv), uv)]
         box = make_sandbox(self.host, "fetch", [own, self.interpreter], [*tools, *mounts])
         box.environment["SSL_CERT_FILE"] = CA_FILE
@@ -8050,109 +8032,123 @@ def parse_lines(body: bytes | None) -> list[Any]:
 
 
 class Background:
-    """Work of the trusted side in a few processes of its own, while a sandbox runs: wheels are unpacked while later
-    ones are still downloaded.
+    """Folders of the store that are made in a few processes of their own, while a sandbox runs: wheels are unpacked
+    while later ones are still downloaded.
 
-    They are forks of the trusted side, each for one piece of work, and end with it.
+    Each process is a fork of the trusted side that makes one folder in scratch, and ends with it. It holds no lock,
+    so that it can be ended at any time; who waits for the folder puts it where it is kept.
     """
 
     WORKERS = 2
 
-    def __init__(self, store: Store, policy: DependencyPolicy) -> None:
-        self.store, self.policy = store, policy
-        self.waiting: list[tuple[str, Callable[[], object]]] = []
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.waiting: dict[str, Callable[[str], object]] = {}  # by key
         self.running: dict[int, str] = {}  # pid to key
-        self.known: set[str] = set()
+        self.ended: dict[str, int] = {}  # key to exit status
 
-    def begin(self, key: str, work: Callable[[], object]) -> None:
-        """Have something done, once. A Failure of it is kept for `result`."""
-        if key not in self.known:
-            self.known.add(key)
-            self.waiting.append((key, work))
+    def ahead(self, place: str, make: Callable[[str], object]) -> None:
+        """Have a folder made, if it is not kept: `kept` will ask for it."""
+        if not os.path.exists(place):
+            self.begin(os.path.basename(place), make)
+
+    def kept(self, place: str, load: Callable[[], Kept | None], make: Callable[[str], object]) -> Kept:
+        """What is loaded from a kept folder; it is made first where it is not there or was damaged."""
+        key = os.path.basename(place)
+
+        def keep() -> None:
+            self.begin(key, make)
+            made = self.result(key)
+            remove_tree(place)
+            os.rename(made, place)
+
+        return self.store.once(key, load, keep)
+
+    def begin(self, key: str, make: Callable[[str], object]) -> None:
+        if key not in {*self.waiting, *self.running.values(), *self.ended}:
+            self.waiting[key] = make
         self.go_on()
-
-    def unpack(self, wheel: WheelFile, interpreter: Interpreter) -> str:
-        """Have a wheel unpacked, if its tree is not kept. Returns the tree's key."""
-        key = digest_of("tree", wheel.sha256, os.path.basename(wheel.path), interpreter.key())
-        if not os.path.exists(self.store.path("trees", key)):
-            aside = self.store.scratch(f"tree-{key}")
-            self.begin(key, lambda: unpack_tree(wheel, aside, interpreter, self.policy))
-        return key
 
     def go_on(self, wait: bool = False) -> None:
         """Take note of who has ended, and start who waits."""
-        for pid in list(self.running):
+        for pid, key in list(self.running.items()):
             if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | (0 if wait else os.WNOHANG)):
                 with Killed.held():  # reaped and forgotten at once: its number may be another's at any time
-                    os.waitpid(pid, 0)
+                    self.ended[key] = os.waitpid(pid, 0)[1]
                     RUNNING.discard(pid)
                     del self.running[pid]
                 wait = False
         while self.waiting and len(self.running) < self.WORKERS:
-            self.start(*self.waiting.pop(0))
+            self.start(next(iter(self.waiting)))
 
-    def start(self, key: str, work: Callable[[], object]) -> None:
+    def start(self, key: str) -> None:
         with Killed.held():
+            make = self.waiting.pop(key)
             pid = os.fork()
             if pid == 0:
-                self.do(key, work)
+                self.do(self.store.scratch(f"made-{key}"), make)
             RUNNING.add(pid)
             self.running[pid] = key
 
-    def do(self, key: str, work: Callable[[], object]) -> NoReturn:
-        aside = self.store.scratch(f"tree-{key}")
+    @staticmethod
+    def do(aside: str, make: Callable[[str], object]) -> NoReturn:
+        status = 1
         try:
             Killed.disown()
-            work()
+            os.mkdir(aside, 0o711)
+            make(aside)
+            status = 0
         except BaseException as error:
             failure = error if isinstance(error, Failure) else host_failure(error) or internal_error(error)
             remove_tree(aside)  # where the disk is full, that makes room to say so
+            told = failure.phase, failure.type, failure.error, failure.retryable, failure.details
             with suppress(OSError):
-                write_json(aside + ".failed", failure.as_json({})["_fatal_error"])
+                write_json(aside + ".failed", told)
         finally:
-            os._exit(0)
+            os._exit(status)
 
-    def finish(self, key: str) -> None:
-        """Wait until something is done, if it was begun; it waits for nothing else."""
-        for item in [item for item in self.waiting if item[0] == key]:
-            self.waiting.remove(item)
-            self.start(*item)
+    def result(self, key: str) -> str:
+        """Where a folder was made; raises the Failure that kept it from it. It waits for nothing else."""
+        if key in self.waiting:
+            self.start(key)
         while key in self.running.values():
             self.go_on(wait=True)
             Killed.check()
-        self.known.discard(key)
-
-    def result(self, key: str) -> str:
-        """Where a tree is unpacked to; raises the Failure that kept it from it."""
-        self.finish(key)
-        aside = self.store.scratch(f"tree-{key}")
+        aside = self.store.scratch(f"made-{key}")
+        if self.ended.pop(key) == 0:
+            return aside
         told = load_json(aside + ".failed")
-        if told is not None:
-            os.unlink(aside + ".failed")
-            plain = {name: told.pop(name) for name in ("phase", "type", "error", "retryable")}
-            raise Failure(**plain, **{name: value for name, value in told.items() if name not in ("code", "metrics")})
-        if not os.path.exists(os.path.join(aside, "manifest.json")):
+        if told is None:
             problem = "a process that unpacked a wheel was killed, or could not write why it failed"
             problem += "; see that the machine has memory and the store room, and run again"
             raise Failure("host", "host_exhausted", problem, True)
-        return aside
+        *plain, details = told
+        raise Failure(*plain, **details)
 
     def close(self) -> None:
         self.waiting.clear()
-        for pid, key in self.running.items():
-            if key != SURVEY:  # which takes a moment, and holds a lock that would stay
-                os.kill(pid, signal.SIGKILL)  # not yet waited for, so still its own
+        for pid in self.running:
+            os.kill(pid, signal.SIGKILL)  # not yet waited for, so still its own
         while self.running:
             self.go_on(wait=True)
 
 
-def unpack_tree(wheel: WheelFile, aside: str, interpreter: Interpreter, policy: DependencyPolicy) -> None:
-    files = os.path.join(aside, "files")
-    os.makedirs(files, mode=0o755)
-    check_file_hash(wheel)
-    with deadline(policy.unpack_seconds, "install", "dependencies.unpack_seconds"):
-        groups = unpack_wheel(wheel.path, files, interpreter.library, policy.max_wheel_bytes)
-    write_manifest(aside, {"files": list_files(files), "groups": groups})
+def wheel_tree(host: Host, wheel: WheelFile, interpreter: Interpreter) -> tuple[str, Callable[[str], None]]:
+    """Where the store has a wheel's tree, and how it is made."""
+    policy, key = (
+        host.profile.dependencies,
+        digest_of("tree", wheel.sha256, os.path.basename(wheel.path), interpreter.key()),
+    )
+
+    def make(aside: str) -> None:
+        files = os.path.join(aside, "files")
+        os.mkdir(files, 0o755)
+        check_file_hash(wheel)
+        with deadline(policy.unpack_seconds, "install", "dependencies.unpack_seconds"):
+            groups = unpack_wheel(wheel.path, files, interpreter.library, policy.max_wheel_bytes)
+        write_manifest(aside, {"files": list_files(files), "groups": groups})
+
+    return host.store.path("trees", key), make
 
 
 def write_manifest(folder: str, content: Mapping[str, Any]) -> None:
@@ -8161,36 +8157,24 @@ def write_manifest(folder: str, content: Mapping[str, Any]) -> None:
     os.rename(aside, os.path.join(folder, "manifest.json"))
 
 
-def install_wheel(resolver: Resolver, wheel: WheelFile) -> Tree:
-    """The unpacked tree of a wheel: the kept one, or a new one made aside and renamed into place."""
-    host = resolver.host
-    key = host.background.unpack(wheel, resolver.interpreter)
-    place = host.store.path("trees", key)
-
-    def make() -> None:
-        host.background.unpack(wheel, resolver.interpreter)  # a kept one may have been damaged
-        os.rename(host.background.result(key), place)
-
-    with timed(host, "install"):
-        return host.store.once(key, lambda: read_tree(place), make)
-
-
 def install_wheels(resolver: Resolver, wheels: Iterable[WheelFile]) -> list[Tree]:
     """The trees of wheels, as long as they do not come to more than an environment may, with the bytecode that runs
     were seen to want."""
-    limit, used, trees, wheels = resolver.policy.max_environment_bytes, 0, [], list(wheels)
-    for wheel in wheels:
-        resolver.host.background.unpack(wheel, resolver.interpreter)
-    for wheel in wheels:
-        trees.append(install_wheel(resolver, wheel))
+    limit, used, trees, host = resolver.policy.max_environment_bytes, 0, [], resolver.host
+    wanted = [(wheel, *wheel_tree(host, wheel, resolver.interpreter)) for wheel in wheels]
+    for _, place, make in wanted:
+        host.background.ahead(place, make)
+    for wheel, place, make in wanted:
+        with timed(host, "install"):
+            trees.append(host.background.kept(place, partial(read_tree, place), make))
         used += sum(size + BLOCK for _, size, *_ in trees[-1].files)
-        Log.progress("install", len(trees), len(wheels), used)
+        Log.progress("install", len(trees), len(wanted), used)
         if used > limit:
             text = f"with {wheel.name} the environment is over {limit} bytes (dependencies.max_environment_bytes)"
             raise Failure("install", "environment_too_large", text)
-    trees = add_bytecode(resolver.host, resolver.interpreter, trees)
-    if resolver.host.times.get("install", 0) > 1:
-        Log.line(f"install: {len(trees)} packages, {used >> 20} MiB, {resolver.host.times['install']:.1f} s")
+    trees = add_bytecode(host, resolver.interpreter, trees)
+    if host.times.get("install", 0) > 1:
+        Log.line(f"install: {len(trees)} packages, {used >> 20} MiB, {host.times['install']:.1f} s")
     return trees
 
 
@@ -8368,10 +8352,16 @@ def prepare_environment(resolver: Resolver, bundle: Bundle, reuse: bool, preserv
     os.makedirs(venvs, mode=0o711, exist_ok=True)
     sweep(venvs)
 
-    def make(aside: str) -> dict[str, Any]:
-        return build_environment(resolver, bundle, f"{aside}/venv", key, whole=True)._asdict()
+    def make() -> None:
+        with ExitStack() as cleanup:
+            aside = os.path.join(transient(venvs, cleanup), "kept")
+            os.mkdir(aside, 0o711)
+            built = build_environment(resolver, bundle, f"{aside}/venv", key, whole=True)
+            write_record(aside, "venv", built._asdict())
+            remove_tree(folder)
+            os.rename(aside, folder)
 
-    record = host.store.folder(venvs, folder, "venv", make)
+    record = host.store.once(os.path.basename(folder), lambda: kept_record(folder, "venv"), make)
     return Environment(**{**record, "venv": f"{folder}/venv"})
 
 
@@ -8621,7 +8611,6 @@ def caches_for_task(host: Host, files: Mapping[str, bytes], told: bool) -> dict[
 
 def execute_box(host: Host, workshop: "Workshop", more: Iterable[Mount] = ()) -> Sandbox:
     environment = workshop.environment
-    host.background.finish(SURVEY)
     mounts = [Mount(workshop.bundle.path, BUNDLE), Mount(environment.venv, VENV), *environment.mounts, *more]
     return make_sandbox(host, "execute", [workshop.interpreter], mounts)
 
@@ -8697,15 +8686,22 @@ def told_exception(said: Mapping[str, Any], denied: bool) -> tuple[dict[str, str
 
     def first(*names: str) -> str:
         values = (told.get(name) for name in names)
-        return next((value if isinstance(value, str) else json.dumps(value) for value in values if value), "")
+        return next((in_words(value) for value in values if value), "")
 
-    kind, message = first("type", "error_type", "exception_type"), first("message", "error") or json.dumps(told)
+    kind, message = first("type", "error_type", "exception_type"), first("message", "error") or in_words(told)
     split = re.match(r"([A-Za-z_][\w.]{0,200}(?:Error|Exception|Interrupt|Exit|Warning))(?:: |$)", message)
     if split and kind in ("", split[1]):
         kind, message = split[1], message[split.end() :]
     last = first("traceback").strip().rpartition("\n")[2]
     kind = kind or (last.removesuffix(f": {message}") if last.endswith(f": {message}") else "")
     return {"type": kind[:256] or "Exception", "message": clip(message)}, clip(first("traceback"))
+
+
+def in_words(said: Any) -> str:
+    """What an output says, as text; what was just read may be too deep to be written from here."""
+    with suppress(RecursionError):
+        return said if isinstance(said, str) else json.dumps(said)
+    return "(too deep to be shown)"
 
 
 def read_said(content: bytes) -> Any:
@@ -8765,7 +8761,7 @@ def open_host(options: Options, cleanup: ExitStack) -> Host:
     made_of = (profile.seccomp, version, os.uname().machine)
     packed = store.derived("seccomp", lambda: marshal.dumps(seccomp_programs(profile.seccomp)), *made_of)
     programs: list[bytes] = marshal.loads(packed)
-    background = Background(store, profile.dependencies)
+    background = Background(store)
     cleanup.callback(background.close)
     watching = open_watching(options.trace, profile.trace, options.profile)
     return Host(profile, store, uid, stage, bwrap, find_tool("uv"), background, programs, {}, {}, [], watching)

@@ -167,6 +167,15 @@ def test_damaged_notes_are_no_obstacle(own: Runner, bundle: Bundle, kinds: list[
             assert own(path, env=server.environment()).outputs == {"out": b"x"}, text
 
 
+def test_a_tree_with_a_damaged_manifest_is_made_again(own: Runner, bundle: Bundle) -> None:
+    path = bundle(WIRE)
+    assert own(path).code == 0
+    (manifest,) = own.store.glob("trees/*/manifest.json")
+    manifest.write_text("{")
+    assert own(path).outputs == {"out": b"x"}
+    assert manifest.read_text() != "{"
+
+
 def test_a_kept_wheel_that_was_altered_is_never_used(own: Runner, bundle: Bundle) -> None:
     path = bundle(WIRE)
     assert own(path).code == 0

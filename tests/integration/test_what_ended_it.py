@@ -1,6 +1,7 @@
 """What an outcome says of a task that died, was ended, or hid its own error: where it stood, and why."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -164,6 +165,15 @@ def test_a_masked_error_is_a_failure(
     for result in each_way(run, path)[:2]:
         assert (result.error["phase"], result.error["type"]) == ("execute", "task_exception")
         assert result.error.get("exception") == (kind and {"type": kind, "message": message})
+
+
+def test_a_masked_error_that_is_just_too_deep_ends_no_server(run: Runner, bundle: Bundle) -> None:
+    """Reading it takes a little less of the stack than writing it: one depth of these is between the two."""
+    limit = sys.getrecursionlimit()
+    path = bundle('def wire(e, p, s): return {"error": "[" * s + "]" * s}')
+    tasks = [{"entrypoint": "m", "params": {}, "seed": depth} for depth in range(limit - 40, limit)]
+    for answer in run.served(path, tasks):
+        assert (answer.error["phase"], answer.error["type"]) == ("execute", "task_exception")
 
 
 NOT_MASKED = [

@@ -1,5 +1,8 @@
 """What is kept between runs, where another run is at it in the same moment."""
 
+import fcntl
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +13,9 @@ def keep(runner: Any, top: Path) -> Path:
     aside, folder = top / "aside", top / "kept"
     (aside / "bin").mkdir(parents=True)
     (aside / "bin" / "true").write_text("x")
-    runner.keep_folder(str(aside), str(folder), "bin", {"covered": []})
-    return folder
+    runner.write_record(str(aside), "bin", {"covered": []})
+    runner.remove_tree(str(folder))
+    return aside.rename(folder)
 
 
 def test_what_another_run_keeps_while_it_is_looked_for_stays(
@@ -39,3 +43,18 @@ def test_what_is_gone_before_it_is_used_is_told(runner_module: Any, tmp_path: Pa
         with pytest.raises(runner_module.Failure) as raised:
             store.once("key", lambda: None, lambda: None)
     assert raised.value.type == "store_unavailable" and raised.value.retryable
+
+
+def test_a_lock_is_let_go_though_a_fork_has_it_open(runner_module: Any, tmp_path: Path) -> None:
+    path = str(tmp_path / "lock")
+    lock = runner_module.open_lock(path, True)
+    waiting, pid = os.open(path, os.O_RDWR), os.fork()
+    if pid == 0:
+        signal.pause()
+    try:
+        runner_module.close_lock(path, lock)
+        fcntl.flock(waiting, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.close(waiting)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
