@@ -4311,6 +4311,10 @@ class Store:
     def scratch(self, name: str) -> str:
         return os.path.join(self.run, name)
 
+    def fresh(self, name: str) -> str:
+        """A path in scratch that nothing has yet."""
+        return self.scratch(f"{name}-{os.urandom(6).hex()}")
+
     def locked(self, key: str) -> AbstractContextManager[None]:
         """One builder at a time for a key; the others wait, and then find what it kept."""
         return locked(self.path("locks", key), "another run prepares the same environment; waiting for it")
@@ -4666,10 +4670,13 @@ def write_scripts(scripts: Mapping[str, str], folder: str) -> None:
             os.chmod(path, 0o755)
 
 
+def files_below(top: str) -> Iterator[str]:
+    return (f"{folder}/{name}" for folder, names in folders_below(top) for name in names)
+
+
 def list_files(top: str) -> list[list[Any]]:
     """Path, size, mtime in ns and mode of every file below, in order; links count by their own inode."""
-    paths = [f"{folder}/{name}" for folder, names in folders_below(top) for name in names]
-    return [[path[len(top) + 1 :], *stamp(path)] for path in sorted(paths)]
+    return [[path[len(top) + 1 :], *stamp(path)] for path in sorted(files_below(top))]
 
 
 def stamp(path: str) -> tuple[int, int, int]:
@@ -5236,6 +5243,48 @@ class Cgroup:
                             os.rmdir(path)
 
 
+def own_groups(controller: str) -> Iterator[str]:
+    """Folders of this process's control group and of those above it, of either version, that may say of a controller.
+
+    In a container they may lie where only the topmost is there: its own.
+    """
+    for line in text_of("/proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        while controller in controllers.split(",") or not controllers:
+            yield f"{Cgroup.ROOT}/{controllers}{path}"
+            if path == "/":
+                break
+            path = os.path.dirname(path)
+
+
+def processor_quota() -> int:
+    """Processors, rounded up, that the control groups of this process let it use: `cpu.max` in version 2, two files in
+    version 1."""
+    quotas = [1 << 16]
+    for folder in own_groups("cpu"):
+        old = (text_of(f"{folder}/cpu.cfs_{kind}_us") for kind in ("quota", "period"))
+        with suppress(ValueError):  # a group without the controller, or without a limit, has no such numbers
+            quota, period = map(int, (text_of(f"{folder}/cpu.max") or " ".join(old)).split())
+            quotas += [max(1, -(-quota // period))] if quota > 0 else []
+    return min(quotas)
+
+
+def memory_quota() -> int:
+    """Bytes of memory that the control groups of this process let all that is in them use."""
+    names = ("memory.max", "memory.limit_in_bytes")
+    told = [text_of(f"{folder}/{name}").strip() for folder in own_groups("memory") for name in names]
+    return min([1 << 62, *(int(text) for text in told if text.isdigit())])
+
+
+def killed_for_memory() -> int:
+    """How many processes of this process's own control group the kernel has killed for want of memory."""
+    for folder in own_groups("memory"):
+        told = text_of(f"{folder}/memory.events.local") or text_of(f"{folder}/memory.oom_control")
+        if told:
+            return sum(int(line.split()[1]) for line in told.splitlines() if line.startswith("oom_kill "))
+    return 0
+
+
 # --- watching: strace in front of a sandbox, in a sandbox of its own
 
 
@@ -5429,9 +5478,10 @@ class Frames:
 
     def __init__(self, receiver: Receiver, limit: int) -> None:
         self.receiver, self.limit = receiver, limit
-        self.buffer, self.body = bytearray(), bytearray()
-        self.total, self.noted, self.left = 0, 0, 0
-        self.kind, self.name = b"", ""
+        self.total, self.noted = 0, 0
+        self.kind, self.name, self.head, self.buffer = b"", "", b"", bytearray()
+        self.left = HEADER_BYTES  # bytes until `take` has the whole of what it takes
+        self.take: Callable[[bytes], None] = self._head
         self.error: dict[str, Any] | None = None
         self.done: bytes | None = None
         self.started = 0.0
@@ -5441,35 +5491,28 @@ class Frames:
         self.total += len(data)
         view = memoryview(data)
         while view and self.done is None and self.error is None:
-            if self.kind:
-                part, view = view[: self.left], view[self.left :]
-                self.left -= len(part)
-                self._take(bytes(part))
+            part, view = view[: self.left], view[self.left :]
+            self.left -= len(part)
+            if self.kind == OUTPUT:
+                self.receiver.data(bytes(part))
             else:
-                view = self._header(view)
-            if self.kind and self.left == 0:
-                self._finish()
+                self.buffer += part
+            while self.left == 0 and self.done is None and self.error is None:  # a name or body may be empty
+                whole, self.buffer = bytes(self.buffer), bytearray()
+                self.take(whole)
 
-    def _header(self, view: memoryview) -> memoryview:
-        known = len(self.buffer) >= HEADER_BYTES
-        need = HEADER_BYTES + (int.from_bytes(self.buffer[1:5], "big") if known else 0)
-        part = view[: need - len(self.buffer)]
-        self.buffer += part
-        if len(self.buffer) >= HEADER_BYTES:
-            length = int.from_bytes(self.buffer[1:5], "big")
-            if length > 4096:
-                raise bad_result("an output's name is over 4096 bytes")
-            if len(self.buffer) == HEADER_BYTES + length:
-                self._open()
-        return view[len(part) :]
+    def _head(self, head: bytes) -> None:
+        self.head, self.left, self.take = head, int.from_bytes(head[1:5], "big"), self._name
+        if self.left > 4096:
+            raise bad_result("an output's name is over 4096 bytes")
 
-    def _open(self) -> None:
-        self.kind, self.left = bytes(self.buffer[:1]), int.from_bytes(self.buffer[5:HEADER_BYTES], "big")
+    def _name(self, name: bytes) -> None:
+        self.kind, self.left = self.head[:1], int.from_bytes(self.head[5:], "big")
+        self.take = self._body
         try:
-            self.name = self.buffer[HEADER_BYTES:].decode()
+            self.name = name.decode()
         except UnicodeDecodeError:
             raise bad_result("an output's name is not UTF-8") from None
-        self.buffer.clear()
         if self.kind not in (OUTPUT, ERROR, NOTE, STARTED, DONE):
             raise bad_result("the sandbox wrote something that is not a frame to the result pipe")
         if self.kind == OUTPUT:
@@ -5481,16 +5524,9 @@ class Frames:
         elif self.kind == NOTE:
             self.noted += self.left  # bounded by the receiver: notes take no room from the outputs
 
-    def _take(self, chunk: bytes) -> None:
-        if self.kind == OUTPUT:
-            self.receiver.data(chunk)
-        else:
-            self.body += chunk
-
-    def _finish(self) -> None:
-        kind, body = self.kind, bytes(self.body)
-        self.kind = b""
-        self.body.clear()
+    def _body(self, body: bytes) -> None:
+        kind, self.kind = self.kind, b""
+        self.left, self.take = HEADER_BYTES, self._head
         if kind == OUTPUT:
             self.receiver.closed()
         elif kind == STARTED:
@@ -6642,14 +6678,10 @@ def declared_names(bundle: str) -> list[tuple[str, str]]:
 
 def find_in_bundle(bundle: str, ending: str) -> str:
     """The file of the bundle whose path ends so, the one nearest to its top; "" where there is none."""
-    found = ""
     wanted = os.path.normpath(ending)
-    for folder, _, names in os.walk(bundle) if not wanted.startswith(("/", "..")) else ():
-        if os.path.basename(wanted) in names:
-            path = os.path.relpath(os.path.join(folder, os.path.basename(wanted)), bundle)
-            if f"/{path}".endswith(f"/{wanted}") and (not found or path.count("/") < found.count("/")):
-                found = path
-    return found
+    paths = (path[len(bundle) + 1 :] for path in files_below(bundle))
+    held = [path for path in paths if f"/{path}".endswith(f"/{wanted}")]
+    return min(held, key=lambda path: (path.count("/"), path), default="")
 
 
 def hint_package_data(cause: Cause, profile: Profile, bundle: str) -> str:
@@ -6723,12 +6755,11 @@ NO_DATABASE = "unable to open database file"  # SQLite's word for a folder that 
 
 def has_database(bundle: str) -> bool:
     """Whether a file of the bundle is an SQLite database: else the task itself opened one to be read only."""
-    for folder, _, names in os.walk(bundle):
-        for path in (os.path.join(folder, name) for name in names):
-            if os.path.isfile(path) and not os.path.islink(path):
-                with suppress(OSError), open(path, "rb") as file:
-                    if file.read(15) == b"SQLite format 3":
-                        return True
+    for path in files_below(bundle):
+        if os.path.isfile(path) and not os.path.islink(path):
+            with suppress(OSError), open(path, "rb") as file:
+                if file.read(15) == b"SQLite format 3":
+                    return True
     return False
 
 
@@ -6894,32 +6925,6 @@ def told_environment(variables: Mapping[str, str], limits: Limits) -> dict[str, 
     return told
 
 
-def own_groups(controller: str) -> Iterator[str]:
-    """Folders of this process's control group and of those above it, of either version, that may say of a controller.
-
-    In a container they may lie where only the topmost is there: its own.
-    """
-    for line in text_of("/proc/self/cgroup").splitlines():
-        _, controllers, path = line.split(":", 2)
-        while controller in controllers.split(",") or not controllers:
-            yield f"/sys/fs/cgroup/{controllers}{path}"
-            if path == "/":
-                break
-            path = os.path.dirname(path)
-
-
-def processor_quota() -> int:
-    """Processors, rounded up, that the control groups of this process let it use."""
-    return min([1 << 16, *(quota for folder in own_groups("cpu") for quota in quotas_at(folder))])
-
-
-def memory_quota() -> int:
-    """Bytes of memory that the control groups of this process let all that is in them use."""
-    names = ("memory.max", "memory.limit_in_bytes")
-    told = [text_of(f"{folder}/{name}").strip() for folder in own_groups("memory") for name in names]
-    return min([1 << 62, *(int(text) for text in told if text.isdigit())])
-
-
 @contextmanager
 def killed_first() -> Iterator[None]:
     """What is started meanwhile is what the kernel ends where memory is short, and not the runner or its caller.
@@ -6935,27 +6940,6 @@ def killed_first() -> Iterator[None]:
     finally:
         with suppress(OSError):
             write_file(path, own)
-
-
-def killed_for_memory() -> int:
-    """How many processes of this process's own control group the kernel has killed for want of memory."""
-    for folder in own_groups("memory"):
-        told = text_of(f"{folder}/memory.events.local") or text_of(f"{folder}/memory.oom_control")
-        if told:
-            return sum(int(line.split()[1]) for line in told.splitlines() if line.startswith("oom_kill "))
-    return 0
-
-
-def quotas_at(folder: str) -> list[int]:
-    """What one control group says: `cpu.max` in version 2, two files in version 1. No limit is no entry but a high
-    number, as a group without the controller has none."""
-    found = [1 << 16]
-    old = (text_of(f"{folder}/cpu.cfs_{kind}_us") for kind in ("quota", "period"))
-    with suppress(ValueError):
-        quota, period = map(int, (text_of(f"{folder}/cpu.max") or " ".join(old)).split())
-        if quota > 0:
-            found.append(max(1, -(-quota // period)))
-    return found
 
 
 def child_file(store: Store, interpreter: Interpreter) -> str:
@@ -7003,6 +6987,7 @@ class FileReceiver(Receiver):
         self.folder, self.limit, self.expected = folder, limit, notes
         self.files: dict[str, tuple[str, str]] = {}  # name to path and sha256
         self.notes: dict[str, bytes] = {}
+        self.done: bytes | None = None
 
     def note(self, name: str, body: bytes) -> None:
         if name in self.notes or name not in self.expected:
@@ -7035,6 +7020,15 @@ class FileReceiver(Receiver):
         if name not in self.files:
             raise bad_result(f"the sandbox ended well and did not send {name!r}")
         return self.files[name]
+
+
+def collect(
+    host: Host, box: Sandbox, request: dict[str, Any], limit: int = 1, notes: tuple[str, ...] = ()
+) -> FileReceiver:
+    """Run one sandbox to its end; what it sends is in scratch."""
+    receiver = FileReceiver(host.store.fresh("sent"), limit, notes)
+    receiver.done = run_phase(host, box, request, receiver).done
+    return receiver
 
 
 class WheelFile(NamedTuple):
@@ -7192,7 +7186,7 @@ class Downloads(FileReceiver):
     def __init__(self, host: Host, interpreter: Interpreter) -> None:
         policy = host.profile.dependencies
         notes = ("lock", "without wheels")
-        super().__init__(host.store.scratch(f"fetched-{os.urandom(4).hex()}"), policy.max_packages + 1, notes)
+        super().__init__(host.store.fresh("fetched"), policy.max_packages + 1, notes)
         self.host, self.interpreter, self.policy = host, interpreter, policy
         self.entries: list[dict[str, str]] = []
         self.bytes = 0
@@ -7492,7 +7486,7 @@ class Resolver:
             return self.from_folder(place), place.tree
         if not file_project(place.path):
             raise refused(name or "the bundle", f"{place.path} is neither a wheel nor an sdist nor a folder")
-        aside = self.host.store.scratch(f"file-{os.urandom(4).hex()}")
+        aside = self.host.store.fresh("file")
         copy_plain(source, aside, 0o644)
         if place.path.endswith(".whl"):
             name = os.path.basename(place.path)
@@ -7556,7 +7550,7 @@ class Resolver:
         subdirectory = os.path.normpath(subdirectory)
         if ".." in subdirectory.split("/") or subdirectory.startswith("/"):
             raise Failure("fetch", "dependency_refused", f"the source of {name} leads out of its archive")
-        tree = self.host.store.scratch(f"source-{os.urandom(4).hex()}")
+        tree = self.host.store.fresh("source")
         with deadline(self.policy.unpack_seconds, "fetch", "dependencies.unpack_seconds"):
             unpack_source(archive, tree, self.host.profile.bundle)
             top, wanted = os.listdir(tree), os.path.join(tree, subdirectory)
@@ -7588,7 +7582,7 @@ class Resolver:
     ) -> tuple[list[WheelFile], list[tuple[str, str]], list[str]]:
         """One sandbox with network: resolve and download. Returns wheels, names and paths of sdists, and the names of
         stubs that were chosen."""
-        links = self.host.store.scratch(f"links-{os.urandom(4).hex()}")
+        links = self.host.store.fresh("links")
         os.mkdir(links)
         unasked = sorted(set(self.places) - set(gathered.pins))
         stubs = {name: write_wheel(links, name, "0", "", {}) for name in unasked}
@@ -7698,13 +7692,11 @@ class Resolver:
 
     def run(self, request: dict[str, Any], mounts: list[Mount], indexes: Mapping[str, str]) -> FileReceiver:
         """Run a fetch sandbox. The resolver and its settings go in, files and notes come out."""
-        if self.host.uv is None:
-            problem = "the bundle has dependencies, and uv, which resolves them, is not there; `pip install uv`"
-            raise no_resolver(problem)
-        own, uv = Interpreter(**describe_interpreter()), f"{TOOLS}/uv"
+        own = Interpreter(**describe_interpreter())
+        uv = uv_mount(self.host, "the bundle has dependencies, and uv, which resolves them")
         request = {
             **request,
-            "uv": uv,
+            "uv": uv.target,
             "python": self.interpreter.executable,
             "credentials": {**indexes, "SSL_CERT_FILE": CA_FILE},
             "authorization": self.index.authorization if indexes or request["locked"] is None else {},
@@ -7712,8 +7704,7 @@ class Resolver:
         execute = self.host.profile.execute  # what the task's sandbox gets: on a new store it takes half a second
         paths, _ = system_mounts(execute, [self.interpreter])
         self.host.background.ahead(*survey_system(self.host, execute, paths))
-        tools = [Mount(self.host.stage.source(self.host.uv), uv)]
-        box = make_sandbox(self.host, "fetch", [own, self.interpreter], [*tools, *mounts])
+        box = make_sandbox(self.host, "fetch", [own, self.interpreter], [uv, *mounts])
         box.environment["SSL_CERT_FILE"] = CA_FILE
         receiver = Downloads(self.host, self.interpreter)
         with timed(self.host, "fetch"):
@@ -7735,6 +7726,12 @@ class Resolver:
     def have(self) -> list[str]:
         top = self.host.store.path("wheels")
         return [f"{sha256}/{name}" for sha256 in os.listdir(top) for name in os.listdir(os.path.join(top, sha256))]
+
+
+def uv_mount(host: Host, wanted: str) -> Mount:
+    if host.uv is None:
+        raise no_resolver(f"{wanted}, is not there; `pip install uv`")
+    return Mount(host.uv, f"{TOOLS}/uv")
 
 
 NOT_ASKED = "an index package asks for it"  # in place of a marker
@@ -7868,7 +7865,7 @@ def virtual_wheel(store: Store, project: Project, tree: str, own: bool) -> Wheel
 
 def write_project_wheel(store: Store, project: Project, version: str, more: Mapping[str, str]) -> WheelFile:
     """A wheel, in scratch, with the metadata that a project has in its pyproject.toml."""
-    folder, name = store.scratch(f"written-{os.urandom(4).hex()}"), canonical_name(project.name)
+    folder, name = store.fresh("written"), canonical_name(project.name)
     os.mkdir(folder)
     path = os.path.join(folder, write_wheel(folder, name, version, project_metadata(project), more))
     return WheelFile(name, file_hash(path, "sha256"), path)
@@ -7988,21 +7985,20 @@ def build_wheel(resolver: Resolver, tree: str, project: Project, version: str, n
     inner = resolver.for_building(project.name or project.folder)
     requires = [*project.build_requires, *resolver.plan.build_extra.get(canonical_name(project.name), [])]
     for _ in range(2):
-        venv = host.store.scratch(f"build-{os.urandom(4).hex()}")
+        venv = host.store.fresh("build")
         trees = install_wheels(resolver, inner.wheels(requires))
         mounts = [Mount(tree, SOURCE), Mount(venv, VENV), *assemble(resolver, trees, venv)]
         box = make_sandbox(host, "build", [resolver.interpreter], mounts)
         box = box._replace(subject=project.name or name or os.path.normpath(f"the bundle/{project.folder}"))
         request = {"folder": project.folder, "requires_met": met, **told_version(project, version)}
         request |= {"backend": project.backend, "backend_path": project.backend_path}
-        receiver = FileReceiver(host.store.scratch(f"built-{os.urandom(4).hex()}"), 1, ("learned",))
         with timed(host, "build"):
-            outcome = run_phase(host, box, request, receiver)
+            receiver = collect(host, box, request, notes=("learned",))
         remember_imported(host.store, [os.path.dirname(tree.path) for tree in trees], receiver.notes)
         if receiver.files:
             name, (path, sha256) = next(iter(receiver.files.items()))
             return keep_wheel(host.store, name, sha256, path)
-        lines = [str(line) for line in parse_lines(outcome.done)]
+        lines = [str(line) for line in parse_lines(receiver.done)]
         requires += [parse_requirement(line, resolver.policy, "the build backend", "") for line in lines]
         met = True
     raise Failure("build", "build_failed", "the build backend gave no wheel")
@@ -8249,16 +8245,15 @@ def compile_modules(
     """Compile modules of trees in one sandbox, which sees those modules alone. Returns files of scratch by number of
     the tree and module; a module that does not compile has none."""
     modules = [f"{number}/{module}" for number, (_, names) in enumerate(wanted) for module in names]
-    sources = host.store.scratch(f"sources-{os.urandom(4).hex()}")
+    sources = host.store.fresh("sources")
     for number, (tree, names) in enumerate(wanted):
         chosen = {*names}
         with intact(tree):
             link_tree(tree._replace(files=[file for file in tree.files if file[0] in chosen]), f"{sources}/{number}")
     box = make_sandbox(host, "compile", [interpreter], [Mount(sources, TREE)])
     workers = min(len(os.sched_getaffinity(0)), 8, 1 + len(modules) // 50)
-    receiver = FileReceiver(host.store.scratch(f"compiled-{os.urandom(4).hex()}"), len(modules))
     try:
-        run_phase(host, box, {"modules": modules, "workers": workers}, receiver)
+        receiver = collect(host, box, {"modules": modules, "workers": workers}, len(modules))
     except Failure as failure:
         if failure.phase == "host":
             raise
@@ -8429,17 +8424,13 @@ def locked_plan(host: Host, bundle: Bundle, interpreter: Interpreter, index: Ind
 
 def export_uv_lock(host: Host, bundle: Bundle, interpreter: Interpreter) -> bytes:
     """What uv makes of a uv.lock, in a sandbox without network."""
-    if host.uv is None:
-        raise no_resolver("the bundle has a uv.lock, and uv is not there to read it; `pip install uv`")
-    tool = f"{TOOLS}/uv"
-    mounts = [Mount(bundle.path, SOURCE), Mount(host.stage.source(host.uv), tool)]
-    box = make_sandbox(host, "compile", [interpreter], mounts)
+    tool = uv_mount(host, "the bundle has a uv.lock, and uv, which reads it")
+    box = make_sandbox(host, "compile", [interpreter], [Mount(bundle.path, SOURCE), tool])
     options = [] if bundle.plan.project.kind else ["--all-packages"]
-    receiver = FileReceiver(host.store.scratch(f"lock-{os.urandom(4).hex()}"), 1, ("misfit",))
-    request = {"phase": "lock", "uv": tool, "python": interpreter.executable, "options": options}
+    request = {"phase": "lock", "uv": tool.target, "python": interpreter.executable, "options": options}
     try:
         with timed(host, "fetch"):
-            run_phase(host, box, request, receiver)
+            receiver = collect(host, box, request, notes=("misfit",))
     except Failure as failure:
         said = failure.details.get("exception", {}).get("message", failure.error)
         raise refused("uv.lock", f"uv can't read it: {str(said)[:1000]}") from None
@@ -9375,7 +9366,7 @@ def cache_command(options: Options, cleanup: ExitStack) -> dict[str, Any]:
         entries = [os.path.join(folder, name) for name in names if not name.startswith(".run-")]
         if options.cache == "prune":
             for entry in entries:
-                prune(entry, oldest, store.scratch(f"pruned-{os.urandom(6).hex()}"))
+                prune(entry, oldest, store.fresh("pruned"))
             entries = [entry for entry in entries if os.path.lexists(entry)]
         report[kind] = {"entries": len(entries), "bytes": sum(size_of(entry) for entry in entries)}
     return {"cache": {"path": store.base, **report}}

@@ -81,11 +81,12 @@ def test_variables_say_what_the_kernel_does_not(
     ],
 )
 def test_a_quota_is_read_in_either_version(
-    runner_module: Any, tmp_path: Path, files: dict[str, str], quota: int
+    runner_module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], quota: int
 ) -> None:
     for name, text in files.items():
         (tmp_path / name).write_text(text)
-    assert min(runner_module.quotas_at(str(tmp_path))) == quota
+    monkeypatch.setattr(runner_module, "own_groups", lambda controller: [str(tmp_path)])
+    assert runner_module.processor_quota() == quota
 
 
 def test_what_a_task_starts_is_there(run: Runner, bundle: Bundle) -> None:
