@@ -4365,6 +4365,14 @@ class Store:
         os.rename(aside, self.path(kind, key))
         self.written.add(key)
 
+    def recall(self, key: str) -> Any:
+        return self.read("imported", key)
+
+    def remember(self, key: str, value: Any) -> None:
+        """Note what spares later runs time: no run fails for want of it."""
+        with suppress(OSError):
+            self.write("imported", key, value)
+
 
 def load_json(path: str) -> Any:
     """What a file of the store says; None where there is none, or it is damaged."""
@@ -5092,13 +5100,15 @@ class Cgroup:
                 own.update(dict.fromkeys(controllers.split(","), path))
         unified = cls.ROOT if os.path.exists(os.path.join(cls.ROOT, "cgroup.controllers")) else ""
         if unified:
-            return {"": cls.delegated(unified, own.get("", "/"))} if cls.delegated(unified, own.get("", "/")) else {}
+            place = cls.delegated(unified, own.get("", "/"))
+            return {"": place} if place else {}
         found: dict[str, str] = {}
-        for controller in ("memory", "pids", "cpuacct"):
+        for controller in {"memory", "pids", "cpuacct"} & own.keys():
             base = os.path.join(cls.ROOT, controller)
-            inner = base + own.get(controller, "/")
-            if controller in own and os.access(inner if os.path.isdir(inner) else base, os.W_OK):
-                found[controller] = inner if os.path.isdir(inner) else base
+            inner = base + own[controller]
+            place = inner if os.path.isdir(inner) else base
+            if os.access(place, os.W_OK):
+                found[controller] = place
         return found if len(found) == 3 else {}
 
     @staticmethod
@@ -5150,11 +5160,8 @@ class Cgroup:
     def pids(self) -> list[int]:
         return [int(pid) for pid in self.read("cgroup.procs").split()]
 
-    def peak_memory(self) -> int:
-        return int(self.read("memory.peak") or 0)
-
-    def peak_pids(self) -> int:
-        return int(self.read("pids.peak") or 0)
+    def number(self, name: str) -> int:
+        return int(self.read(name) or 0)
 
     def mark(self) -> None:
         """Start a new task: what was counted until now is not of it."""
@@ -5169,15 +5176,15 @@ class Cgroup:
             user, system = (self.keyed("cpu.stat", f"{kind}_usec") / 1e6 for kind in ("user", "system"))
             short = self.keyed("memory.events", "max")
         else:
-            user, system = (int(self.read(f"cpuacct.usage_{kind}") or 0) / 1e9 for kind in ("user", "sys"))
-            short = sum(int(self.read(f"memory.{kind}failcnt") or 0) for kind in ("", "memsw."))
+            user, system = (self.number(f"cpuacct.usage_{kind}") / 1e9 for kind in ("user", "sys"))
+            short = sum(self.number(f"memory.{kind}failcnt") for kind in ("", "memsw."))
         memory, pids = self.keyed("memory.events", "oom_kill"), self.keyed("pids.events", "max")
         return {"user": user, "system": system, "memory": memory, "short": short, "pids": pids}
 
     def is_full(self, limit: int) -> bool:
         """Whether the group is at its memory limit with what can't be given back, as the cached pages of files can."""
         files = sum(self.keyed("memory.stat", f"{state}_file") for state in ("active", "inactive"))
-        return int(self.read("memory.current") or 0) - files > 0.9 * limit
+        return self.number("memory.current") - files > 0.9 * limit
 
     def since(self) -> dict[str, float]:
         return {name: value - self.before.get(name, 0) for name, value in self.counters().items()}
@@ -5717,9 +5724,7 @@ class Supervisor:
 
         A user's processes outside count for RLIMIT_NPROC until there is a user namespace, so that comes later.
         """
-        for number in Killed.SIGNALS:
-            signal.signal(number, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the task's processes can be asked to end
+        Killed.forget()  # the task's processes can be asked to end
         if self.cgroup:
             self.cgroup.enter()
         set_rlimits({name: value for name, value in self.rlimits.items() if self.gate < 0 or name != "RLIMIT_NPROC"})
@@ -6118,8 +6123,8 @@ class Monitor:
     def read_cgroup(self, cgroup: Cgroup) -> None:
         self.counted = cgroup.since()
         self.user, self.system = self.counted["user"] - self.tracer[0], self.counted["system"] - self.tracer[1]
-        self.memory = max(self.memory, cgroup.peak_memory())
-        self.tasks = max(self.tasks, cgroup.peak_pids() - Cgroup.OVERHEAD)
+        self.memory = max(self.memory, cgroup.number("memory.peak"))
+        self.tasks = max(self.tasks, cgroup.number("pids.peak") - Cgroup.OVERHEAD)
         if self.counted["short"] > self.short:
             self.short, self.short_at = self.counted["short"], time.monotonic()
 
@@ -6763,35 +6768,31 @@ def has_database(bundle: str) -> bool:
     return False
 
 
-def hint_limit(cause: Cause, profile: Profile, bundle: str) -> str:
-    policy, limits = profile.execute, profile.execute.limits
-    if "builtins.OSError" not in cause.types:
-        return ""
-    if cause.errno == errno.ENOSPC:
-        tmp, shm = quantity("tmp_bytes", policy.tmp_bytes), quantity("shm_bytes", policy.shm_bytes)
-        return f"/tmp and the working directory hold {tmp} (execute.tmp_bytes), /dev/shm {shm} (execute.shm_bytes)"
-    if cause.errno == errno.EFBIG:
-        return f"A file may have {quantity('file_bytes', limits.file_bytes)} (execute.limits.file_bytes)"
-    if cause.errno == errno.EMFILE:
-        return f"A process may have {limits.open_files} files open (execute.limits.open_files)"
-    return ""
-
-
 def hint_surroundings(cause: Cause, profile: Profile, bundle: str) -> str:
-    if "builtins.KeyError" in cause.types and cause.raised_in in ("os.py:__getitem__", "<frozen os>:__getitem__"):
-        return (
-            "A task has none of the host's environment variables: hand it over in its params (or execute.environment)"
-        )
-    return next((text for kind, said, text in ABSENT if kind in cause.types and said in cause.message), "")
+    if cause.raised_in not in ("os.py:__getitem__", "<frozen os>:__getitem__") and "builtins.KeyError" in cause.types:
+        return ""
+    policy, limits = profile.execute, profile.execute.limits
+    sizes = {"tmp": policy.tmp_bytes, "shm": policy.shm_bytes, "file": limits.file_bytes}
+    values = {name: quantity("_bytes", size) for name, size in sizes.items()} | {"open": limits.open_files}
+    fitting = (
+        row[3] for row in ABSENT if row[0] in cause.types and row[1] in (0, cause.errno) and row[2] in cause.message
+    )
+    return next(fitting, "").format(**values)
 
 
-# What no task has, by the exception of who wants it and a word of it.
+# What no task has, by the exception of who wants it, its errno (0: any) and a word of it.
 ABSENT = (
-    ("locale.Error", "unsupported locale", "The sandbox has the locales C and C.UTF-8 alone"),
-    ("_tkinter.TclError", "", "A task has no display: draw into files, as matplotlib does with use('Agg')"),
-    ("builtins.EOFError", "when reading a line", "A task has no standard input: what it needs is in its params"),
-    ("bdb.BdbQuit", "", "A task has no terminal, which a debugger needs: take the breakpoint out, or run --shell"),
-)
+    ("builtins.OSError", errno.ENOSPC, "", "/tmp and the working directory hold {tmp} (execute.tmp_bytes), /dev/shm "
+     "{shm} (execute.shm_bytes)"),
+    ("builtins.OSError", errno.EFBIG, "", "A file may have {file} (execute.limits.file_bytes)"),
+    ("builtins.OSError", errno.EMFILE, "", "A process may have {open} files open (execute.limits.open_files)"),
+    ("builtins.KeyError", 0, "", "A task has none of the host's environment variables: hand it over in its params (or "
+     "execute.environment)"),
+    ("locale.Error", 0, "unsupported locale", "The sandbox has the locales C and C.UTF-8 alone"),
+    ("_tkinter.TclError", 0, "", "A task has no display: draw into files, as matplotlib does with use('Agg')"),
+    ("builtins.EOFError", 0, "when reading a line", "A task has no standard input: what it needs is in its params"),
+    ("bdb.BdbQuit", 0, "", "A task has no terminal, which a debugger needs: take the breakpoint out, or run --shell"),
+)  # fmt: skip
 
 
 HINTS: tuple[Hint, ...] = (
@@ -6801,7 +6802,6 @@ HINTS: tuple[Hint, ...] = (
     hint_package_data,
     hint_proc,
     hint_read_only,
-    hint_limit,
     hint_host_path,
     hint_surroundings,
 )
@@ -8193,9 +8193,9 @@ def remember_imported(store: Store, trees: Iterable[str], notes: Mapping[str, by
     for path in trees if told else ():
         tree = read_tree(path)
         own = told & {name for name, *_ in tree.files} if tree else set()
-        before = set(store.read("imported", os.path.basename(path)) or [])
+        before = set(store.recall(os.path.basename(path)) or [])
         if own - before:
-            store.write("imported", os.path.basename(path), sorted(own | before))
+            store.remember(os.path.basename(path), sorted(own | before))
         more = more or bool(own)
     return more
 
@@ -8223,7 +8223,7 @@ def add_bytecode(host: Host, interpreter: Interpreter, trees: list[Tree]) -> lis
     wanted: dict[int, list[str]] = {}
     for number, tree in enumerate(trees):
         names = {name for name, *_ in tree.files}
-        imported = names & {*(host.store.read("imported", tree_key(tree)) or [])}
+        imported = names & {*(host.store.recall(tree_key(tree)) or [])}
         modules = {name for name in imported if bytecode_name(name, interpreter) not in names}
         if modules:
             wanted[number] = sorted(modules)
@@ -8474,7 +8474,7 @@ MAX_AGE = 4  # how often a kept environment is made anew because there is more b
 
 
 def environment_age(store: Store, key: str) -> int:
-    age = store.read("imported", f"environment-{key}")
+    age = store.recall(f"environment-{key}")
     return age if type(age) is int else 0
 
 
@@ -8483,15 +8483,15 @@ def remember_run(host: Host, environment: Environment, notes: Mapping[str, bytes
     if remember_imported(host.store, environment.trees, notes):
         age = environment_age(host.store, environment.key)
         if age < MAX_AGE:
-            host.store.write("imported", f"environment-{environment.key}", age + 1)
+            host.store.remember(f"environment-{environment.key}", age + 1)
 
 
 def remember_modules(host: Host, workshop: "Workshop", notes: Mapping[str, bytes]) -> None:
     """Keep the names of what a cold task imported for the bundle's first server; where one was, it knows better."""
-    if host.store.read("imported", workshop.key()) is None:
+    if host.store.recall(workshop.key()) is None:
         learned = Learned(host.profile, workshop.key())
         learned.take(notes)
-        host.store.write("imported", learned.key, [*learned.modules])
+        host.store.remember(learned.key, [*learned.modules])
 
 
 # execute
@@ -8910,7 +8910,7 @@ def serve_tasks(options: Options, host: Host, cleanup: ExitStack, emit: Callable
     workshop = prepare_workshop(options, host)
     inbox = Inbox(host.profile.bundle.request_bytes)
     learned = Learned(host.profile, workshop.key())
-    learned.take_modules(host.store.read("imported", learned.key) or [])
+    learned.take_modules(host.store.recall(learned.key) or [])
     if options.learned:
         learned.share(options.learned)
     server = Server(host, workshop, inbox, learned)
@@ -9043,7 +9043,7 @@ class Server:
             self.current = self.start()
             if self.fit(self.current):
                 return self.current
-            self.keep_names([])
+            self.host.store.remember(self.learned.key, [])
             self.current.close()
 
     def fit(self, session: Session) -> bool:
@@ -9073,7 +9073,7 @@ class Server:
 
     def proven(self, names: list[str]) -> bool:
         """Whether a doubt about a template with these modules can be settled, or another server of the bundle did."""
-        return self.last is not None or self.host.store.read("imported", digest_of("same", self.learned.key, names))
+        return self.last is not None or self.host.store.recall(digest_of("same", self.learned.key, names))
 
     def trial(self, doubt: str, session: Session) -> str:
         """Run the last task twice more, there. Returns what it proves against the template, or nothing: an import that
@@ -9089,7 +9089,7 @@ class Server:
         session.settle()
         same = same and session.alive  # a task may give the same, and harm the sandbox
         if same:
-            self.host.store.write("imported", digest_of("same", self.learned.key, session.request["modules"]), True)
+            self.host.store.remember(digest_of("same", self.learned.key, session.request["modules"]), True)
         return "" if same else f"{doubt}, and a task gave something else after it"
 
     def once_more(self, task: dict[str, Any], session: Session) -> dict[str, Any]:
@@ -9139,7 +9139,8 @@ class Server:
             return
         self.coming = None
         fit = self.fit(coming)
-        self.keep_names(coming.request["modules"] if fit else [])
+        # what a later server of the bundle begins with
+        self.host.store.remember(self.learned.key, coming.request["modules"] if fit else [])
         if not fit:
             coming.close()
             self.grown = bool(self.learned.files)  # they still spare a task its time
@@ -9147,11 +9148,6 @@ class Server:
         if self.current:
             self.current.close()
         self.current, self.longest = coming, 0.0
-
-    def keep_names(self, names: list[str]) -> None:
-        """What a later server of the bundle begins with; none where that is not fit. No server fails for want of it."""
-        with suppress(OSError):
-            self.host.store.write("imported", self.learned.key, names)
 
     # --- tasks
 
@@ -9343,12 +9339,7 @@ def print_bwrap(options: Options, host: Host) -> dict[str, Any]:
         Log.line(f"# {phase}")
         Log.line(shlex.join(["bwrap", *arguments]))
     seccomp = host.profile.seccomp
-    filters = {
-        "default": seccomp.default,
-        "deny": [name for name in seccomp.deny if name not in seccomp.also_allow],
-        "deny_if": [[rule.calls, rule.when] for rule in seccomp.deny_if],
-        "allow": [*seccomp.allow, *seccomp.also_allow],
-    }
+    filters = seccomp._asdict() | {"deny": [name for name in seccomp.deny if name not in seccomp.also_allow]}
     uid = host.uid if host.uid is not None else os.geteuid()
     shown = {"profile": options.profile, "host_uid": uid, "phases": commands, "seccomp": filters}
     return {**shown, "plan": plan.as_json()} if plan else shown
@@ -9412,12 +9403,6 @@ class Option(NamedTuple):
     default: Any = None
 
 
-def cache_action(text: str) -> str:
-    if text not in ("show", "prune"):
-        raise ValueError("it is neither show nor prune")
-    return text
-
-
 OPTIONS = [
     Option("--bundle-path", "the bundle: a directory with a pyproject.toml or a requirements.txt", "DIR"),
     Option("--aggregation", "standard input is an aggregation, not a simulation"),
@@ -9438,7 +9423,7 @@ OPTIONS = [
     Option("--die-with-parent", "stop when the caller, whose pid is PID, is gone", "PID", int),
     Option("--print-bwrap", "show every command line and policy, and run nothing"),
     Option("--doctor", "say what this host can do, and what to do about the rest"),
-    Option("--cache", "show what is kept, or remove it", "show|prune", cache_action),
+    Option("--cache", "show what is kept, or remove it", "show|prune"),
     Option("--older-than", "with --cache prune: keep what was made in the last DAYS", "DAYS", float, 0.0),
 ]
 
@@ -9480,6 +9465,8 @@ def parse_options(arguments: list[str]) -> Options:
         options.out_dir = os.path.abspath(options.out_dir)
         if not os.path.isdir(options.out_dir):
             raise usage_error(f"--out-dir {options.out_dir!r} is not a directory")
+    if options.cache not in (None, "show", "prune"):
+        raise usage_error(f"--cache can't be {options.cache[:200]!r}: it is neither show nor prune")
     if options.instrument and not os.path.isfile(options.instrument):
         raise usage_error(f"--instrument {options.instrument!r} is not a file")
     if options.shell and not options.instrument:
@@ -9521,11 +9508,16 @@ class Killed(BaseException):
                 cls.stop(signal.SIGTERM, None)
 
     @classmethod
-    def disown(cls) -> None:
-        """In a fork: be ended by signals, and with the parent."""
+    def forget(cls) -> None:
+        """In a fork: be ended by signals."""
         for number in cls.SIGNALS:
             signal.signal(number, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, cls.SIGNALS)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+    @classmethod
+    def disown(cls) -> None:
+        """In a fork: be ended by signals, and with the parent."""
+        cls.forget()
         Libc.call("prctl", Libc.PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
     @classmethod
