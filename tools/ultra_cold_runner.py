@@ -6009,15 +6009,19 @@ class Session(Supervisor):
         return self.outcome(time.monotonic())
 
     def settle(self) -> None:
-        """Wait until the sandbox has cleaned up after its last task, and drop what is still in the pipes of that."""
+        """Wait until the sandbox has cleaned up after its last task."""
         if not self.ended:
             self.wait_for_end()
             self.alive = self.alive and self.ended
-        for key in list(self.selector.get_map().values()):
-            while key.data in (self.on_result, self.on_stderr) and read_some(key.fd):
-                pass
+        self.drop_late()
         if self.cgroup:
             self.cgroup.mark()
+
+    def drop_late(self) -> None:
+        """Forget what is still in the pipes of a task that has said its last word; none holds more than a MiB."""
+        for key in list(self.selector.get_map().values()):
+            if key.data in (self.on_result, self.on_stderr) and read_some(key.fd) == b"":
+                self.selector.unregister(key.fd)
 
     def write(self, data: bytes) -> bool:
         """Send to the sandbox, for as long as a task may take; false where it does not listen."""
@@ -6036,14 +6040,11 @@ class Session(Supervisor):
     def wait_for_end(self) -> None:
         end = time.monotonic() + self.GRACE
         while not self.ended and time.monotonic() < end:
-            for key, _ in self.selector.select(max(0.0, end - time.monotonic())):
-                if key.data is None:
-                    return
-                data = read_some(key.fd)
-                if data and key.data == self.on_control:
-                    self.guarded(self.on_control, data)
-                elif data == b"":
-                    self.selector.unregister(key.fd)
+            ready = [key for key, _ in self.selector.select(max(0.0, end - time.monotonic()))]
+            if any(key.data is None for key in ready):
+                return
+            self.drop_late()
+            self.take_ready(key for key in ready if key.data not in (self.on_result, self.on_stderr))
 
 
 @contextmanager
@@ -9213,8 +9214,6 @@ class Server:
 
         def on_input(data: bytes) -> None:
             self.inbox.on_input(data)
-            if not data:
-                session.selector.unregister(0)
             self.check_cancelled(name)
 
         if self.inbox.open:

@@ -47,6 +47,10 @@ def kill_parent(params, seed):
 def stop_parent(params, seed):
     os.kill(os.getppid(), signal.SIGSTOP)
 
+def freeze(params, seed):
+    stop_parent(params, seed)
+    time.sleep(60)
+
 def limit_parent(params, seed):
     import resource
     resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE, (4, 4))
@@ -234,6 +238,19 @@ def test_a_task_that_reaches_for_its_parent_is_not_felt_by_the_next(serve: Serve
         served.ask(do)
         assert served.value("count") == 1
         assert served.value("descriptors") == served.value("descriptors")
+
+
+def test_lines_that_come_while_a_task_is_ended_are_answered(serve: Serve, small: list[str]) -> None:
+    with serve(*small) as served:
+        sent = ["freeze"]  # what has to end it stands still, and is waited for
+        while served.lines.empty():
+            served.send({"entrypoint": "main", "params": {"do": sent[-1]}, "seed": 7})
+            sent.append("count")
+            time.sleep(0.1)
+        served.process.stdin.close()
+        answers = [parse_line(line) for line in iter(served.lines.get, b"")]
+        assert len(answers) == len(sent) - 1
+        assert answers[0]["_fatal_error"]["type"] == "timeout" and all("outputs" in answer for answer in answers[1:])
 
 
 def test_what_a_task_leaves_is_gone_before_the_next(serve: Serve) -> None:
