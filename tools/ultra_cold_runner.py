@@ -5876,7 +5876,7 @@ class Supervisor:
 
         if not self.violation or self.violation.type not in ("timeout", "cpu_limit"):
             return
-        if not signal_task(self.child_pid, self.DEPTH, STACKS_SIGNAL):
+        if not signal_task(self.child_pid, self.child_fd, self.DEPTH, STACKS_SIGNAL):
             return
         end = time.monotonic() + 0.5
         while time.monotonic() < end and select.select([self.stacks_fd], [], [], 0.05 if self.stacks else 0.5)[0]:
@@ -6185,8 +6185,11 @@ def children_of(pid: int) -> list[int]:
         return [int(child) for child in file.read().split()]
 
 
-def signal_task(init: int, depth: int, number: int) -> bool:
-    """Send a signal to the oldest descendant of the sandbox's init in that generation; false where there is none."""
+def signal_task(init: int, init_fd: int, depth: int, number: int) -> bool:
+    """Send a signal to the oldest descendant of the sandbox's init in that generation; false where there is none, or
+    where the init, of which there is a descriptor, has ended: its number may be another's."""
+    import select
+
     with suppress(OSError, IndexError), ExitStack() as cleanup:
         parent = init
         for _ in range(depth - 1):
@@ -6194,7 +6197,8 @@ def signal_task(init: int, depth: int, number: int) -> bool:
         task = children_of(parent)[0]
         process = os.pidfd_open(task)
         cleanup.callback(os.close, process)
-        if children_of(parent)[0] == task:  # else the descriptor may be another's, with the same pid
+        same = children_of(parent)[0] == task  # else the descriptor may be another's, with the same pid
+        if same and not select.select([init_fd], [], [], 0)[0]:
             signal.pidfd_send_signal(process, number)
             return True
     return False
