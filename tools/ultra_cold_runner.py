@@ -4900,22 +4900,25 @@ class Descriptors(NamedTuple):
     gate: int = -1  # where it waits, the sandbox being made and nothing started in it
 
 
+ISOLATED = (
+    "--unshare-user", "--unshare-ipc", "--unshare-pid", "--unshare-uts", "--unshare-cgroup", "--cap-drop", "ALL",
+    "--new-session", "--die-with-parent",
+)  # fmt: skip
+
+
+def read_only(mounts: Iterable[Mount], links: Iterable[tuple[str, str]] = ()) -> list[str]:
+    binds = [word for mount in mounts for word in ("--ro-bind", *mount)]
+    return binds + [word for link in links for word in ("--symlink", *link)]
+
+
 def bwrap_arguments(box: Sandbox, fds: Descriptors) -> list[str]:
     """The whole of what bwrap is told, command included. Pure: a test reads what a reviewer reads."""
     common, policy = box.common, box.policy
-    options = ["--unshare-user", "--unshare-ipc", "--unshare-pid", "--unshare-uts", "--unshare-cgroup"]
-    options += [] if policy.network else ["--unshare-net"]
+    options = [*ISOLATED] if policy.network else [*ISOLATED, "--unshare-net"]
     options += ["--disable-userns", "--assert-userns-disabled"] if common.nested_userns == "sysctl" else []
     options += ["--uid", str(common.uid), "--gid", str(common.gid)]
     options += ["--hostname", common.hostname] if common.hostname else []
-    options += ["--cap-drop", "ALL", "--new-session", "--die-with-parent"]
-    for mount in box.mounts:
-        options += ["--ro-bind", mount.source, mount.target]
-    for text, path in box.links:
-        options += ["--symlink", text, path]
-    options += file_systems(common, policy)
-    for cover in box.covers:
-        options += ["--ro-bind", cover.source, cover.target]
+    options += [*read_only(box.mounts, box.links), *file_systems(common, policy), *read_only(box.covers)]
     for fd in fds.seccomp:
         options += ["--add-seccomp-fd", str(fd)]
     options += ["--block-fd", str(fds.gate)] if fds.gate >= 0 else []
@@ -5318,14 +5321,9 @@ def open_watching(folder: str | None, policy: TracePolicy, profile: str) -> Watc
     return Watching(os.path.realpath(folder), strace)
 
 
-def tracer_arguments(read_only: Iterable[Mount], links: Iterable[tuple[str, str]], fifo: str) -> list[str]:
+def tracer_arguments(mounts: Iterable[Mount], links: Iterable[tuple[str, str]], fifo: str) -> list[str]:
     """The outer bwrap, up to the tracer's command: no network, and one thing to write to."""
-    options = ["--unshare-user", "--unshare-ipc", "--unshare-pid", "--unshare-uts", "--unshare-net", "--unshare-cgroup"]
-    options += ["--cap-drop", "ALL", "--new-session", "--die-with-parent"]
-    for mount in read_only:
-        options += ["--ro-bind", mount.source, mount.target]
-    for text, path in links:
-        options += ["--symlink", text, path]
+    options = [*ISOLATED, "--unshare-net", *read_only(mounts, links)]
     options += ["--dev", "/dev", "--proc", "/proc", "--dir", "/tmp", "--bind", fifo, "/trace"]
     return [*options, "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/", "--"]
 
