@@ -8118,7 +8118,7 @@ class Background:
             return aside
         told = load_json(aside + ".failed")
         if told is None:
-            problem = "a process that unpacked a wheel was killed, or could not write why it failed"
+            problem = "a process that made what the store keeps was killed, or could not write why it failed"
             problem += "; see that the machine has memory and the store room, and run again"
             raise Failure("host", "host_exhausted", problem, True)
         *plain, details = told
