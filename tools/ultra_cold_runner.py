@@ -4348,10 +4348,15 @@ class Store:
         path = self.path("built", f"{name}-{digest_of(name, *parts)}")
         data = read_digested(path)
         if data is None:
-            data, aside = make(), self.scratch(f"derived-{name}")
-            write_file(aside, data + blake2b(data).digest())
-            os.rename(aside, path)
+            data = make()
+            self.put(path, data + blake2b(data).digest())
         return data
+
+    def put(self, path: str, data: bytes) -> None:
+        """Write a file of the store that appears whole, in place of another if there is one."""
+        aside = self.scratch("put")
+        write_file(aside, data)
+        os.rename(aside, path)
 
     def read(self, kind: str, key: str) -> Any:
         """What was written under a key; with --refresh only what this run wrote."""
@@ -4360,9 +4365,7 @@ class Store:
         return load_json(self.path(kind, key))
 
     def write(self, kind: str, key: str, value: Any) -> None:
-        aside = self.scratch(f"{kind}-{key}")
-        write_json(aside, value)
-        os.rename(aside, self.path(kind, key))
+        self.put(self.path(kind, key), json.dumps(value).encode())
         self.written.add(key)
 
     def recall(self, key: str) -> Any:
@@ -8145,15 +8148,9 @@ def wheel_tree(host: Host, wheel: WheelFile, interpreter: Interpreter) -> tuple[
         check_file_hash(wheel)
         with deadline(policy.unpack_seconds, "install", "dependencies.unpack_seconds"):
             groups = unpack_wheel(wheel.path, files, interpreter.library, policy.max_wheel_bytes)
-        write_manifest(aside, {"files": list_files(files), "groups": groups})
+        write_json(f"{aside}/manifest.json", {"files": list_files(files), "groups": groups})
 
     return host.store.path("trees", key), make
-
-
-def write_manifest(folder: str, content: Mapping[str, Any]) -> None:
-    aside = os.path.join(folder, f"manifest-{os.getpid()}")
-    write_json(aside, content)
-    os.rename(aside, os.path.join(folder, "manifest.json"))
 
 
 def install_wheels(resolver: Resolver, wheels: Iterable[WheelFile]) -> list[Tree]:
@@ -8286,7 +8283,7 @@ def keep_bytecode(store: Store, interpreter: Interpreter, tree: Tree, made: Mapp
                 else:
                     write_file(target, b"")
                 files.append([name, *stamp(target)])
-        write_manifest(folder, {"files": files, "groups": tree.groups})
+        store.put(f"{folder}/manifest.json", json.dumps({"files": files, "groups": tree.groups}).encode())
     return tree._replace(files=files)
 
 
