@@ -1973,7 +1973,6 @@ class Failure(Exception):
 # Those that come from several places, to be given their sentence.
 unsafe_file = partial(Failure, "bundle", "unsafe_file")
 no_interpreter = partial(Failure, "host", "no_interpreter")
-no_resolver = partial(Failure, "host", "no_resolver")
 no_seccomp = partial(Failure, "host", "seccomp_unavailable")
 bad_result = partial(Failure, "result", "bad_result")
 usage_error = partial(Failure, "input", "usage")
@@ -7736,7 +7735,7 @@ class Resolver:
 
 def uv_mount(host: Host, wanted: str) -> Mount:
     if host.uv is None:
-        raise no_resolver(f"{wanted}, is not there; `pip install uv`")
+        raise Failure("host", "no_resolver", f"{wanted}, is not there; `pip install uv`")
     return Mount(host.uv, f"{TOOLS}/uv")
 
 
