@@ -154,7 +154,9 @@ def test_a_backend_that_writes_into_its_source_writes_nowhere(run: Runner, bundl
 
 @pytest.mark.usefixtures("index")
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="there is no C compiler")
-@pytest.mark.parametrize("folder", ["", "src/"], ids=["flat", "src"])
+@pytest.mark.parametrize(
+    "folder", [pytest.param("", id="flat"), pytest.param("src/", id="src", marks=pytest.mark.full("a folder between"))]
+)
 def test_a_c_extension_is_built(run: Runner, tmp_path: Path, folder: str) -> None:
     include = subprocess.run(
         [sys.executable, "-c", "import sysconfig; print(sysconfig.get_path('include'))"],
@@ -444,9 +446,12 @@ OTHERS = other_pythons()
 ANOTHER = pytest.mark.full("neither the oldest nor the newest")
 
 
-@pytest.mark.parametrize(
+OLDEST_AND_NEWEST = pytest.mark.parametrize(
     "python", [*(OTHERS[:1] or [None]), *OTHERS[1:][-1:], *(pytest.param(path, marks=ANOTHER) for path in OTHERS[1:-1])]
 )
+
+
+@OLDEST_AND_NEWEST
 def test_another_python_that_was_asked_for_is_used(run: Runner, bundle: Bundle, python: str | None) -> None:
     if python is None:
         pytest.skip("this host has no other Python")
@@ -461,7 +466,7 @@ def test_another_python_that_was_asked_for_is_used(run: Runner, bundle: Bundle, 
     assert run(path, None, "--python", python).outputs == {"out": f"[3, {minor}]".encode()}
 
 
-@pytest.mark.parametrize("python", other_pythons() or [None])
+@OLDEST_AND_NEWEST
 def test_another_python_tells_a_failure_as_well(run: Runner, bundle: Bundle, python: str | None) -> None:
     if python is None:
         pytest.skip("this host has no other Python")

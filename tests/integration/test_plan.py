@@ -827,9 +827,9 @@ def test_who_gets_an_old_version_is_told(go: Go) -> None:
     assert quiet.outputs and "older versions" not in quiet.stderr and "phase: build" not in quiet.stderr
 
 
-def test_hashes_of_every_kind(go: Go, server: LocalServer) -> None:
+def test_hashes_of_every_kind(go: Go, server: LocalServer, full: bool) -> None:
     data = server.content["/files/six-1.15.0-py3-none-any.whl"]
-    for algorithm in ("sha256", "sha384", "sha512"):
+    for algorithm in ("sha256", "sha384", "sha512") if full else ("sha256", "sha512"):
         line = f"six==1.15.0 --hash={algorithm}:{hashlib.new(algorithm, data).hexdigest()}\n"
         assert go(requirements(line)).outputs == {"out": b"1.15.0"}
         wrong = line.replace(hashlib.new(algorithm, data).hexdigest()[:9], "0" * 9)

@@ -169,12 +169,9 @@ def example(installed: Path, tmp_path: Path) -> Path:
     return tmp_path / "sir"
 
 
-def test_without_a_checkout_the_example_runs_as_it_says(
-    installed: Path, example: Path, tmp_path: Path, store: Path
-) -> None:
+def test_without_a_checkout_the_example_runs_as_it_says(installed: Path, tmp_path: Path, store: Path) -> None:
     doctor = typed(installed, tmp_path, "modelops doctor", MODELOPS_RUNNER_STORE_DIR=str(store))
     assert doctor.returncode == 0 and json.loads(doctor.stdout)["healthy"] is True, doctor
-    shutil.rmtree(example)
     lines = typed(installed, tmp_path, "modelops example sir").stdout.splitlines()
     assert [line.split()[:2] for line in lines] == [["modelops", "run"], ["modelops", "study"]]
     run = typed(installed, tmp_path, lines[0], MODELOPS_RUNNER_STORE_DIR=str(store))
