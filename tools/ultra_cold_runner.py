@@ -620,7 +620,6 @@ def aggregate(task: "dict[str, Any]", pipe: ResultPipe) -> None:
     import json
     import math
 
-    require_module(task["target_entrypoint"])
     target = load_entry_point(task["target_entrypoint"], "the target")
     result = call_target(target, task["sim_returns"], task["target_data"])
     if not isinstance(result, dict) or "loss" not in result:
