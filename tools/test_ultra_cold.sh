@@ -269,7 +269,10 @@ printf '{"entrypoint": "sleep", "params": {}, "seed": 1}' >"$work/sleep.json"
 "$python" tools/ultra_cold_runner.py --store-dir "$work/store" --profile "$profile" --bundle-path "$work/probe" \
   <"$work/sleep.json" >"$work/out" 2>"$work/err" &
 runner=$!
-sleep 2
+for ((tenths = 0; tenths < 600; tenths++)); do # until it has a folder to work in; a slow machine takes its time
+  [[ -z $(find "$work/store/run" -name '.run-*' -print -quit) ]] || break
+  sleep 0.1
+done
 kill -TERM "$runner" || true
 status=0
 wait "$runner" || status=$?
