@@ -9127,8 +9127,8 @@ class Server:
         self.learned.write()
         try:
             self.coming = self.start()
-        except Failure as failure:
-            Log.line(f"no new template: {failure.error}")
+        except (Failure, OSError) as error:  # a full disk among it: the present one goes on
+            Log.line(f"no new template: {error}")
 
     def take_over(self) -> None:
         """Make the coming sandbox the current one, if it is ready by now."""
