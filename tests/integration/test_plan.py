@@ -366,7 +366,9 @@ UNNEEDED = {
 }
 
 
-@pytest.mark.parametrize("source", UNNEEDED.values(), ids=UNNEEDED.keys())
+@pytest.mark.parametrize(
+    "source", rows(UNNEEDED, ("a path out of the bundle", "ssh", "poetry's group"), "another source of the same kind")
+)
 def test_a_source_that_can_not_be_is_no_error_where_nothing_needs_it(go: Go, server: LocalServer, source: str) -> None:
     """As those of a group for development; the log has it, and no index is asked for what comes to need the name."""
     group = f'[dependency-groups]\ndev = ["foo"]\n{source}'

@@ -145,9 +145,8 @@ OBEYED = {
 
 
 EACH_KIND = (
-    *("git", "a tag", "the beginning of a commit", "a marker", "an sdist", "an override"),
-    *("asked for by a package of the index alone", "a direct reference to a folder of git"),
-    *("a direct reference to a wheel", "an editable line of git", "a line with an archive"),
+    *("the beginning of a commit", "a marker", "an sdist", "an override"),
+    *("asked for by a package of the index alone", "a direct reference to a wheel", "an editable line of git"),
 )
 
 

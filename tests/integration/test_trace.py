@@ -52,8 +52,8 @@ def test_what_the_task_did_is_in_the_trace_and_not_in_its_sight(run: Runner, bun
 
 
 def test_the_figures_are_the_tasks_and_not_the_tracers(run: Runner, bundle: Bundle, tmp_path: Path) -> None:
-    """60,000 calls take the tracer more processor time than the task; its sandbox is no process of the task's."""
-    task = {"entrypoint": "main", "params": {"calls": 60_000}, "seed": 1}
+    """Thousands of calls take the tracer more processor time than the task; its sandbox is no process of the task's."""
+    task = {"entrypoint": "main", "params": {"calls": 10_000}, "seed": 1}
     path = bundle(LOUD)
     plain = run(path, task, "--profile", "debug").body["metrics"]
     seen = run(path, task, "--profile", "debug", "--trace", str(tmp_path / "trace")).body["metrics"]
@@ -64,10 +64,10 @@ def test_a_trace_is_cut_at_its_limit_and_says_so(
     run: Runner, bundle: Bundle, profile_with: Callable[[str], tuple[str, ...]], tmp_path: Path
 ) -> None:
     options = profile_with('[trace]\nallowed = true\nmax_bytes = "100KiB"\n')
-    task = {"entrypoint": "main", "params": {"calls": 20_000}, "seed": 1}
+    task = {"entrypoint": "main", "params": {"calls": 5_000}, "seed": 1}
     assert run(bundle(LOUD), task, *options, "--trace", str(tmp_path / "trace")).outputs["out"] == b"done"
     note, text = traces(tmp_path / "trace")["execute"]
-    assert len(text) == note["bytes"] == 100 * 1024 and int(str(note["cut_bytes"])) > 1_000_000
+    assert len(text) == note["bytes"] == 100 * 1024 and int(str(note["cut_bytes"])) > 100_000
 
 
 def test_a_profile_has_to_allow_it(run: Runner, bundle: Bundle, tmp_path: Path) -> None:

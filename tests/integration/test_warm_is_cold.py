@@ -38,17 +38,20 @@ def task_of(seed: int) -> dict[str, Any]:
     return {"entrypoint": "main", "params": {}, "seed": seed}
 
 
-def test_twenty_seeds_in_any_order_in_two_servers(run: Runner, bundle: Callable[..., Path], tmp_path: Path) -> None:
+def test_many_seeds_in_any_order_in_two_servers(
+    run: Runner, bundle: Callable[..., Path], tmp_path: Path, full: bool
+) -> None:
     source = bundle(MODEL, files={"own": str(tmp_path)})
-    served = [*zip(SEEDS, run.served(source, [task_of(seed) for seed in SEEDS]), strict=True)]  # learns on its way
-    cold = {seed: run(source, task_of(seed), env={"REUSE": "1"}) for seed in SEEDS}
-    shuffled = random.Random(1).sample(SEEDS * 2, 2 * len(SEEDS))
+    seeds = SEEDS if full else SEEDS[1::3]
+    served = [*zip(seeds, run.served(source, [task_of(seed) for seed in seeds]), strict=True)]  # learns on its way
+    cold = {seed: run(source, task_of(seed), env={"REUSE": "1"}) for seed in seeds}
+    shuffled = random.Random(1).sample(seeds * 2, 2 * len(seeds))
     answers = run.served(source, [task_of(seed) for seed in shuffled])  # begins with what was learned
     assert all(answer.body["metrics"]["preloaded_modules"] for answer in answers)
     for seed, answer in [*served, *zip(shuffled, answers, strict=True)]:
         assert answer.outputs == cold[seed].outputs
         assert answer.body["task_id"] == cold[seed].body["task_id"]
-    assert len({result.outputs["out"] for result in cold.values()}) == len(SEEDS)
+    assert len({result.outputs["out"] for result in cold.values()}) == len(seeds)
 
 
 SEEDED = """
