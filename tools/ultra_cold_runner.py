@@ -2570,11 +2570,11 @@ def parse_requirement(text: str, policy: DependencyPolicy, source: str, base: st
 
 
 def check_dependency_url(url: str, policy: DependencyPolicy, where: str) -> None:
-    scheme = check_url(url, policy, where)
-    if scheme == "https" and not policy.direct_urls:
+    if url.startswith("https:") and not policy.direct_urls:
         raise refused(where, "the profile takes wheels from the index only (dependencies.direct_urls)")
-    if scheme != "https" and not policy.git:
+    if url.startswith("git+") and not policy.git:
         raise refused(where, "the profile takes no git dependencies (dependencies.git)")
+    check_url(url, policy, where)
 
 
 def check_url(url: str, policy: DependencyPolicy, where: str) -> str:
