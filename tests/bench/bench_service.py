@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -49,7 +50,11 @@ def seconds_for(env: SandboxedExecEnv, reference: str, count: int) -> float:
 
 def memory_of(process: psutil.Process) -> int:
     """Bytes of this process and all that it started (proportional set sizes, so shared pages count once)."""
-    return sum(p.memory_full_info().pss for p in [process, *process.children(recursive=True)])
+    total = 0
+    for member in [process, *process.children(recursive=True)]:
+        with suppress(psutil.NoSuchProcess):  # the task before ends
+            total += member.memory_full_info().pss
+    return total
 
 
 def main() -> int:
