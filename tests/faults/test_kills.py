@@ -10,6 +10,7 @@ import random
 import shutil
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -62,8 +63,9 @@ class Victim:
     def __init__(self, runner: FaultRunner, bundle: Path, env: dict[str, str]) -> None:
         self.runner, self.begun = runner, time.monotonic()
         self.files = [open(runner.place / f"{name}-{os.urandom(4).hex()}", "w+b") for name in ("out", "log")]  # noqa: SIM115
-        (runner.place / "task").write_bytes(TASK)
-        with open(runner.place / "task", "rb") as task:
+        with tempfile.TemporaryFile() as task:
+            task.write(TASK)
+            task.seek(0)
             self.process = subprocess.Popen(
                 runner.command("--bundle-path", str(bundle)),
                 stdin=task,
