@@ -54,20 +54,19 @@ def sim_task(ref: str, params: Mapping[str, Any] | None = None, seed: int = 1, *
 
 def runners(tmp_path: Path) -> list[int]:
     """The pids of a test's runs: those of this process, and of others that it started, also where these are gone."""
-    mine, ours, found = os.fsencode(f"MODELOPS_STORAGE_DIR={tmp_path / 'storage'}"), {os.getpid()}, []
-    for pid in sorted(map(int, filter(str.isdecimal, os.listdir("/proc")))):  # psutil takes ten times as long
+    mine, servers, runs = os.fsencode(f"MODELOPS_STORAGE_DIR={tmp_path / 'storage'}"), {os.getpid()}, []
+    for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))):  # psutil takes ten times as long
         with suppress(OSError):
             words, place = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"), Path(f"/proc/{pid}")
             if not any(word.endswith(b"/fork_server.py") for word in words):
                 continue
             name, _, after = (place / "stat").read_text().rpartition(")")
             parent = int(after.split()[1])
-            started = parent in ours or mine in (place / "environ").read_bytes().split(b"\0")
-            if started and name.endswith("(runner"):
-                found.append(pid)
+            if name.endswith("(runner"):
+                runs.append((pid, parent, mine in (place / "environ").read_bytes().split(b"\0")))
             elif parent == os.getpid():
-                ours.add(pid)
-    return found
+                servers.add(pid)
+    return sorted(pid for pid, parent, is_mine in runs if is_mine or parent in servers)
 
 
 def wait_until(condition: Callable[[], bool], problem: str, seconds: float = 300) -> None:

@@ -24,10 +24,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import psutil
 from bench_runner import BARE_TASK, BUNDLES, GROUP, RUNNER, clean_environment, run_forked
+
+from modelops.adapters.exec_env import forks
 
 MODELS = {"hello": BUNDLES / "hello", "sir": BUNDLES / "sir"}
 MODELS |= {path.name: path for path in sorted((Path(__file__).parent / "models").iterdir())}
@@ -100,17 +102,24 @@ AIMS |= {"memory idle": Aim(1.2), "memory in a task": Aim(1.2)}
 class Lines:
     """A process that answers a line with a line."""
 
-    def __init__(self, command: list[str | Path], env: Mapping[str, str]) -> None:
+    def __init__(self, process: "subprocess.Popen[bytes] | forks.Process") -> None:
+        self.process = process
+
+    @classmethod
+    def of(cls, command: list[str | Path], env: Mapping[str, str]) -> Self:
         streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        self.process = subprocess.Popen(command, env=env, text=True, **streams)  # type: ignore[call-overload]
+        return cls(subprocess.Popen(command, env=env, **streams))  # type: ignore[call-overload]
 
     def receive(self) -> dict[str, Any]:
         line = self.process.stdout.readline()
         return dict(json.loads(line)) if line else sys.exit("a server ended")
 
-    def ask(self, task: Mapping[str, Any]) -> dict[str, Any]:
-        self.process.stdin.write(json.dumps(task) + "\n")
+    def send(self, task: Mapping[str, Any]) -> None:
+        self.process.stdin.write(json.dumps(task).encode() + b"\n")
         self.process.stdin.flush()
+
+    def ask(self, task: Mapping[str, Any]) -> dict[str, Any]:
+        self.send(task)
         return self.receive()
 
     def memory(self) -> int:
@@ -126,8 +135,7 @@ class Lines:
 
     def memory_in_task(self, task: Mapping[str, Any]) -> int:
         """The highest figure seen while it works on a task."""
-        self.process.stdin.write(json.dumps(task) + "\n")
-        self.process.stdin.flush()
+        self.send(task)
         highest = self.memory()
         while not select.select([self.process.stdout], [], [], 0)[0]:
             highest = max(highest, self.memory())
@@ -231,27 +239,32 @@ class Model:
     def warm_rounds(self, count: int) -> None:
         """Two servers, ours and a plain process, which take turns. Their memory, in bytes, in the end."""
         with self.folder() as home:
-            plain, forks = (
-                Lines([self.venv / "bin" / "python", "-c", program, GROUP], self.environment(home))
+            plain, forking = (
+                Lines.of([self.venv / "bin" / "python", "-c", program, GROUP], self.environment(home))
                 for program in (PLAIN_SERVER, PLAIN_FORKS)
             )
-            ours = Lines([sys.executable, RUNNER, *self.arguments(self.store), "--serve"], {**os.environ, "REUSE": "1"})
+            ours = Lines(self.server())
             assert "serving" in ours.receive()
             for seed in range(-2, count):
                 task = {**self.task, "seed": seed + 2}
                 row = "warm" if seed >= 0 else "warm, first two"
                 mine = decode_outputs(self.time(row, "ours", lambda task=task: ours.ask(task)))
                 other = self.time(row, "plain", lambda task=task: plain.ask(task))
-                forked = self.time(row.replace("warm", "forked"), "plain", lambda task=task: forks.ask(task))
+                forked = self.time(row.replace("warm", "forked"), "plain", lambda task=task: forking.ask(task))
                 if other != forked or mine != {name: base64.b64decode(data) for name, data in other.items()}:
                     sys.exit(f"{self.name}: the server's outputs for seed {task['seed']} are not those of plain Python")
-            forks.close()
+            forking.close()
             self.times["forked", "ours"] = self.times["warm", "ours"]
             time.sleep(0.2)  # what is done after an answer is over
             for side, lines in (("ours", ours), ("plain", plain)):
                 self.times["memory idle", side] = [lines.memory()]
                 self.times["memory in a task", side] = [lines.memory_in_task(self.task) for _ in range(5)]
                 lines.close()
+
+    def server(self) -> forks.Process:
+        with open(os.devnull, "wb") as log:
+            environment = {**clean_environment(), "REUSE": "1"}
+            return forks.start(RUNNER, [*self.arguments(self.store), "--serve"], environment, stderr=log.fileno())
 
     @contextmanager
     def folder(self) -> Iterator[Path]:
