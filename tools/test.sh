@@ -9,5 +9,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 tools/setup.sh dev
 export PATH="$PWD/.venv/bin:$PATH" # uv, for the tests that call it themselves
 unset PYTHONDONTWRITEBYTECODE      # else each worker, and each process of a test, compiles all that it imports
-# Two more than processors: many tests wait. With one more, a fifth of two processors was idle.
-exec .venv/bin/python -m pytest -ra -n "$(($(nproc) + 2))" --dist loadgroup "$@"
+# More than processors, as many tests wait: of two, with four workers, a fourth was idle in the default suite.
+more=4
+[[ " $* " == *" --full "* ]] && more=2
+exec .venv/bin/python -m pytest -ra -n "$(($(nproc) + more))" --dist loadgroup "$@"
