@@ -4,6 +4,7 @@ import fcntl
 import os
 import secrets
 import shutil
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +14,8 @@ from weakref import WeakSet
 _PREFIX = ".working-"
 _open_here: "WeakSet[WorkingDir]" = WeakSet()
 _being_made: set[Path] = set()  # a signal may end the process before they are open
+_making = threading.RLock()  # entered again where a signal's handler ends the process
+_ending = False
 
 
 class WorkingDir:
@@ -52,7 +55,13 @@ def is_empty(folder: Path) -> bool:
 
 
 def close_all() -> None:
-    """Remove the directories of this process, which ends now: whatever keeps one, a later process clears it away."""
+    """Remove the directories of this process, which ends now: whatever keeps one, a later process clears it away.
+
+    Another thread that still begins something makes none from here on: RuntimeError.
+    """
+    global _ending
+    with _making:
+        _ending = True
     for working in list(_open_here):
         for _ in range(10):
             with suppress(OSError):  # a thread still puts or removes something there
@@ -72,8 +81,11 @@ def clear_away(storage: Path) -> None:
 def _make(parent: Path) -> tuple[Path, int]:
     while True:
         path = parent / f"{_PREFIX}{secrets.token_hex(8)}"
-        _being_made.add(path)
-        path.mkdir(0o700)
+        with _making:
+            if _ending:
+                raise RuntimeError("this process ends")
+            _being_made.add(path)
+            path.mkdir(0o700)
         lock = _open(path)
         if lock is not None:
             _lock(lock, wait=True)
