@@ -413,7 +413,7 @@ def simulate(task: "dict[str, Any]", wire: str, pipe: ResultPipe) -> None:
     pipe.send(DONE)
 
 
-def load_entry_point(reference: str, what: str) -> "Any":
+def load_entry_point(reference: str, what: str, fits: "Any" = callable) -> "Any":
     """A wire function or a target. What is wrong with the entry point itself is told of it, and not of its module."""
     module = reference.partition("[")[0].partition(":")[0].strip()
     try:
@@ -428,7 +428,7 @@ def load_entry_point(reference: str, what: str) -> "Any":
             raise
         cause = error
     else:
-        if callable(found) or hasattr(found, "evaluate"):
+        if fits(found):
             return found
         cause = TypeError("that is a " + type_name(found) + ", and no function; write module:function")
     raise ChildError("entrypoint_not_found", what + " " + repr(reference) + ": " + str(cause)) from cause
@@ -620,7 +620,8 @@ def aggregate(task: "dict[str, Any]", pipe: ResultPipe) -> None:
     import json
     import math
 
-    target = load_entry_point(task["target_entrypoint"], "the target")
+    reference = task["target_entrypoint"]
+    target = load_entry_point(reference, "the target", lambda found: callable(found) or hasattr(found, "evaluate"))
     result = call_target(target, task["sim_returns"], task["target_data"])
     if not isinstance(result, dict) or "loss" not in result:
         raise ChildError("bad_result", "the target must return a dict with 'loss', not " + type_name(result))
@@ -2423,7 +2424,11 @@ def parse_json(data: bytes) -> Any:
 
 def strict_json(data: bytes) -> Any:
     value = json.loads(data.decode())
-    json.dumps(value, ensure_ascii=False, allow_nan=False).encode()  # NaN, infinity and lone surrogates end here
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        raise ValueError("it has NaN, or a number that is out of range") from None
+    text.encode()  # lone surrogates end here
     return value
 
 
@@ -8135,10 +8140,8 @@ class Background:
 
 def wheel_tree(host: Host, wheel: WheelFile, interpreter: Interpreter) -> tuple[str, Callable[[str], None]]:
     """Where the store has a wheel's tree, and how it is made."""
-    policy, key = (
-        host.profile.dependencies,
-        digest_of("tree", wheel.sha256, os.path.basename(wheel.path), interpreter.key()),
-    )
+    policy = host.profile.dependencies
+    key = digest_of("tree", wheel.sha256, os.path.basename(wheel.path), interpreter.key())
 
     def make(aside: str) -> None:
         files = os.path.join(aside, "files")

@@ -280,13 +280,15 @@ POINTS_AT = {
     "a dot for a colon": ("probe.wire", "No module named 'probe.wire'"),
     "a module": ("probe", "that is a module, and no function; write module:function"),
     "no function": ("probe:NAME", "that is a str, and no function"),
+    "what only a target may be": ("probe:TARGET", "and no function"),
 }
 
 
 @pytest.mark.parametrize(("point", "word"), POINTS_AT.values(), ids=POINTS_AT.keys())
 def test_an_entry_point_that_leads_nowhere_is_named(run: Runner, bundle: Bundle, point: str, word: str) -> None:
     text = f'[project]\nname = "probe"\nversion = "1"\n[project.entry-points."{GROUP}"]\nexecute = "{point}"\n'
-    error = run(bundle("NAME = 'x'\ndef wire(*a):\n    return {}\n", pyproject=text)).error
+    module = "NAME = 'x'\nclass Target:\n    evaluate = print\nTARGET = Target()\ndef wire(*a):\n    return {}\n"
+    error = run(bundle(module, pyproject=text)).error
     assert (error["phase"], error["type"]) == ("execute", "entrypoint_not_found")
     assert f"the entry point '{point}': " in error["error"] and word in error["error"]
 

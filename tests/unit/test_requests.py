@@ -90,6 +90,11 @@ def test_malformed_input_is_refused(runner_module: Any, data: bytes, aggregated:
     refused(runner_module, data, aggregated)
 
 
+@pytest.mark.parametrize("kind", ["NaN", "Infinity", "1e999"])
+def test_a_number_that_json_has_not_is_told_in_words(runner_module: Any, kind: str) -> None:
+    assert "it has NaN, or a number that is out of range" in refused(runner_module, MALFORMED[kind])
+
+
 @pytest.mark.parametrize("key", ["entrypoint", "params", "seed"])
 def test_a_missing_key_is_named(runner_module: Any, key: str) -> None:
     task = {name: value for name, value in SIMULATION.items() if name != key}
