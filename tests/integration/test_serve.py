@@ -489,7 +489,7 @@ UNFIT = {
     "a seed": ("import random\nrandom.seed(1)", "state of random"),
     "a working directory": ("import os\nos.chdir('/')", "working directory"),
     "a file": ("open('/tmp/left', 'w').close()", "/tmp/left"),
-    "a process": ("import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', 'input()'])", "process"),
+    "a process": ("import os, time\nif os.fork() == 0: time.sleep(9); os._exit(0)", "process"),
     "an open pipe": ("import os\nPIPE = os.pipe()", "leaves open pipe:"),
     "a file that is open to be written": ("import tempfile\nFILE = tempfile.TemporaryFile()", "leaves open /"),
     "memory that is shared": ("import mmap\nPLACE = mmap.mmap(-1, 4096)", "memory that forks share"),
