@@ -17,7 +17,7 @@ import pytest
 PROFILES = tuple((os.environ.get("PROBE_PROFILES") or "default,strict,container,debug").split(","))
 # The profiles of the tests are one of those, with a change.
 EXTENDS = dict.fromkeys(("small-no-proc", "brief-no-proc"), "container")
-EXTENDS |= dict.fromkeys(("local", "small", "brief", "twelve-seconds"), "default")
+EXTENDS |= dict.fromkeys(("local", "small", "brief", "twelve-seconds", "minute"), "default")
 EXTENDS |= dict.fromkeys(("init-in-reach", "init-may-stay", "init-open"), "default")
 NO_CONTROL: dict[str, str] = {}  # probe to why it can't be shown to succeed with the protection off
 CONTROLS_DONE: set[str] = set()

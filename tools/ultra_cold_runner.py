@@ -6439,6 +6439,16 @@ def quantity(name: str, value: float) -> str:
     return f"{amount} {unit}" + ("" if amount == "1" else "s")
 
 
+def stalling() -> str:
+    """What of the caller's can make a program wait for ever: uv waits for a thread that it had no room to start."""
+    import resource
+
+    space = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if space == resource.RLIM_INFINITY:
+        return ""
+    return f"; it may have stalled for want of address space: the caller allows {quantity('_bytes', space)} (ulimit -v)"
+
+
 TOLD = "(the stacks of its threads, as the sandbox itself told them)\n"
 
 
@@ -6453,6 +6463,7 @@ def failure_of(outcome: Outcome, phase: str) -> Failure | None:
         if name == GROUP_MEMORY:
             whose = "the control group of the runner (its container or pod) allows all that runs in it"
         text = f"the {phase} phase was ended: {words}, and {whose} {limit}"
+        text += stalling() if kind == "timeout" else ""
         retryable, traceback = kind == "timeout" and phase == "fetch", TOLD + outcome.stacks if outcome.stacks else ""
         limits = {"name": name, "value": value, "seen": seen}
         return Failure(phase, kind, text, retryable, stderr=stderr, limit=limits, traceback=traceback)
