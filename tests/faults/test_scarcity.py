@@ -149,7 +149,7 @@ SHORT = 20 << 20  # enough for the interpreter, and too little for the runner
 def test_memory_runs_out(
     who: str, full: bool, share: Share, runner_of: RunnerOf, runner_module: ModuleType, verdict: Verdict
 ) -> None:
-    """uv waits for ever where it had no room for a thread (seen in half the runs with 267 MiB): its time limit ends it."""
+    """uv waits for ever where it had no room for a thread (half the runs with 267 MiB): its time limit ends it."""
     dice, runner = random.Random(SEED), runner_of(who, "memory")
     runner.profile = "minute"
     sizes = [dice.uniform(4, 400) for _ in range(100 if THOROUGH else 10)] + [2000]
