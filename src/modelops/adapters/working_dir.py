@@ -62,12 +62,13 @@ def close_all() -> None:
     global _ending
     with _making:
         _ending = True
+    begun = list(_being_made)  # asked first: one that is opened meanwhile is among the open ones
     for working in list(_open_here):
         for _ in range(10):
             with suppress(OSError):  # a thread still puts or removes something there
                 working.close()
                 break
-    for path in list(_being_made):
+    for path in begun:
         shutil.rmtree(path, ignore_errors=True)
 
 
