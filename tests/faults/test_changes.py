@@ -117,7 +117,7 @@ def test_the_bundle_changes_while_it_is_read(
     hand = threading.Thread(target=churn, args=(bundle, secret, stop, random.Random(SEED)))
     hand.start()
     try:
-        for _ in range(100 if THOROUGH else 12 if full else 6):
+        for _ in range(100 if THOROUGH else 12 if full else 4):
             result = runner(bundle, {"entrypoint": "main", "params": {"seconds": 0}, "seed": 1})
             kind = "success" if result.code == 0 else result.error["phase"]
             assert kind in ("success", "bundle", "execute"), result.body

@@ -42,7 +42,7 @@ from faults.aftermath import (
     wait_for,
 )
 
-FEW, MANY = 4, 52 if THOROUGH else 7  # rounds of two kills, for each of the four ways to run
+FEW, MANY = 3, 52 if THOROUGH else 7  # rounds of two kills, for each of the four ways to run
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
 # In the order in which they come, each to what it makes first in the scratch of its run.
 PHASES = {"inspect": "bundle"} | {phase: f"etc-{phase}" for phase in ("fetch", "build", "compile", "execute")}

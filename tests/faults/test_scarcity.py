@@ -266,7 +266,9 @@ def small_disk(runner_of: RunnerOf) -> Iterator[Callable[[str], SmallDisk]]:
         holder.wait()
 
 
-@pytest.mark.parametrize("what", ["size", "nr_inodes"])
+@pytest.mark.parametrize(
+    "what", ["size", pytest.param("nr_inodes", marks=pytest.mark.full("the same errno, of another want"))]
+)
 @everyone()
 def test_the_disk_is_full(
     who: str,
@@ -364,8 +366,14 @@ def broken_stream(kind: str) -> Iterator[int]:
         os.close(fd)
 
 
-@pytest.mark.parametrize("kind", ["closed", "full", "gone"])
-@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+AGAIN = pytest.mark.full("another errno of the same write")
+STREAMS = [
+    *(("stdout", "closed"), ("stdout", "gone"), ("stderr", "full")),
+    *(pytest.param(*row, marks=AGAIN) for row in (("stdout", "full"), ("stderr", "closed"), ("stderr", "gone"))),
+]
+
+
+@pytest.mark.parametrize("stream, kind", STREAMS)
 @everyone()
 def test_a_stream_that_can_not_be_written(
     who: str, stream: str, kind: str, runner_of: RunnerOf, runner_module: ModuleType, verdict: Verdict

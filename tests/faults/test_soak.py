@@ -128,7 +128,7 @@ def test_cold_tasks(
     who: str, full: bool, runner_of: Callable[..., FaultRunner], verdict: Callable[[str, str], None]
 ) -> None:
     runner = runner_of(who, "soak-cold")
-    bundle, count = runner.bundle(), COLD if full and who == "root" else COLD // 3
+    bundle, count = runner.bundle(), COLD // (1 if full and who == "root" else 3 if full else 5)
     env = {"REUSE": "1", "VENVS_DIR": str(runner.venvs)}
     run_cold(runner, bundle, env)  # makes what is kept
     samples: list[Sample] = []
@@ -207,17 +207,17 @@ def test_served_tasks(
 ) -> None:
     """All answers come from one server; the sandbox is made anew as often as the profile says."""
     runner = runner_of(who, "soak-serve")
-    count = SERVED if full and who == "root" else SERVED // 4
+    count, parts = SERVED if full and who == "root" else SERVED // 4, 40 if full else 20
     serving = Serving(runner, runner.bundle(LEARNING, pyproject=None) if kind else runner.bundle())
     samples: list[Sample] = []
     try:
         for seed in range(150):  # what is loaded at first use, or learned from the first tasks, is no growth
             serving.ask(seed)
-        for part in range(40):
+        for part in range(parts):
             begun = time.monotonic()
-            for seed in range(count // 40):
+            for seed in range(count // parts):
                 assert "outputs" in serving.ask(part * count + seed)
-            seconds = (time.monotonic() - begun) / (count // 40)
+            seconds = (time.monotonic() - begun) / (count // parts)
             pid = serving.process.pid
             samples.append({**quiet_sample(pid), **host_sample(runner, [pid]), "seconds": seconds})
     finally:

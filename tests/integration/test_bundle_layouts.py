@@ -132,9 +132,7 @@ LAYOUTS: dict[str, tuple[dict[str, str], str]] = {
 
 
 @pytest.mark.usefixtures("index")
-@pytest.mark.parametrize(
-    ("files", "name"), rows(LAYOUTS, ("src", "namespace", "setup.py", "hatchling"), "another layout")
-)
+@pytest.mark.parametrize(("files", "name"), rows(LAYOUTS, ("src", "setup.py", "hatchling"), "another layout"))
 def test_a_layout_runs_and_its_directory_stays_as_it_was(
     run: Runner, tmp_path: Path, files: dict[str, str], name: str
 ) -> None:

@@ -158,18 +158,17 @@ def test_a_source_that_lies_elsewhere(files: dict[str, str], expected: str, go: 
     assert "/simple/foo/" not in places.server.paths()
 
 
-@pytest.mark.parametrize(
-    "files",
-    [
-        bundle('[[tool.uv.index]]\nname = "x"\nurl = "PAGE"\nformat = "flat"\nexplicit = true\n'
-               '[tool.uv.sources]\nfoo = {index = "x"}\n'),
-        bundle('[[tool.uv.index]]\nname = "x"\nurl = "PAGE"\nformat = "flat"\n', ("foo<99",)),
-        bundle('[tool.uv]\nfind-links = ["PAGE"]\n', ("foo<99",)),
-        requirements("--find-links PAGE\nfoo<99"),
-        requirements("--no-index\n-f PAGE\nfoo"),
-    ],
-    ids=["explicit", "beside the index", "tool.uv.find-links", "--find-links", "--no-index"],
-)  # fmt: skip
+PAGES = {
+    "explicit": bundle('[[tool.uv.index]]\nname = "x"\nurl = "PAGE"\nformat = "flat"\nexplicit = true\n'
+                       '[tool.uv.sources]\nfoo = {index = "x"}\n'),
+    "beside the index": bundle('[[tool.uv.index]]\nname = "x"\nurl = "PAGE"\nformat = "flat"\n', ("foo<99",)),
+    "tool.uv.find-links": bundle('[tool.uv]\nfind-links = ["PAGE"]\n', ("foo<99",)),
+    "--find-links": requirements("--find-links PAGE\nfoo<99"),
+    "--no-index": requirements("--no-index\n-f PAGE\nfoo"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("files", rows(PAGES, ("explicit", "tool.uv.find-links", "--no-index"), "one more index again"))
 def test_a_page_of_links(files: dict[str, str], go: Go, places: Places) -> None:
     """It serves what names it, or is one more index; with --no-index, or an explicit one, the index is not asked."""
     assert go(files).outputs == {"out": b"a wheel"}

@@ -29,7 +29,10 @@ def wire(entrypoint, params, seed):
 """
 
 
-@pytest.mark.full("installs three large packages; the default suite has pandas by polars")
+LARGE = pytest.mark.full("installs pandas anew; the default suite has pandas by polars")
+
+
+@LARGE
 @pytest.mark.xdist_group("real packages")
 def test_frames_and_arrays(run: Runner, bundle: Bundle) -> None:
     pytest.importorskip("polars")
@@ -55,10 +58,21 @@ def test_frames_and_arrays(run: Runner, bundle: Bundle) -> None:
     assert json.loads(outputs["mixed"]) == {"n": 3, "list": [0.5, True], "a": [0, 1], **dates}
 
 
-@pytest.mark.xdist_group("real packages")
-def test_pandas_alone_says_what_to_write(run: Runner, bundle: Bundle) -> None:
+STANDS_IN = """
+class RangeIndex:
+    start, step, name = 0, 1, None
+
+class DataFrame(dict):
+    index = RangeIndex()
+"""
+
+
+@pytest.mark.parametrize(
+    "own", [{"pandas.py": STANDS_IN}, pytest.param({}, marks=[LARGE, pytest.mark.xdist_group("real packages")])]
+)
+def test_pandas_alone_says_what_to_write(run: Runner, bundle: Bundle, own: dict[str, str]) -> None:
     code = "import pandas\ndef wire(e, p, s): return {'df': pandas.DataFrame({'a': [1]})}"
-    error = run(bundle(code, needs=["pandas"])).error
+    error = run(bundle(code, needs=[] if own else ["pandas"], files=own)).error
     assert error["type"] == "bad_result" and "'df' is DataFrame" in error["error"]
     assert "frame.to_csv()" in error["error"] and "pyarrow or polars" in error["error"]
 

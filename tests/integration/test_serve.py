@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, TINY_BACKEND, Runner, parse_line
+from suites import rows
 
 WIRE = """
 import fcntl, json, os, signal, socket, subprocess, sys, threading, time
@@ -498,7 +499,10 @@ UNFIT = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("lazy, word", UNFIT.values(), ids=UNFIT)
+ONCE = UNFIT.keys() - {"a file that is open to be written", "a lock of multiprocessing"}
+
+
+@pytest.mark.parametrize("lazy, word", rows(UNFIT, ONCE, "seen where another row is: what is open, what is mapped"))
 def test_what_can_not_be_preloaded_is_imported_in_each_task_and_the_log_says_why(
     lazy_serve: Any, lazy: str, word: str
 ) -> None:

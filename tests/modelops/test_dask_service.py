@@ -162,6 +162,7 @@ def test_one_thread_and_many_replicates(settings: WorkerSettings, ref: str, full
         first, second = service.gather(futures)
     assert (first.n_replicates, first.loss) == (count, count * (count + 1) / 2)
     assert second.loss == 9.0
+    service.close()  # once more, of a cluster that was its own
 
 
 @pytest.mark.parametrize("cold", ["0", pytest.param("1", marks=pytest.mark.full("the other environment"))])
@@ -294,12 +295,11 @@ def test_workers_that_share_a_process(settings: WorkerSettings, ref: str) -> Non
         assert seeds(service.gather(service.submit_batch(tasks))) == list(range(6))
 
 
-def test_a_closed_service(settings: WorkerSettings, ref: str) -> None:
-    service = DaskSimulationService(settings=settings, threads_per_worker=1)
+def test_a_closed_service(service: DaskSimulationService) -> None:
     service.close()
     service.close()
     with pytest.raises(RuntimeError, match="closed"):
-        service.submit(sim_task(ref))
+        service.submit(sim_task("sha256:" + "0" * 64))
 
 
 def test_errors_travel() -> None:
