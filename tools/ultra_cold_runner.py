@@ -1934,7 +1934,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import partial
-from io import FileIO
+from io import BufferedReader, FileIO
 from types import SimpleNamespace as Options
 from typing import Any, ClassVar, Literal, NamedTuple, NoReturn, TypeVar, get_args, get_origin
 
@@ -4534,13 +4534,10 @@ def unpack_wheel(wheel: str, target: str, library: str, max_bytes: int) -> dict[
     Format: the binary distribution specification (packaging.python.org). Names, sizes and links are the
     attacker's: only regular files are made, each once, below `target`, and the sizes are summed first.
     """
-    import zipfile
-
     name = os.path.basename(wheel)
     site = f"lib/{library}/site-packages"
     with unpacking(lambda why: wheel_error(name, f"it can't be unpacked: {why}")):
-        check_directory_size(wheel)
-        with zipfile.ZipFile(wheel) as archive:
+        with open_zip(wheel) as archive:
             members = [info for info in archive.infolist() if not info.is_dir()]
             check_members(members, name, max_bytes)
             info_folder = find_dist_info(members, name)
@@ -4570,13 +4567,25 @@ def unpacking(refuse: Callable[[str], Failure]) -> Iterator[None]:
         raise refuse(clip(str(error))) from None
 
 
-def check_directory_size(path: str, limit: int = 16 * MIB) -> None:
-    """Refuse a zip whose directory of names is huge: zipfile reads it whole (PKWARE APPNOTE 4.3.16)."""
-    with open(path, "rb") as file:
-        file.seek(max(0, os.fstat(file.fileno()).st_size - 65_557))
-        end = file.read().rpartition(b"PK\x05\x06")[2]
-    if int.from_bytes(end[8:12], "little") > limit:
-        raise ValueError("its directory of names is too large")
+class ZipBytes(BufferedReader):
+    """A zip file of which nobody gets much at once: zipfile reads the directory of names whole, wherever a file says
+    that it is, and all that a member says it has."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is not None and size > 16 * MIB:
+            raise ValueError("its directory of names, or what it says of itself, is too large")
+        return super().read(size)
+
+
+@contextmanager
+def open_zip(path: str) -> Iterator[Any]:
+    """Of other compressions than a wheel's, zipfile decompresses a megabyte at once, to however many gigabytes."""
+    import zipfile
+
+    with ZipBytes(FileIO(path)) as file, zipfile.ZipFile(file) as archive:
+        if {info.compress_type for info in archive.infolist()} - {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+            raise ValueError("it has a file that is neither stored nor deflated")
+        yield archive
 
 
 def check_members(members: list[Any], name: str, max_bytes: int) -> None:
@@ -7907,11 +7916,8 @@ def project_metadata(project: Project) -> str:
 
 def wheel_requires(path: str) -> list[str]:
     """The Requires-Dist lines of a wheel's core metadata."""
-    import zipfile
-
     with unpacking(lambda why: wheel_error(os.path.basename(path), f"it has no readable METADATA: {why}")):
-        check_directory_size(path)
-        with zipfile.ZipFile(path) as archive:
+        with open_zip(path) as archive:
             sizes = {info.filename: info.file_size for info in archive.infolist()}
             named = (name for name in sizes if name.endswith(".dist-info/METADATA") and sizes[name] < 4 * MIB)
             text = archive.read(next(named)).decode("utf-8", "replace")
@@ -7937,8 +7943,7 @@ def members_of(archive: str, limit: int) -> Iterator[tuple[str, int, int, Any] |
     import zipfile
 
     if zipfile.is_zipfile(archive):
-        check_directory_size(archive)
-        with zipfile.ZipFile(archive) as packed:
+        with open_zip(archive) as packed:
             for info in packed.infolist():
                 yield None if info.is_dir() else (info.filename, info.file_size, 0o644, packed.open(info))
         return

@@ -5,6 +5,7 @@ import errno
 import hashlib
 import os
 import stat
+import struct
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -259,6 +260,58 @@ def test_no_archive(tmp_path: Path, refuse: Callable[[Path], str]) -> None:
     wheel = tmp_path / "demo-1.0-py3-none-any.whl"
     wheel.write_bytes(b"PK\x03\x04 no archive")
     assert "can't be unpacked" in refuse(wheel)
+
+
+def directory(archive: zipfile.ZipFile) -> None:
+    """Comments of members come to 17 MiB of the directory of names, which zipfile reads whole."""
+    for number in range(272):
+        info = zipfile.ZipInfo(f"demo/{number}")
+        info.comment = bytes(65_535)
+        archive.writestr(info, b"")
+
+
+def compressed_size(archive: zipfile.ZipFile) -> None:
+    archive.filelist[-1].compress_size = 17 << 20
+
+
+def told_as(end: bytes) -> bytes:
+    return end
+
+
+def hidden(end: bytes) -> bytes:
+    """The mark by which one finds the record with the size, once more, in its place for an offset."""
+    return end[:16] + b"PK\5\6" + end[20:]
+
+
+def in_zip64(end: bytes) -> bytes:
+    """The record of a larger format, which has precedence, has the size; the other says none."""
+    count, size, offset = struct.unpack("<HII", end[10:20])
+    large = struct.pack("<4sQ2H2I4Q", b"PK\6\6", 44, 45, 45, 0, 0, count, count, size, offset)
+    return large + struct.pack("<4sIQI", b"PK\6\7", 0, 0, 1) + end[:12] + bytes(4) + end[16:]
+
+
+@pytest.mark.parametrize("swell, end", [(directory, told_as), (directory, hidden), (directory, in_zip64),
+                                        (compressed_size, told_as)])  # fmt: skip
+def test_what_zipfile_reads_whole_has_a_limit(
+    make: Make, refuse: Callable[[Path], str], swell: Callable[[zipfile.ZipFile], None], end: Callable[[bytes], bytes]
+) -> None:
+    wheel = make()
+    with zipfile.ZipFile(wheel, "a") as archive:
+        swell(archive)
+        archive._didModify = True  # type: ignore[attr-defined]
+    data = wheel.read_bytes()
+    wheel.write_bytes(data[:-22] + end(data[-22:]))
+    assert zipfile.ZipFile(wheel).infolist()
+    assert "is too large" in refuse(wheel)
+
+
+@pytest.mark.parametrize("kind", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_compression_that_can_be_a_bomb_is_refused(make: Make, refuse: Callable[[Path], str], kind: int) -> None:
+    """zipfile decompresses a megabyte of it at once: a wheel of 1,137 bytes took 3 GB of memory."""
+    wheel = make()
+    with zipfile.ZipFile(wheel, "a", kind) as archive:
+        archive.writestr(f"{INFO}/LICENSE", b"MIT")
+    assert "neither stored nor deflated" in refuse(wheel)
 
 
 @given(st.data())
