@@ -3401,12 +3401,12 @@ class Draft:
 
     def read_url(self, url: str, marker: str, where: str) -> Requirement:
         """A URL alone: its name is that of the file, or its `#egg=`, or for a repository known when it is built."""
-        from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
+        from urllib.parse import parse_qsl, unquote, urlencode
 
         address, _, fragment = url.partition("#")
         said = dict(parse_qsl(fragment)) if len(fragment) < 1000 else {}
         name, _, extras = said.pop("egg", "").partition("[")
-        name = name or file_project(unquote(urlsplit(address).path.rpartition("/")[2])) or ""
+        name = name or file_project(unquote(address.partition("?")[0].rpartition("/")[2])) or ""
         said = {key: value for key, value in said.items() if key in ("subdirectory", "sha256")}
         full = address + ("#" + urlencode(said, safe="/") if said else "")
         found = named_later(full, f"[{extras}" if extras else "", marker, self.policy, where)
@@ -4551,8 +4551,8 @@ def unpack_wheel(wheel: str, target: str, library: str, max_bytes: int) -> dict[
                 place = place_of(info.filename, info_folder[: -len(".dist-info")] + ".data/", site, name)
                 with archive.open(info) as source:
                     write_member(source, info, os.path.join(target, place), record, name)
-    groups = parse_entry_points(points, name)
-    write_scripts(groups.get("console_scripts", {}), os.path.join(target, "bin"))
+        groups = parse_entry_points(points, name)
+        write_scripts(groups.get("console_scripts", {}), os.path.join(target, "bin"))
     return groups
 
 
@@ -6658,13 +6658,20 @@ def hint_module(cause: Cause, profile: Profile, bundle: str) -> str:
     aside = next((where for where, name in declared if where and name == wanted), "")
     if aside:
         return f"The bundle declares it in {aside} alone, which is not installed: add it to the dependencies"
-    import difflib
-
     what = "distribution" if "importlib.metadata.PackageNotFoundError" in cause.types else "module"
-    near = difflib.get_close_matches(canonical_name(top), [name for _, name in declared], 1, 0.7)
-    said = f"; the nearest name that it declares is {near[0]!r}" if near else ""
+    near = nearest_name(canonical_name(top), (name for _, name in declared))
+    said = f"; the nearest name that it declares is {near!r}" if near else ""
     brings = repr(IMPORTED_FROM[top]) if top in IMPORTED_FROM else "the package that brings it"
     return f"The environment has no {what} {top[:100]!r}: declare {brings} in the bundle{said}"
+
+
+def nearest_name(name: str, known: Iterable[str]) -> str:
+    """The one most like a name, of as many of an attacker's names as can be compared in a moment; "" where none is."""
+    import difflib
+    from itertools import islice
+
+    compared = islice((other for other in known if len(other) <= 100), 1000)
+    return next(iter(difflib.get_close_matches(name[:100], compared, 1, 0.7)), "")
 
 
 # Modules whose distribution has another name.
@@ -7143,7 +7150,7 @@ def index_settings(environment: Mapping[str, str]) -> IndexSettings:
     for entry in filter(None, [default, *extra]):
         name, url = entry.split("=", 1) if re.match(r"[\w.-]+=", entry) else ("", entry)
         names += [name] * bool(name)
-        parts = urlsplit(url)
+        parts = split_index(url)
         host = parts.netloc.rpartition("@")[2]
         written = unquote(parts.username or ""), unquote(parts.password or "")
         user, password = index_login(environment, name, *written, parts.hostname or "")
@@ -7160,6 +7167,19 @@ def index_settings(environment: Mapping[str, str]) -> IndexSettings:
     credentials = {name: value for name, value in variables.items() if value}
     hosts = [f"{parts.hostname}:{parts.port or 443}" for parts in map(urlsplit, public)]
     return IndexSettings(credentials, authorization, public, secrets, names, hosts)
+
+
+def split_index(url: str) -> Any:
+    """Of what is no URL nothing is told: there may be a password in it."""
+    from urllib.parse import urlsplit
+
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        problem = "an index that the environment names (UV_INDEX, PIP_INDEX_URL, ..) is no URL, by its host or port"
+        raise usage_error(f"{problem}; in a password / and @ are written as %2F and %40") from None
+    return parts
 
 
 def index_login(environment: Mapping[str, str], name: str, user: str, password: str, host: str) -> tuple[str, str]:
@@ -7656,14 +7676,13 @@ class Resolver:
 
     def nearest_names(self, error: str) -> str:
         """For names that the index does not have: the nearest that the bundle or the store knows."""
-        import difflib
-
         asked = {item.key for item in (*self.plan.requirements, *self.plan.project.requires)}
         had = [file.rpartition("/")[2] for file in self.have()]
         found = []
-        for name in sorted(set(re.findall(r"\b([a-z0-9-]+) was not found in the package registry", error))):
+        for name in sorted(set(re.findall(r"\b([a-z0-9-]+) was not found in the package registry", error)))[:5]:
             known = {*asked, *self.plan.origins, *map(file_project, had)} - {name, ""}
-            found += [f"for {name} did you mean {near}?" for near in difflib.get_close_matches(name, known, 1, 0.75)]
+            near = nearest_name(name, sorted(known))
+            found += [f"for {name} did you mean {near}?"] * bool(near)
         return f" ({'; '.join(found)})" if found else ""
 
     def question(self, gathered: Gathered, stubs: Mapping[str, str], requirements: list[Requirement]) -> dict[str, Any]:
@@ -7916,11 +7935,11 @@ def project_metadata(project: Project) -> str:
 
 def wheel_requires(path: str) -> list[str]:
     """The Requires-Dist lines of a wheel's core metadata."""
-    with unpacking(lambda why: wheel_error(os.path.basename(path), f"it has no readable METADATA: {why}")):
-        with open_zip(path) as archive:
-            sizes = {info.filename: info.file_size for info in archive.infolist()}
-            named = (name for name in sizes if name.endswith(".dist-info/METADATA") and sizes[name] < 4 * MIB)
-            text = archive.read(next(named)).decode("utf-8", "replace")
+    name = os.path.basename(path)
+    with unpacking(lambda why: wheel_error(name, f"it has no readable METADATA: {why}")), open_zip(path) as archive:
+        sizes = {info.filename: info.file_size for info in archive.infolist()}
+        named = (name for name in sizes if name.endswith(".dist-info/METADATA") and sizes[name] < 4 * MIB)
+        text = archive.read(next(named)).decode("utf-8", "replace")
     head = text.replace("\r", "").partition("\n\n")[0]
     return [line.partition(":")[2].strip() for line in head.splitlines() if line.lower().startswith("requires-dist:")]
 
@@ -8427,9 +8446,12 @@ def locked_plan(host: Host, bundle: Bundle, interpreter: Interpreter, index: Ind
         exported = host.store.derived("lock", lambda: export_uv_lock(host, bundle, interpreter), *made_of)
         lock = host.store.scratch("pylock.toml")
         write_file(lock, exported)
-    table = read_bundle_toml(*os.path.split(lock), LOCK_BYTES)
-    locked = read_pylock(table, plan.lock, draft, marker_environment(interpreter))
-    misfit = pylock_misfit(plan.project, locked, marker_environment(interpreter)) if plan.lock == "pylock.toml" else ""
+    markers, misfit = marker_environment(interpreter), ""
+    with deadline(host.profile.bundle.inspect_seconds, "bundle", "bundle.inspect_seconds"):
+        table = read_bundle_toml(*os.path.split(lock), LOCK_BYTES)
+        locked = read_pylock(table, plan.lock, draft, markers)
+        if plan.lock == "pylock.toml":
+            misfit = pylock_misfit(plan.project, locked, markers)
     if misfit:
         raise refused(plan.lock, f"it no longer fits pyproject.toml: {misfit}; make it anew")
     hashed = sum(1 for item in locked if item.hashes)

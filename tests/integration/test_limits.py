@@ -286,3 +286,10 @@ def test_a_task_that_waits_for_memory_met_the_memory_limit(
     error = parse_line(process.stdout.readlines()[-1])["_fatal_error"]
     process.wait()
     assert error["type"] == "memory_limit" and error["limit"]["name"] == "memory_bytes", error
+
+
+def test_reading_a_lock_has_the_limit_of_reading(run: Runner, bundle: Bundle, profile_with: WithProfile) -> None:
+    path = bundle(wire(""))
+    (path / "pylock.toml").write_text(f"x = [{'[],' * 5_000_000}]\n")  # some ten seconds
+    error = run(path, None, *profile_with("[bundle]\ninspect_seconds = 1\n")).error
+    assert (error["phase"], error["type"], error["limit"]["name"]) == ("bundle", "timeout", "inspect_seconds")

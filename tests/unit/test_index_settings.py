@@ -77,6 +77,13 @@ def test_a_netrc_that_is_none_is_ignored(runner_module: Any, tmp_path: Path) -> 
     assert runner_module.index_settings(environment).authorization == {}
 
 
+@pytest.mark.parametrize("url", ["https://h:port/simple", "https://[::1/simple", "https://me:hun/ter2@h/simple"])
+def test_what_is_no_url_is_the_callers_mistake_and_not_repeated(runner_module: Any, url: str) -> None:
+    with pytest.raises(runner_module.Failure) as caught:
+        runner_module.index_settings({"UV_INDEX": url})
+    assert caught.value.type == "usage" and "hun" not in caught.value.error
+
+
 @pytest.mark.parametrize("name", ["GITHUB_TOKEN", "GH_TOKEN"])
 def test_a_github_token_goes_to_github_alone(runner_module: Any, name: str) -> None:
     environment = {name: "ghp_secret", "HOME": "/nonexistent"}

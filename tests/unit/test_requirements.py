@@ -267,6 +267,7 @@ OPTIONS = [
     "-r",
     "'--pre",
     "six @ https://${TOKEN}@h.example/six-1-py3-none-any.whl",
+    "https://a\u2100b.example/six-1-py3-none-any.whl",  # of which urllib says that it is no URL
 ]
 
 

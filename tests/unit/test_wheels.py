@@ -256,6 +256,11 @@ def test_entry_points_that_are_none_are_refused(make: Make, refuse: Callable[[Pa
     refuse(make(points=points))
 
 
+def test_a_file_where_the_scripts_go_is_refused(make: Make, refuse: Callable[[Path], str]) -> None:
+    files = {"demo/__init__.py": b"", "demo-1.0.data/data/bin": b""}
+    assert "can't be unpacked" in refuse(make(files, points="[console_scripts]\ndemo = demo:main\n"))
+
+
 def test_no_archive(tmp_path: Path, refuse: Callable[[Path], str]) -> None:
     wheel = tmp_path / "demo-1.0-py3-none-any.whl"
     wheel.write_bytes(b"PK\x03\x04 no archive")
