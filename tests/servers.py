@@ -416,7 +416,7 @@ def sdist(
     top = f"{name}-{version}"
     inside = {"PKG-INFO": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n", **files}
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+    with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=1) as archive:
         for path, content in inside.items():
             member = tarfile.TarInfo(f"{top}/{path}")
             member.size = len(encoded(content))

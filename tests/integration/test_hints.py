@@ -337,7 +337,7 @@ def test_data_that_the_build_left_out(run: Runner, tmp_path: Path) -> None:
 WITHOUT_PROC = [
     "psutil.virtual_memory()",
     "psutil.Process().memory_info()",
-    "distributed.LocalCluster(processes=False)",
+    pytest.param("distributed.LocalCluster(processes=False)", marks=pytest.mark.full("installs a dozen packages")),
 ]
 
 

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from conftest import Runner
 
+pytestmark = pytest.mark.xdist_group("real packages")
+
 # As what wraps a model: it imports at the task, keeps a table in its cache, and leaves its own state behind.
 MODEL = """
 import json, os
@@ -72,7 +74,10 @@ def draw():
 """
 OWN_RNG = "OWN = numpy.random.default_rng({})"
 GENERATORS = {
-    "random": ("random", "random.seed({})", "random.random()", NONE),
+    "random": pytest.param(
+        *("random", "random.seed({})", "random.random()", NONE),
+        marks=pytest.mark.full("the next row has this and one that is left of a pair"),
+    ),
     "random, drawn from": ("random", "random.seed({}); random.gauss(0, 1)", "random.gauss(0, 1)", NONE),
     "numpy": ("numpy.random", "numpy.random.seed({})", "numpy.random.random()", NUMPY),
     "one of random's": ("random\nOWN = random.Random()", "OWN.seed(a={})", "OWN.random()", NONE),

@@ -66,6 +66,7 @@ def published_files() -> dict[str, bytes]:
     }
 
 
+@pytest.mark.xdist_group("real packages")
 def test_what_the_published_tool_wrote_runs_cold_and_warm(
     registry: Registry, tmp_path: Path, environments: Environments
 ) -> None:
@@ -435,7 +436,10 @@ def test_processes_share_a_cache(registry: Registry, tmp_path: Path, large: tupl
     assert sorted(path.name for path in (tmp_path / "cache" / "oci").iterdir()) == ["blobs", "bundles"]
 
 
-@pytest.mark.parametrize("blobs", [1, 10, pytest.param(25, marks=pytest.mark.full("another moment"))])
+ANOTHER_MOMENT = pytest.mark.full("another moment")
+
+
+@pytest.mark.parametrize("blobs", [10, *(pytest.param(count, marks=ANOTHER_MOMENT) for count in (1, 25))])
 def test_a_kill_leaves_nothing_that_is_used(
     registry: Registry, tmp_path: Path, large: tuple[str, dict[str, bytes]], blobs: int
 ) -> None:

@@ -644,7 +644,8 @@ def test_the_other_commands(bundle: Path, store: Path) -> None:
 
     added = command("modelops", "bundle", "add", str(bundle))
     assert added.returncode == 0 and added.stdout.startswith("probe@sha256:")
-    assert command("modelops", "bundle", "list").stdout == added.stdout
+    here = CliRunner(env=environment)
+    assert here.invoke(app, ["bundle", "list"]).stdout == added.stdout
     doctor = command("modelops", "doctor")
     assert doctor.returncode == 0 and json.loads(doctor.stdout)["healthy"] is True
-    assert "study" in command("modelops", "--help").stdout
+    assert "study" in here.invoke(app, ["--help"]).stdout

@@ -60,7 +60,7 @@ class Transport:
         self.patience = patience
         self.given_up = threading.Event()
         self._backend = _Backend()
-        self._pools: dict[str, httpcore.ConnectionPool] = {}
+        self._pools: dict[tuple[str, str], httpcore.ConnectionPool] = {}
         self._lock = threading.Lock()
 
     @contextmanager
@@ -96,14 +96,15 @@ class Transport:
         host = url.hostname or ""
         bypass = urllib.request.proxy_bypass(host)
         proxy = "" if bypass else urllib.request.getproxies().get(url.scheme, "")
+        key = url.scheme, proxy
         with self._lock:
-            if proxy not in self._pools:
-                self._pools[proxy] = self._make_pool(proxy)
-            return self._pools[proxy]
+            if key not in self._pools:
+                self._pools[key] = self._make_pool(*key)
+            return self._pools[key]
 
-    def _make_pool(self, proxy: str) -> httpcore.ConnectionPool:
-        # The system's certificates; OpenSSL reads SSL_CERT_FILE and SSL_CERT_DIR.
-        context = ssl.create_default_context()
+    def _make_pool(self, scheme: str, proxy: str) -> httpcore.ConnectionPool:
+        # The system's certificates, which take long to read; OpenSSL reads SSL_CERT_FILE and SSL_CERT_DIR.
+        context = ssl.create_default_context() if scheme == "https" else None
         if not proxy:
             return httpcore.ConnectionPool(ssl_context=context, max_connections=16, network_backend=self._backend)
         parts = _proxy_address(proxy)
