@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -26,6 +27,7 @@ def imports(path: Path, name: str) -> set[str]:
     return found
 
 
+@cache
 def graph() -> dict[str, set[str]]:
     names = {
         ".".join(["modelops", *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__"): path
