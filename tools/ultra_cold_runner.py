@@ -2747,10 +2747,12 @@ def marker_environment(interpreter: "Interpreter") -> dict[str, str]:
 
 def version_matches(version: str, specifier: str) -> bool:
     """Whether a release version such as 3.11.7 satisfies a version specifier (PEP 440, without pre-releases)."""
+    if len(specifier) > 1000:
+        raise invalid("requires-python is too long")
     have = tuple(int(part) for part in re.findall(r"\d+", version)[:3])
-    for clause in filter(None, (part.strip() for part in specifier[:1000].split(","))):
+    for clause in filter(None, (part.strip() for part in specifier.split(","))):
         match = re.fullmatch(
-            r"(~=|==|!=|<=|>=|<|>)\s*([0-9]{1,9}(?:\.[0-9]{1,9})*)(\.\*)?(?:[a-z+-][A-Za-z0-9.+-]*)?", clause[:200]
+            r"(~=|==|!=|<=|>=|<|>)\s*([0-9]{1,9}(?:\.[0-9]{1,9})*)(\.\*)?(?:[a-z+-][A-Za-z0-9.+-]*)?", clause
         )
         if match is None:
             raise invalid(f"requires-python: {clause[:80]!r} is not a version specifier")
@@ -3641,7 +3643,8 @@ class Draft:
             import fnmatch
             import glob
 
-            if ".." in pattern.split("/") or pattern.startswith("/") or len(pattern) > 200 or pattern.count("**") > 2:
+            outside = ".." in pattern.split("/") or pattern.startswith("/") or not pattern.isprintable()
+            if outside or len(pattern) > 200 or pattern.count("**") > 2:
                 raise refused(where, f"the member {pattern[:100]!r} leads out of the bundle, or is too wide")
             found = sorted(glob.glob(pattern, root_dir=self.tree, recursive=True))
             if not found and "*" not in pattern:
@@ -5025,14 +5028,10 @@ def survey_system(host: "Host", policy: PhasePolicy, paths: list[str]) -> tuple[
 
 def privileged_files(top: str) -> Iterator[str]:
     """The regular files at or below a path that have set-uid, set-gid or capabilities (execve(2))."""
-    waiting = [top]
-    while waiting:
-        path = waiting.pop()
+    for path in [top, *files_below(top)]:
         with suppress(OSError):
             status = os.lstat(path)
-            if stat.S_ISDIR(status.st_mode):
-                waiting += [os.path.join(path, name) for name in os.listdir(path)]
-            elif stat.S_ISREG(status.st_mode) and status.st_mode & 0o111:
+            if stat.S_ISREG(status.st_mode) and status.st_mode & 0o111:
                 rights = status.st_mode & (stat.S_ISUID | stat.S_ISGID)
                 if rights or "security.capability" in os.listxattr(path):
                     yield path
@@ -7198,7 +7197,7 @@ def netrc_entry(environment: Mapping[str, str], host: str) -> tuple[str, str] | 
     path = environment.get("NETRC") or os.path.join(environment.get("HOME", "/nonexistent"), ".netrc")
     try:
         entry = netrc.netrc(path).hosts.get(host)
-    except (OSError, netrc.NetrcParseError):
+    except (OSError, ValueError, netrc.NetrcParseError):
         return None
     return (entry[0], entry[2]) if entry else None
 

@@ -71,8 +71,9 @@ def test_credentials_of_netrc(runner_module: Any, tmp_path: Path) -> None:
     assert "hunter2" in found.secrets
 
 
-def test_a_netrc_that_is_none_is_ignored(runner_module: Any, tmp_path: Path) -> None:
-    (tmp_path / "netrc").write_text("machine\x00 ???")
+@pytest.mark.parametrize("content", [b"machine\x00 ???", b"machine h login a password \xff\n"])
+def test_a_netrc_that_is_none_is_ignored(runner_module: Any, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "netrc").write_bytes(content)
     environment = {"NETRC": str(tmp_path / "netrc"), "UV_DEFAULT_INDEX": "https://i.example/simple"}
     assert runner_module.index_settings(environment).authorization == {}
 

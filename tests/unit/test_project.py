@@ -191,3 +191,12 @@ def test_any_table_is_a_project_or_a_bundle_error(
         assert failure.phase == "bundle"
     else:
         assert isinstance(project.backend, str) and isinstance(project.requires_python, str)
+
+
+@pytest.mark.parametrize("pattern", ["../*", "/etc", "a/**/b/**/c/**", r"a\u0000/*"])
+def test_members_are_looked_for_in_the_bundle_alone(
+    runner_module: Any, default_profile: Any, tmp_path: Path, pattern: str
+) -> None:
+    text = f'[tool.uv.workspace]\nmembers = ["{pattern}"]\n'
+    with pytest.raises(runner_module.Failure, match="leads out of the bundle, or is too wide"):
+        read(runner_module, default_profile, tmp_path, pyproject_toml=text)

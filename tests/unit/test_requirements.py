@@ -337,6 +337,8 @@ def test_requires_python(runner_module: Any, version: str, specifier: str, expec
         "${HOME}",
         "\0",
         pytest.param(">=" + "1" * 5000, id="endless"),
+        pytest.param(">=3" + "a" * 300 + "/python", id="a path at the end of a long one"),
+        pytest.param(">=3," * 300 + "/python", id="a path after many"),
     ],
 )
 def test_a_specifier_that_is_none_is_refused(runner_module: Any, specifier: str) -> None:
