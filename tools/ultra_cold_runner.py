@@ -7481,9 +7481,10 @@ class Resolver:
 
     def requires(self, wheel: WheelFile, tree: str, extras: Collection[str]) -> list[Requirement]:
         """What a wheel's metadata ask for under this interpreter, with these extras."""
-        base, lines = "" if tree else None, wheel_requires(wheel.path)
-        parsed = [parse_requirement(line, self.policy, f"the metadata of {wheel.name}", base) for line in lines]
-        fitting = [item for item in parsed if not item.marker or marker_holds(item.marker, self.markers, extras)]
+        base, what = "" if tree else None, f"the metadata of {wheel.name}"
+        with deadline(self.policy.unpack_seconds, "fetch", "dependencies.unpack_seconds"):
+            parsed = [parse_requirement(line, self.policy, what, base) for line in wheel_requires(wheel.path)]
+            fitting = [item for item in parsed if not item.marker or marker_holds(item.marker, self.markers, extras)]
         return [item._replace(marker="") for item in fitting]
 
     def place_of(self, item: Requirement, tree: str) -> Place | None:

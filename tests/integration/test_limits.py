@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -293,3 +294,16 @@ def test_reading_a_lock_has_the_limit_of_reading(run: Runner, bundle: Bundle, pr
     (path / "pylock.toml").write_text(f"x = [{'[],' * 5_000_000}]\n")  # some ten seconds
     error = run(path, None, *profile_with("[bundle]\ninspect_seconds = 1\n")).error
     assert (error["phase"], error["type"], error["limit"]["name"]) == ("bundle", "timeout", "inspect_seconds")
+
+
+def test_reading_what_a_wheel_asks_for_has_the_limit_of_unpacking(
+    run: Runner, bundle: Bundle, profile_with: WithProfile
+) -> None:
+    path = bundle(wire(""))
+    lines = "Requires-Dist: x; extra == 'a'\n" * 130_000  # some ten seconds
+    with zipfile.ZipFile(path / "dep-1-py3-none-any.whl", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("dep-1.dist-info/METADATA", f"Name: dep\nVersion: 1\n{lines}")
+    (path / "pyproject.toml").unlink()
+    (path / "requirements.txt").write_text("./dep-1-py3-none-any.whl\n")
+    error = run(path, None, *profile_with("[dependencies]\nunpack_seconds = 1\n")).error
+    assert (error["phase"], error["type"], error["limit"]["name"]) == ("fetch", "timeout", "unpack_seconds")
