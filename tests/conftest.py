@@ -29,8 +29,6 @@ import starts
 from hypothesis import settings
 
 pytest_plugins = ["suites", "accounts", "evidence"]
-settings.register_profile("sandbox", database=None, deadline=None)
-settings.load_profile("sandbox")
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNNER = ROOT / "tools" / "ultra_cold_runner.py"
@@ -38,6 +36,13 @@ PROFILES = ROOT / "sandbox-profiles"
 GROUP = "modelops.wire"
 # As `python -m` starts a module, wherever the caller is: Python keeps its bytecode, and need not compile it each time.
 START = "import runpy, sys; sys.path.insert(0, sys.argv.pop(1)); runpy.run_module({!r}, None, '__main__', True)"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Examples enough for a kind of value; the full suite has as many again, and the fuzzers."""
+    examples = 100 if config.getoption("--full") else 50
+    settings.register_profile("sandbox", database=None, deadline=None, max_examples=examples)
+    settings.load_profile("sandbox")
 
 
 def start_of(python: str, runner: Path) -> list[str]:

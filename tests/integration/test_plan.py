@@ -327,7 +327,9 @@ def test_metadata_that_names_the_place_of_a_build(go: Go) -> None:
     assert go({**files, **tiny("foo", MINE, "", "libs/foo")}).outputs == {"out": b"mine"}
 
 
-@pytest.mark.parametrize("root", ["{root:uri}", "file:///${PROJECT_ROOT}"], ids=["hatch", "pdm"])
+@pytest.mark.parametrize(
+    "root", rows({"hatch": "{root:uri}", "pdm": "file:///${PROJECT_ROOT}"}, ("hatch",), "another word for the folder")
+)
 def test_the_words_of_hatch_and_pdm_for_a_projects_folder(go: Go, root: str) -> None:
     files = tiny("foo", MINE, "", "libs/foo")
     assert go(virtual(FOO, "", (f"foo @ {root}/libs/foo",), **files)).outputs == {"out": b"mine"}
@@ -737,6 +739,7 @@ def test_what_is_left_out_of_a_workspace_need_not_be_a_project(go: Go) -> None:
     assert go(virtual(FOO, more, ("foo",), **tiny("foo", MINE, folder="libs/foo"), **files)).outputs == {"out": b"mine"}
 
 
+@pytest.mark.full("test_an_extra_of_the_project_itself, by one extra more")
 def test_extras_of_the_project_that_name_one_another(go: Go) -> None:
     extras = '[project.optional-dependencies]\na = ["six==1.15.0"]\nb = ["bar"]\nall = ["mywire[a,b]"]\n'
     code = "import bar\n" + SIX

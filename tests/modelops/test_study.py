@@ -551,15 +551,16 @@ def study_apart(
 
 def test_the_command_in_both_modes(bundle: Path, store: Path, tmp_path: Path) -> None:
     arguments = ["--params", '{"w": "é"}', "--grid", "x=2,3", "--seeds", "1-3", "--target", "fit.targets:mean"]
-    arguments += ["--target-data", '{"observed": 6}', "--workers", "2", "--threads", "1"]
-    summaries = {}
+    arguments += ["--target-data", '{"observed": 6}', "--threads", "1"]
+    summaries, workers = {}, {"warm": 2, "cold": 1}
     for mode, flag in (("warm", "0"), ("cold", "1")):
-        done = study_apart(bundle, tmp_path / mode, store, *arguments, MODELOPS_COLD_DEBUG=flag)
+        more = [*arguments, "--workers", str(workers[mode])]
+        done = study_apart(bundle, tmp_path / mode, store, *more, MODELOPS_COLD_DEBUG=flag)
         assert done.returncode == 0, done.stderr
         summaries[mode] = json.loads(done.stdout)
         assert f"in the {mode} environment" in done.stderr and "MODELOPS_COLD_DEBUG" in done.stderr
         assert summaries[mode] == read_summary(tmp_path / mode)
-        assert summaries[mode]["executors"] == {mode: 2}
+        assert summaries[mode]["executors"] == {mode: workers[mode]}
     warm, cold = summaries["warm"], summaries["cold"]
     measured = ("executors", "seconds", "tasks_per_second")
     assert {k: v for k, v in warm.items() if k not in measured} == {k: v for k, v in cold.items() if k not in measured}
