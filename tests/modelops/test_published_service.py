@@ -160,6 +160,7 @@ def test_aggregations_side_by_side(service: DaskSimulationService, ref: str) -> 
     assert [result.loss for result in results] == [1 / 6] * 3  # type: ignore[attr-defined]
 
 
+@pytest.mark.full("more of what test_aggregations_side_by_side has")
 def test_fifty_replicates(service: DaskSimulationService, ref: str) -> None:
     found = service.submit_replicate_set(ReplicateSet(task(ref), 50), OLD).result(timeout=300)
     assert isinstance(found, AggregationReturn) and found.n_replicates == 50
