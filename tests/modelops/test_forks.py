@@ -79,8 +79,15 @@ def ask(probe: Path, data: bytes | None = b"", *arguments: str) -> tuple[dict[st
 
 
 def stat_of(pid: int) -> tuple[int, int]:
-    """How many descriptors a process has open, and its own memory in bytes."""
-    return len(os.listdir(f"/proc/{pid}/fd")), psutil.Process(pid).memory_full_info().uss
+    """How many descriptors a process has open, and bytes of memory that no file backs."""
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return len(os.listdir(f"/proc/{pid}/fd")), int(status["RssAnon"].split()[0]) << 10
+
+
+def forked_ahead(server: int) -> psutil.Process:
+    """The process that waits to be the next run, once no other child of the server is left."""
+    wait_until(lambda: len(psutil.Process(server).children()) == 1, "none is ahead, or one that ended is left")
+    return psutil.Process(server).children()[0]
 
 
 def test_a_run_is_what_a_script_would_be(
@@ -157,6 +164,18 @@ def test_an_idle_server_that_was_killed_is_started_again(probe: Path) -> None:
     assert ask(probe)[0]["read"] == ""
 
 
+def test_the_next_run_is_forked_ahead_and_another_where_somebody_ended_it(probe: Path) -> None:
+    server = ask(probe)[1]["parent"]
+    ahead = forked_ahead(server)
+    assert sorted(os.listdir(f"/proc/{ahead.pid}/fd")) == ["0", "1", "2"], "it has descriptors of the server"
+    assert ask(probe)[1]["pid"] == ahead.pid
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        ahead = forked_ahead(server)
+        ahead.send_signal(number)
+        own = ask(probe)[1]
+        assert own["parent"] == server and own["pid"] != ahead.pid
+
+
 def test_signals_to_the_server_end_nothing(probe: Path) -> None:
     """Those of a terminal, and of whoever ends a service process by process: it ends with its parent."""
     server = ask(probe)[1]["parent"]
@@ -173,15 +192,15 @@ def test_many_runs_from_many_threads_leave_nothing(probe: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(once, range(40)))
         server = ask(probe)[1]["parent"]
-        wait_until(lambda: not psutil.Process(server).children(), "it leaves runs that ended")
+        forked_ahead(server)
         before, own = stat_of(server), len(os.listdir("/proc/self/fd"))
         list(pool.map(once, range(200)))
+    forked_ahead(server)
     wait_until(lambda: stat_of(server)[0] <= before[0], "it leaves descriptors open")  # it tells an end, then closes
     after = stat_of(server)
     assert ask(probe)[1]["parent"] == server
     assert len(os.listdir("/proc/self/fd")) == own
     assert after[1] - before[1] < 1 << 20, (before, after)
-    assert psutil.Process(server).children() == []
 
 
 def test_a_server_that_can_open_no_more_is_replaced(probe: Path) -> None:
@@ -282,15 +301,16 @@ def test_a_killed_worker_leaves_nothing(
     assert status == 0
     in_sandbox(run)
     family = [p for p in psutil.Process(worker.pid).children(recursive=True) if p.pid != child]
-    others = psutil.Process(child).children()
+    ahead = forked_ahead(psutil.Process(child).children()[0].pid)
+    others = [*psutil.Process(child).children(), ahead]
     family = [member for member in family if member not in others]
-    assert len(family) > 3 and len(others) == 1, "server, run and sandbox; the fork's server"
+    assert len(family) > 3 and len(others) == 2, "server, run and sandbox; the fork's server, and what it forked ahead"
     worker.kill()
     worker.wait()
     wait_until(lambda: not any(map(lives, family)), "something outlived the worker")
-    assert lives(others[0])
+    assert all(map(lives, others))
     os.kill(child, signal.SIGKILL)
-    wait_until(lambda: not lives(others[0]), "the server of the fork outlived it")
+    wait_until(lambda: not any(map(lives, others)), "the server of the fork outlived it")
 
 
 def lives(process: psutil.Process) -> bool:
