@@ -4089,9 +4089,21 @@ def find_with_uv(uv: str | None, requires_python: str) -> str | None:
     environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     environment["PATH"] = without_shims(environment.get("PATH", os.defpath))
     options = ["--no-config", "--no-python-downloads", "--no-project", "--system"]
-    command = [uv, "python", "find", *options, requires_python]
-    done = subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True, timeout=60)
+    done = ask_tool([uv, "python", "find", *options, requires_python], environment)
     return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+def ask_tool(command: list[str], environment: Mapping[str, str]) -> "subprocess.CompletedProcess[str]":
+    """Run uv or bwrap on the host, for a word of itself."""
+    try:
+        return subprocess.run(
+            command, env=environment, cwd="/", capture_output=True, text=True, errors="replace", timeout=60
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        name = os.path.basename(command[0])
+        problem = f"{name} can't be used: {error}; install it anew (for uv: `pip install uv`)"
+        kind = "no_resolver" if name == "uv" else f"{name}_unavailable"
+        raise host_failure(error) or Failure("host", kind, problem) from None
 
 
 def without_shims(path: str) -> str:
@@ -9356,8 +9368,7 @@ def doctor(options: Options, cleanup: ExitStack) -> dict[str, Any]:
 
 
 def tool_version(path: str) -> str:
-    done = subprocess.run([path, "--version"], capture_output=True, text=True, env={}, cwd="/")
-    return (done.stdout.split() or ["", "?"])[1]
+    return [*ask_tool([path, "--version"], {}).stdout.split(), "?", "?"][1]
 
 
 def print_bwrap(options: Options, host: Host) -> dict[str, Any]:

@@ -189,8 +189,9 @@ def test_without_uv_only_bundles_without_dependencies_run(run: Runner, bundle: B
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "bwrap").symlink_to(str(shutil.which("bwrap")))
 
-    def go(path: Path) -> "subprocess.CompletedProcess[bytes]":
-        command = [str(tmp_path / "venv" / "bin" / "python"), *run.command("--bundle-path", str(path))[1:]]
+    def go(path: Path | None) -> "subprocess.CompletedProcess[bytes]":
+        arguments = ("--bundle-path", str(path)) if path else ("--doctor",)
+        command = [str(tmp_path / "venv" / "bin" / "python"), *run.command(*arguments)[1:]]
         return subprocess.run(command, input=TASK, capture_output=True, env={"PATH": str(tmp_path / "bin")})
 
     path = bundle(WIRE)
@@ -199,6 +200,14 @@ def test_without_uv_only_bundles_without_dependencies_run(run: Runner, bundle: B
     (path / "pyproject.toml").write_text(text)
     error = parse_line(go(path).stdout)["_fatal_error"]
     assert (error["phase"], error["type"]) == ("host", "no_resolver") and "pip install uv" in error["error"]
+    broken = tmp_path / "bin" / "uv"  # as one for another kind of machine
+    broken.write_bytes(b"\x7fELF")
+    broken.chmod(0o755)
+    (path / "pyproject.toml").write_text(text.replace("[project]", "[project]\nrequires-python = '>=3.98'"))
+    error = parse_line(go(path).stdout)["_fatal_error"]
+    assert (error["phase"], error["type"]) == ("host", "no_resolver") and "uv can't be used" in error["error"]
+    told = {gap["type"]: gap["remedy"] for gap in parse_line(go(None).stdout)["doctor"]["gaps"]}
+    assert "pip install uv" in told["no_resolver"]
 
 
 def old_pythons() -> list[str]:
