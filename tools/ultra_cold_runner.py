@@ -2932,8 +2932,8 @@ def write_file(path: str, data: bytes) -> None:
 
 def text_of(path: str) -> str:
     """What a file of the host's says; "" where it can't be read."""
-    with suppress(OSError), open(path, encoding="utf-8") as file:
-        return file.read()
+    with suppress(OSError), open(path, "rb", buffering=0) as file:  # a text file takes half as long again
+        return file.read().decode()
     return ""
 
 
@@ -6010,6 +6010,8 @@ class Session(Supervisor):
     def run_task(self, task: dict[str, Any], receiver: Receiver) -> Outcome:
         """Run one task in a fork. Returns when it has reported; `settle` waits until the sandbox is clean again."""
         self.settle()
+        if self.cgroup:
+            self.cgroup.mark()
         self.hear_stacks()
         self.expect(receiver)
         self.ended, self.served = False, self.served + 1
@@ -6039,8 +6041,6 @@ class Session(Supervisor):
             self.wait_for_end()
             self.alive = self.alive and self.ended
         self.drop_late()
-        if self.cgroup:
-            self.cgroup.mark()
 
     def drop_late(self) -> None:
         """Forget what is still in the pipes of a task that has said its last word; none holds more than a MiB."""
