@@ -8613,6 +8613,7 @@ class Outputs(Receiver):
             os.close(self.file)
         else:
             entry["inline"] = base64.b64encode(self.chunks).decode()
+            self.chunks.clear()  # the line takes as much again
         self.found[self.name] = entry
 
     @staticmethod
