@@ -5143,12 +5143,18 @@ class Cgroup:
 
     @staticmethod
     def delegated(root: str, own: str) -> str:
-        """The nearest group upwards from our own whose children get memory and pids, and where we may write."""
+        """The nearest group upwards from our own whose children get memory and pids, and where we may write.
+
+        No group with a limit on memory or processors is left for it: what ran outside would not count there.
+        """
         path = os.path.normpath(root + own)
         while path.startswith(root):
             given = {"memory", "pids"} <= set(text_of(os.path.join(path, "cgroup.subtree_control")).split())
             if given and os.access(os.path.join(path, "cgroup.procs"), os.W_OK):
                 return path
+            limits = (text_of(os.path.join(path, name)) for name in ("memory.max", "memory.high", "cpu.max"))
+            if any(limit and not limit.startswith("max") for limit in limits):
+                return ""
             path = os.path.dirname(path)
         return ""
 

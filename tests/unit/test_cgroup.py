@@ -37,3 +37,29 @@ def test_a_task_that_was_short_of_memory_long_ago_is_not_waiting_for_it(runner_m
     assert monitor.stalled(group, 100) and not monitor.stalled(None, 100)
     monitor.short_at -= monitor.STALL
     assert not monitor.stalled(group, 100)
+
+
+@pytest.mark.parametrize(
+    "limit, text, place",
+    [
+        ("memory.max", "max", "slice"),
+        ("memory.max", "419430400", ""),
+        ("memory.high", "419430400", ""),
+        ("cpu.max", "max 100000", "slice"),
+        ("cpu.max", "200000 100000", ""),
+        ("pids.max", "4915", "slice"),  # systemd's default for every service; a sandbox has its own
+    ],
+)
+def test_no_group_with_a_limit_is_left_for_a_sandbox(
+    runner_module: Any, tmp_path: Path, limit: str, text: str, place: str
+) -> None:
+    """A worker in a service of its own, below a slice whose children get the controllers."""
+    for group, given in (("slice", "cpu memory pids"), ("slice/service", "")):
+        (tmp_path / group).mkdir()
+        (tmp_path / group / "cgroup.procs").touch()
+        (tmp_path / group / "cgroup.subtree_control").write_text(f"{given}\n")
+        (tmp_path / group / "memory.max").write_text("max\n")
+    (tmp_path / "slice/service" / limit).write_text(f"{text}\n")
+    (tmp_path / "slice/memory.max").write_text("1048576\n")  # holds for all below
+    found = runner_module.Cgroup.delegated(str(tmp_path), "/slice/service")
+    assert found == (place and str(tmp_path / place))
