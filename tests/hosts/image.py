@@ -57,10 +57,7 @@ class Image:
         shutil.copytree(ROOT / "tests/bundles", self.place / "bundles", dirs_exist_ok=True)
         enter = ["unshare", "--mount"]
         call(*enter, "sh", "-c", f"tar -C {self.place}/base -c . | {self.program} import - localhost/base")
-        settings = [f"--build-arg={name}={value}" for name, value in index_settings().items()]
-        build = ["build", "--isolation=chroot", "--network=host", "--build-arg=BASE=localhost/base", *settings]
-        build += ["-f", f"{ROOT}/tools/deploy/Containerfile", "-t", NAME, str(ROOT)]
-        call(*enter, str(self.program), *build)
+        call(*enter, str(self.program), *build_arguments(NAME, "localhost/base", "--isolation=chroot"))
         call(*enter, str(self.program), "save", "-o", str(self.archive), NAME)
         self.archive.chmod(0o644)
 
@@ -75,6 +72,13 @@ class Image:
 
     def end(self) -> None:
         shutil.rmtree(self.place, ignore_errors=True)
+
+
+def build_arguments(name: str, base: str, *options: str) -> list[str]:
+    """What an engine is told to build the image. Pure."""
+    settings = [f"--build-arg={key}={value}" for key, value in {"BASE": base, **index_settings()}.items()]
+    file = f"{ROOT}/tools/deploy/Containerfile"
+    return ["build", *options, "--network=host", *settings, "-f", file, "-t", name, str(ROOT)]
 
 
 def run_arguments(place: Path, options: Sequence[str]) -> list[str]:

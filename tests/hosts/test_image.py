@@ -14,7 +14,7 @@ from conftest import ROOT, write_bundle
 from hosts import docker, rootless
 from hosts.conftest import Builder, missing_engine
 from hosts.containers import CRUN, NAMED, ORDINARY, Container, call, captured
-from hosts.image import NAME, Image, Network, run_arguments
+from hosts.image import NAME, Image, Network, build_arguments, run_arguments
 
 pytestmark = [
     pytest.mark.full("an image, built and run in real containers"),
@@ -115,6 +115,21 @@ def test_it_runs_a_task(container: Container, profile: str, run: Run, verdict: V
     answer = json.loads(done.stdout)
     assert done.returncode == 0 and answer["outputs"]["summary"]["size"], done
     verdict(f"image, {container.name}", f"{profile}: first result of sir after {seconds:.0f} s")
+
+
+def test_docker_builds_it_too(image: Image, builder: Builder, verdict: Verdict) -> None:
+    """By the command that the Containerfile gives, on a base of its own."""
+    why = missing_engine(docker.ADMITTED)
+    if why:
+        pytest.skip(why)
+    builder.docker.begin()
+    engine = ["docker", "--host", builder.docker.socket]
+    call("sh", "-c", f"tar -C {image.place}/base -c . | {' '.join(engine)} import - base")
+    call(*engine, *build_arguments("built", "base"))
+    task = ["run", "/bundles/sir", "--task", "/bundles/sir/task.json", "--json"]
+    done = captured([*engine, *run_arguments(image.place, docker.ADMITTED.options), "built", *task])
+    assert done.returncode == 0 and json.loads(done.stdout)["outputs"]["summary"]["size"], done
+    verdict("the image, by docker build", "runs a task")
 
 
 def test_without_the_profile_docker_refuses_and_the_doctor_gives_the_line(run: Run) -> None:
