@@ -8,8 +8,8 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import pytest
+from accounts import HERE, Account
 from accounts import SLOW as SLOW_MACHINE
-from accounts import Account
 from evidence import CONTROLS_DONE, NO_CONTROL
 from servers import LocalServer, drip, hang, huge, late, plain, sdist, wheel
 
@@ -283,19 +283,20 @@ def test_a_build_that_makes_a_huge_wheel(hostile: HostileRunner) -> None:
 WAITING = [(do, path) for do in (hang, drip) for path in ("/simple/", "/files/")]
 
 
-def test_indexes_that_take_for_ever(accounts: dict[str, Account]) -> None:
+@runs((HERE, "brief"))
+def test_indexes_that_take_for_ever(hostile: HostileRunner, accounts: dict[str, Account]) -> None:
     """All at once, as they only wait: an index or a file server that never answers, or one byte a second."""
 
     def wait(number: int) -> Any:
         behaviour, path = WAITING[number]
-        hostile = runner_for(accounts, sorted(accounts)[number % len(accounts)], "brief")
+        runner = runner_for(accounts, sorted(accounts)[number % len(accounts)], hostile.profile)
         with LocalServer() as server:
             server.add(*wheel("dep", "1.0", {"dep.py": ""}))
             server.behave(path, behaviour)
             name = f"an index that {behaviour.__name__}s at {path}"
-            bundle = dependent(hostile, "dep")
+            bundle = dependent(runner, "dep")
             for _ in range(3):  # on a busy machine the time can be over before the resolver has asked
-                result = hostile(bundle, None, "--no-cache", env=server.environment(), name=name)
+                result = runner(bundle, None, "--no-cache", env=server.environment(), name=name)
                 if server.log:
                     break
             assert server.log, f"nobody asked the index: {name}, {str(result.body)[:800]}"
