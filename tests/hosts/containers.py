@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from conftest import ROOT
 
 TOOLS = ("podman", "runc", "debootstrap")
-PACKAGES = ("bubblewrap", "libseccomp2", "ca-certificates")
+PACKAGES = ("bubblewrap", "libseccomp2", "ca-certificates", "git")  # the last for tests of dependencies from it
 CHECKOUT = "/srv/repo"
 OLD, NEW = "bookworm", "trixie"  # the Debians: bwrap 0.8, the oldest that will do, and a current one
 NEWEST = "testing"  # what will be the next, with the newest Python
