@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelops.adapters.bundle import BundleError
-from modelops.adapters.bundle.content import copy_bundle, digest_of, remove_copy
+from modelops.adapters.bundle.content import copy_bundle, digest_of
+from modelops.adapters.working_dir import remove_tree
 
 names = st.text("abcXYZ0.é_-", min_size=1, max_size=6).filter(lambda name: name not in (".", ".."))
 trees = st.recursive(
@@ -56,7 +57,7 @@ def test_it_depends_on_content_alone(tree: object, other: object, tmp_path_facto
         assert (
             copy_bundle(top / "same1", top / "copy") == digest_of(top / "copy", exclude=()) == digest_of(top / "same1")
         )
-        remove_copy(top / "copy")
+        remove_tree(top / "copy")
         assert not (top / "copy").exists()
     finally:
         shutil.rmtree(top)

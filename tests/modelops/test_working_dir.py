@@ -26,42 +26,6 @@ def test_one_that_is_in_use_is_not_swept(tmp_path: Path) -> None:
         assert first.path.is_dir() and second.path.is_dir()
 
 
-# Threads that open directories while the process ends: what has come into being by then must go, and nothing more come.
-ENDING = """
-import os, sys, threading, time
-from pathlib import Path
-from modelops.adapters.working_dir import WorkingDir, close_all
-
-def open_on(number):
-    for count in range(300):  # where the machine is busy, the end may come late
-        kept.append(WorkingDir(Path(sys.argv[1], f"{number}-{count}")))
-
-kept = []
-sys.setswitchinterval(1e-5)
-threading.excepthook = lambda told: ends.append(told.exc_value)
-ends, threads = [], [threading.Thread(target=open_on, args=[number], daemon=True) for number in range(4)]
-for thread in threads:
-    thread.start()
-time.sleep(0.005)
-close_all()
-for thread in threads:
-    thread.join(10)
-print(len(kept) > 0, {*map(str, ends)} <= {'this process ends'})
-os._exit(0)
-"""
-
-
-def test_a_process_that_ends_leaves_none_that_its_threads_began(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    for number in range(8):
-        folder = tmp_path / str(number)
-        done = subprocess.run(
-            [sys.executable, "-c", ENDING, str(folder)], env=environment, capture_output=True, text=True, timeout=60
-        )
-        assert done.stdout.split() == ["True", "True"], done
-        assert list(folder.glob("*/.working-*")) == []
-
-
 def test_what_a_dead_process_left_is_swept(tmp_path: Path) -> None:
     code = (
         "import os, sys; from pathlib import Path; from modelops.adapters.working_dir import WorkingDir\n"

@@ -4,18 +4,12 @@ import fcntl
 import os
 import secrets
 import shutil
-import threading
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
-from weakref import WeakSet
 
 _PREFIX = ".working-"
-_open_here: "WeakSet[WorkingDir]" = WeakSet()
-_being_made: set[Path] = set()  # a signal may end the process before they are open
-_making = threading.RLock()  # entered again where a signal's handler ends the process
-_ending = False
+_open_here: set[Path] = set()
 
 
 class WorkingDir:
@@ -26,21 +20,19 @@ class WorkingDir:
     none is.
     """
 
-    def __init__(self, parent: Path, remove: Callable[[Path], None] = shutil.rmtree) -> None:
+    def __init__(self, parent: Path) -> None:
         parent.mkdir(parents=True, exist_ok=True)
-        self._remove = remove
-        _sweep(parent, remove)
+        _sweep(parent)
         self.path, self._lock = _make(parent)
-        _open_here.add(self)
-        _being_made.discard(self.path)
 
     def close(self) -> None:
         """Remove the directory, where it is still there. Closing twice is harmless."""
         if self._lock >= 0:
             if self.path.exists():
-                self._remove(self.path)
+                remove_tree(self.path)
             os.close(self._lock)
             self._lock = -1
+            _open_here.discard(self.path)
 
     def __enter__(self) -> Self:
         return self
@@ -54,56 +46,47 @@ def is_empty(folder: Path) -> bool:
     return folder.is_dir() and all(path.name.startswith(_PREFIX) for path in folder.iterdir())
 
 
-def close_all() -> None:
-    """Remove the directories of this process, which ends now: whatever keeps one, a later process clears it away.
-
-    Another thread that still begins something makes none from here on: RuntimeError.
-    """
-    global _ending
-    with _making:
-        _ending = True
-    begun = list(_being_made)  # asked first: one that is opened meanwhile is among the open ones
-    for working in list(_open_here):
-        for _ in range(10):
-            with suppress(OSError):  # a thread still puts or removes something there
-                working.close()
-                break
-    for path in begun:
-        shutil.rmtree(path, ignore_errors=True)
+def open_here() -> list[Path]:
+    """The directories of this process that are not closed, or being made."""
+    return list(_open_here)
 
 
 def clear_away(storage: Path) -> None:
     """Remove what dead processes left in any folder of `storage`, as far as this user may."""
     for parent in {path.parent for path in storage.glob(f"*/{_PREFIX}*")}:
         with suppress(PermissionError):
-            _sweep(parent, shutil.rmtree)
+            _sweep(parent)
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a directory with all that is in it, whose directories may be read-only."""
+    for parent, _, _ in os.walk(folder):
+        os.chmod(parent, 0o700)
+    shutil.rmtree(folder)
 
 
 def _make(parent: Path) -> tuple[Path, int]:
     while True:
         path = parent / f"{_PREFIX}{secrets.token_hex(8)}"
-        with _making:
-            if _ending:
-                raise RuntimeError("this process ends")
-            _being_made.add(path)
-            path.mkdir(0o700)
+        _open_here.add(path)  # before it is there: a signal may end the process at any moment
+        path.mkdir(0o700)
         lock = _open(path)
         if lock is not None:
             _lock(lock, wait=True)
             if _is_still(path, lock):
                 return path, lock
             os.close(lock)  # swept before it was locked
-        _being_made.discard(path)
+        _open_here.discard(path)
 
 
-def _sweep(parent: Path, remove: Callable[[Path], None]) -> None:
+def _sweep(parent: Path) -> None:
     for path in parent.glob(f"{_PREFIX}*"):
         lock = _open(path)
         if lock is None:
             continue
         try:
             if _lock(lock, wait=False) and _is_still(path, lock):
-                remove(path)
+                remove_tree(path)
         except FileNotFoundError:
             pass  # another process sweeps as well
         finally:

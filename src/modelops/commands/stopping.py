@@ -9,8 +9,9 @@ from contextlib import contextmanager
 
 import typer
 
+from modelops.adapters.leaving import leave_nothing
+from modelops.places import default_storage_dir
 from modelops.services.dask_simulation import hush
-from modelops.services.study_cluster import leave_nothing
 
 
 class Stop:
@@ -70,5 +71,4 @@ def stoppable() -> Iterator[Stop]:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # a process that just starts has nothing to say
-        leave_nothing()
-        os._exit(status)
+        leave_nothing(status, default_storage_dir())

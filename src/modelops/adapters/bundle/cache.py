@@ -21,7 +21,6 @@ from pathlib import Path
 from modelops.adapters.working_dir import WorkingDir
 
 from .artifact import MAX_INDEX_BYTES, Artifact, Blob, check_index, read_manifest, sha256_of
-from .content import remove_copy
 from .errors import BundleError
 
 logger = logging.getLogger(__name__)
@@ -41,7 +40,7 @@ class BundleCache:
 
     def working_dir(self) -> WorkingDir:
         """A directory of one's own on the same file system."""
-        return WorkingDir(self.root, remove_copy)
+        return WorkingDir(self.root)
 
     def bundle(self, digest: str) -> Path | None:
         """The folder of a bundle that is here and undamaged, verified just now."""

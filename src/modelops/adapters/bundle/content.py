@@ -7,7 +7,6 @@ out of the bundle, and what is neither a file nor a directory nor a link that st
 
 import hashlib
 import os
-import shutil
 import stat
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -55,13 +54,6 @@ def copy_bundle(source: Path, target: Path) -> str:
     for folder, _, _ in os.walk(target):
         os.chmod(folder, 0o555)
     return digest
-
-
-def remove_copy(folder: Path) -> None:
-    """Remove what `copy_bundle` made, whose directories are read-only."""
-    for parent, _, _ in os.walk(folder):
-        os.chmod(parent, 0o755)
-    shutil.rmtree(folder)
 
 
 def _walk_and_digest(source: Path, target: Path | None, exclude: Collection[str]) -> str:

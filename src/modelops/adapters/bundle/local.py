@@ -18,7 +18,7 @@ from modelops.adapters.working_dir import WorkingDir
 from modelops.bounded_toml import parse_toml
 from modelops.places import default_storage_dir
 
-from .content import copy_bundle, digest_of, remove_copy
+from .content import copy_bundle, digest_of
 from .errors import BundleError
 from .references import BundleReference, check_name, is_name, parse_reference
 
@@ -128,7 +128,7 @@ class LocalBundleRepository:
     def _keep(self, source: Path) -> str:
         """Copy `source` under its digest: aside first, and then by one rename."""
         copies = self._kept / _COPIES
-        with WorkingDir(copies, remove_copy) as working:
+        with WorkingDir(copies) as working:
             aside = working.path / "bundle"
             digest = copy_bundle(source, aside)
             os.chmod(aside, 0o755)  # a directory that moves to another parent must be writable

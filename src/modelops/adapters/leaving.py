@@ -1,0 +1,70 @@
+"""How a process ends whose threads nobody can stop: a program without them takes its place, and cleans up.
+
+While they live that is in vain: Dask starts a worker again that is killed, and makes again the folder that it works in.
+"""
+
+import os
+import signal
+import sys
+import time
+from contextlib import suppress
+from multiprocessing import resource_tracker
+from pathlib import Path
+from typing import NoReturn
+
+import psutil
+
+from .working_dir import clear_away, open_here, remove_tree
+
+LEAVING_SECONDS = 3.0  # in which a busy machine has ended what was killed
+LOOK_SECONDS = 0.02
+_PROGRAM = f"import sys; from {__name__} import clean_up; clean_up(*sys.argv[1:])"
+
+
+def leave_nothing(status: int, storage: Path) -> NoReturn:
+    """End this process, whose exit status this is: nothing is left that it started or worked in, nor what dead ones
+    left in `storage`."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # by the program too
+    tracker = getattr(getattr(resource_tracker, "_resource_tracker", None), "_pid", None)
+    words = [str(status), str(tracker or 0), str(storage), *map(str, open_here())]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    try:
+        # -P, as the current folder may be a bundle's, whose modules nobody trusts.
+        os.execve(sys.executable, [sys.executable, "-P", "-c", _PROGRAM, *words], environment)
+    finally:  # the machine has no room for it: whoever comes next clears away
+        os._exit(status)
+
+
+def clean_up(status: str, tracker: str, storage: str, *folders: str) -> NoReturn:
+    """What the program does: the exit status, the process that removes semaphores once all others are gone, and where
+    folders are left."""
+    try:
+        _kill_family(int(tracker))
+        for folder in folders:
+            with suppress(OSError):
+                remove_tree(Path(folder))
+        clear_away(Path(storage))  # a worker's too, and what was begun as the list was made
+    finally:
+        os._exit(int(status))
+
+
+def _kill_family(spared: int) -> None:
+    deadline = time.monotonic() + LEAVING_SECONDS
+    while (family := _family(spared)) and time.monotonic() < deadline:
+        for process in family:
+            with suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(family, LOOK_SECONDS)
+
+
+def _family(spared: int) -> list[psutil.Process]:
+    family = psutil.Process(os.getpid()).children(recursive=True)
+    return [process for process in family if process.pid != spared and _lives(process)]
+
+
+def _lives(process: psutil.Process) -> bool:
+    with suppress(psutil.Error):
+        # The first of its threads may have ended before others, which hold its locks.
+        return bool(process.status() != psutil.STATUS_ZOMBIE or process.num_threads() > 1)
+    return False
