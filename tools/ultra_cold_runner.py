@@ -5417,7 +5417,7 @@ class Watch:
         """Note what the sandbox uses now, and what the tracer has used."""
         import psutil
 
-        with suppress(psutil.Error):
+        with suppress(psutil.Error, IndexError):  # the last where it ends meanwhile: its parents are no longer above
             parent = psutil.Process(init)
             members = parent.children(recursive=True)
             tracer = parent.parents()[1].cpu_times()

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from conftest import PROFILES, TINY_BACKEND, Runner, parse_line
@@ -49,6 +49,12 @@ def test_what_the_task_did_is_in_the_trace_and_not_in_its_sight(run: Runner, bun
     assert note["cut_bytes"] == 0 and note["bytes"] == len(text)
     assert "build" in found and "fetch" not in found
     assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_sandbox_that_loses_its_tracer_as_it_is_looked_at_gives_no_sample(runner_module: ModuleType) -> None:
+    trace = SimpleNamespace(samples=[])
+    runner_module.Watch.sample(trace, 0.5, 1)  # nothing is above the first process of a machine
+    assert trace.samples == []
 
 
 def test_the_figures_are_the_tasks_and_not_the_tracers(run: Runner, bundle: Bundle, tmp_path: Path) -> None:
