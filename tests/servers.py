@@ -30,6 +30,7 @@ import subprocess
 import tarfile
 import tempfile
 import threading
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
@@ -401,9 +402,10 @@ def wheel(
     rows = "".join(f"{path},{record_hash(data)},{len(data)}\n" for path, data in inside.items())
     inside[f"{info}/RECORD"] = encoded(rows + f"{info}/RECORD,,\n" if record is None else record)
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+    with warnings.catch_warnings(), zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for path, data in inside.items():
             archive.writestr(zipfile.ZipInfo(path), data, zipfile.ZIP_DEFLATED)
+        warnings.simplefilter("ignore", UserWarning)  # a member may be there twice
         for member, data in members or []:
             archive.writestr(member, data, zipfile.ZIP_DEFLATED)
     return f"{name}-{version}-{tag}.whl", buffer.getvalue()

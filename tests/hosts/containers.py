@@ -6,6 +6,7 @@ state beside it: nothing of a test is anywhere else on the host.
 """
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -111,6 +112,13 @@ def captured(command: list[str]) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=limit
     )
+
+
+def tests_passed(ended: "subprocess.CompletedProcess[str]") -> int:
+    """How many tests of the one pytest in a container passed, where all that ran did."""
+    found = re.search(r"^(\d+) passed\b.* in [\d.]+s", ended.stdout, re.M)
+    assert ended.returncode == 0 and found, (ended.stdout + ended.stderr)[-5000:]
+    return int(found[1])
 
 
 def missing(tools: tuple[str, ...] = TOOLS) -> str:
