@@ -227,9 +227,7 @@ def shim(base: Path) -> Path:
 JUMPS = {"two days on": 2, "two days back": -2, "ten years on": 3650, "ten years back": -3650}
 
 
-@pytest.mark.parametrize(
-    "jump", rows({name: name for name in JUMPS}, ("two days on", "ten years back"), "another jump")
-)
+@pytest.mark.parametrize("jump", rows({name: name for name in JUMPS}, ("ten years back",), "another jump"))
 @everyone()
 def test_the_clock_jumps(
     who: str, jump: str, shim: Path, runner_of: RunnerOf, runner_module: ModuleType, verdict: Verdict

@@ -198,10 +198,9 @@ def wire(*task):
 """
 
 
+@pytest.mark.full("hundreds of tasks")
 @WHO
-@pytest.mark.parametrize(
-    "kind", [pytest.param("", marks=pytest.mark.full("less than a server that learns")), "that learned"]
-)
+@pytest.mark.parametrize("kind", ["", "that learned"])
 def test_served_tasks(
     who: str, kind: str, full: bool, runner_of: Callable[..., FaultRunner], verdict: Callable[[str, str], None]
 ) -> None:

@@ -271,8 +271,8 @@ ANOTHER = pytest.mark.full("another library")
         ("requests", "import requests; requests.get('https://example.org')"),
         pytest.param("httpx", "import httpx; httpx.get('https://example.org')", marks=ANOTHER),
         pytest.param("urllib3", "import urllib3; urllib3.request('GET', 'https://x.org', retries=0)", marks=ANOTHER),
-        ("aiohttp", "import aiohttp, asyncio\nasync def f():\n  async with aiohttp.ClientSession() as s:\n"
-         "    await s.get('https://example.org')\nasyncio.run(f())"),
+        pytest.param("aiohttp", "import aiohttp, asyncio\nasync def f():\n  async with aiohttp.ClientSession() as s:\n"
+                     "    await s.get('https://example.org')\nasyncio.run(f())", marks=ANOTHER),
     ],
 )  # fmt: skip
 def test_the_libraries_that_people_use(run: Runner, bundle: Bundle, needs: str, call: str) -> None:

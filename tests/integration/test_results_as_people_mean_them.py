@@ -29,7 +29,7 @@ def wire(entrypoint, params, seed):
 """
 
 
-LARGE = pytest.mark.full("installs pandas anew; the default suite has pandas by polars")
+LARGE = pytest.mark.full("installs pandas; the default suite has what stands in for it, and polars itself")
 
 
 @LARGE
@@ -77,6 +77,7 @@ def test_pandas_alone_says_what_to_write(run: Runner, bundle: Bundle, own: dict[
     assert "frame.to_csv()" in error["error"] and "pyarrow or polars" in error["error"]
 
 
+@LARGE
 @pytest.mark.xdist_group("real packages")
 def test_pandas_by_polars(run: Runner, bundle: Bundle) -> None:
     polars = pytest.importorskip("polars")

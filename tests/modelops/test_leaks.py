@@ -130,6 +130,7 @@ def test_the_session_in_the_readme_is_what_is_printed(
     assert told == wanted
 
 
+@pytest.mark.full("another kind of suspect")
 def test_a_thread_that_goes_on_is_a_suspect(leaks: Callable[..., Search], tmp_path: Path) -> None:
     code = """
 import threading, time
@@ -330,6 +331,7 @@ def test_what_a_task_does_by_itself_is_no_leak(
     assert "tasks 1, 2" in found.text and ("nothing seeds Python's random module" in found.text) == bool(unseeded)
 
 
+@pytest.mark.full("two outputs, where one is told already")
 def test_each_output_is_told_apart(leaks: Callable[..., Search], tmp_path: Path) -> None:
     code = """
 import time

@@ -189,11 +189,12 @@ if __name__ == "__main__":
 """
 
 
-def test_nothing_is_printed_when_it_closes(environments: Environments, store: Path, tmp_path: Path, full: bool) -> None:
+@pytest.mark.full("closes a cluster again and again")
+def test_nothing_is_printed_when_it_closes(environments: Environments, store: Path, tmp_path: Path) -> None:
     """In the middle of tasks, just after a worker was killed, and after a study, as often as there is time for."""
     script = tmp_path / "closing.py"
     script.write_text(CLOSING)
-    rounds, manners = 40 if THOROUGH else 5 if full else 1, ["at work", "with a dead worker", *["done"] * full]
+    rounds, manners = 40 if THOROUGH else 5, ["at work", "with a dead worker", "done"]
     names = [environments.add(ECHO), environments.repository.root, store, tmp_path / "out", rounds, *manners]
     temporary = tmp_path / "tmp"
     temporary.mkdir(mode=0o711)  # as root, the sandbox's uid passes through here
