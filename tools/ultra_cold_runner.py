@@ -2018,14 +2018,16 @@ KEPT_FOLDERS = ("wheels", "trees", "imported", "built", "resolved", "system", "l
 
 
 def lost_folder(error: OSError) -> str:
-    """The folder of the store, or of the run, whose absence is why a file in it was not found; "" if there is none."""
+    """The folder of the store, or of the run, or what was kept in one, whose absence is why a file was not found; "" if
+    there is none."""
     for path in (error.filename, error.filename2):
         folder = os.fsdecode(path) if isinstance(path, (str, bytes)) else ""
         while folder not in ("", "/"):
-            name = os.path.basename(folder)
-            if (name in KEPT_FOLDERS or name.startswith(".run-")) and not os.path.isdir(folder):
+            above, name = os.path.split(folder)
+            kept = name in KEPT_FOLDERS or os.path.basename(above) in KEPT_FOLDERS[:-1]
+            if (kept or name.startswith(".run-")) and not os.path.exists(folder):
                 return folder
-            folder = os.path.dirname(folder)
+            folder = above
     return ""
 
 
@@ -4340,13 +4342,13 @@ class Store:
 
     def hold(self, folder: str) -> None:
         """Keep others from pruning a folder as long as this run lives, which mounts something of it.
-        FileNotFoundError where it is just being pruned."""
+        FileNotFoundError or Failure where it is just being pruned."""
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self.cleanup.callback(os.close, fd)
         try:
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise FileNotFoundError(errno.ENOENT, "another run removes it", folder) from None
+            raise no_store(f"{folder} is just removed by another run; run again", True) from None
 
     def once(self, key: str, load: Callable[[], Kept | None], make: Callable[[], object]) -> Kept:
         """What is kept under a key; made first, by one run at a time, where it is not."""
@@ -4419,8 +4421,9 @@ def kept_record(folder: str, inner: str) -> dict[str, Any] | None:
         return None
     record = load_json(f"{folder}/record.json")
     digest = record.pop("digest", "") if isinstance(record, dict) else None
-    if digest == digest_of(record, list_files(f"{folder}/{inner}")):
-        return dict(record)
+    with suppress(FileNotFoundError):  # of a file that another run has just removed
+        if digest == digest_of(record, list_files(f"{folder}/{inner}")):
+            return dict(record)
     Log.line(f"what is kept in {folder} is damaged or was altered; it is made again")
     return None
 
@@ -6086,14 +6089,15 @@ def looking_as(uid: int | None) -> Iterator[None]:
         yield
         return
     own = os.getegid()
-    os.setegid(uid)
-    os.seteuid(uid)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-        os.setegid(own)
-        Killed.follow_parent()
+    with Killed.held():  # who is stopped here would take down as the sandbox's uid, and leave what is root's
+        os.setegid(uid)
+        os.seteuid(uid)
+        try:
+            yield
+        finally:
+            os.seteuid(0)
+            os.setegid(own)
+            Killed.follow_parent()
 
 
 class Monitor:
@@ -6283,9 +6287,10 @@ def memfd_used(members: Iterable[Any]) -> float:
     for member in members:
         with suppress(OSError):
             for entry in os.scandir(f"/proc/{member.pid}/fd"):
-                if os.readlink(entry.path).startswith("/memfd:"):
-                    status = os.stat(entry.path)
-                    files[status.st_dev, status.st_ino] = status.st_blocks * 512
+                with suppress(FileNotFoundError):  # one that is closed meanwhile hides no other
+                    if os.readlink(entry.path).startswith("/memfd:"):
+                        status = os.stat(entry.path)
+                        files[status.st_dev, status.st_ino] = status.st_blocks * 512
     return float(sum(files.values()))
 
 
@@ -6934,13 +6939,14 @@ def make_sandbox(host: Host, phase: str, interpreters: list[Interpreter], mounts
     places = {mount.target for mount in mounts}
     paths, links = system_mounts(policy, interpreters)
     etc = host.store.scratch(f"etc-{phase}")
+    survey, make = survey_system(host, policy, paths)
+    covered = host.background.kept(survey, lambda: kept_record(survey, "bin"), make)["covered"]
     if not os.path.exists(etc):
+        host.store.hold(survey)
         write_etc(etc, common, policy.network)
         for path in paths:
             if path.startswith("/etc/"):
                 os.makedirs(os.path.join(etc, path[len("/etc/") :]), exist_ok=True)
-    survey, make = survey_system(host, policy, paths)
-    covered = host.background.kept(survey, lambda: kept_record(survey, "bin"), make)["covered"]
     covers = [Mount("/dev/null", path) for path in covered if os.path.exists(path)]
     covers += [Mount(write_meminfo(host.store.scratch("meminfo"), policy), "/proc/meminfo")] if common.proc else []
     system = [Mount(f"{survey}/bin", "/usr/bin")] if policy.programs else []
@@ -7792,7 +7798,7 @@ class Resolver:
 
     def have(self) -> list[str]:
         top = self.host.store.path("wheels")
-        return [f"{sha256}/{name}" for sha256 in os.listdir(top) for name in os.listdir(os.path.join(top, sha256))]
+        return [path[len(top) + 1 :] for path in files_below(top)]
 
 
 def uv_mount(host: Host, wanted: str) -> Mount:
@@ -8412,6 +8418,7 @@ def prepare_environment(resolver: Resolver, bundle: Bundle, reuse: bool, preserv
             os.rename(aside, folder)
 
     record = host.store.once(os.path.basename(folder), lambda: kept_record(folder, "venv"), make)
+    host.store.hold(folder)
     return Environment(**{**record, "venv": f"{folder}/venv"})
 
 
@@ -8633,7 +8640,8 @@ class Outputs(Receiver):
     def remove_partial(self) -> None:
         """Give up an output whose rest did not come. A server lives on, so its descriptor counts."""
         if self.partial:
-            os.close(self.file)
+            if self.file >= 0:  # else it could not be made
+                os.close(self.file)
             with suppress(OSError):
                 os.unlink(self.partial)
             self.partial = ""
@@ -9226,7 +9234,7 @@ class Server:
         if self.coming and self.coming not in busy:
             busy.append(self.coming)
         places = {fd: session for session in busy for fd in session.selector.get_map()}
-        wait = seconds if seconds is not None else 1.0 if self.coming else None
+        wait = max(0.0, seconds) if seconds is not None else 1.0 if self.coming else None  # it may be over by now
         ready, _, _ = select.select([*([0] if self.inbox.open else []), *places], [], [], wait)
         for session in {id(places[fd]): places[fd] for fd in ready if fd != 0}.values():
             if not session.step(0) and session is self.current:
@@ -9309,7 +9317,8 @@ def threads_of(init: int) -> list[str]:
         template = children_of(init)[0]
         for thread in os.listdir(f"/proc/{template}/task"):
             if int(thread) != template:
-                with suppress(FileNotFoundError), open(f"/proc/{template}/task/{thread}/comm", "rb") as file:
+                path = f"/proc/{template}/task/{thread}/comm"
+                with suppress(FileNotFoundError, ProcessLookupError), open(path, "rb") as file:  # it may just end
                     names.append(printable(file.read().decode("utf-8", "replace").strip()))
     except (OSError, IndexError):
         return ["(unknown: /proc does not tell)"]
@@ -9441,9 +9450,9 @@ def prune(entry: str, oldest: float, aside: str) -> None:
 
 
 def size_of(path: str) -> int:
-    if not os.path.isdir(path):
-        return os.lstat(path).st_size
-    return sum(entry[1] for entry in list_files(path))
+    with suppress(FileNotFoundError):  # another run may just remove it
+        return sum(entry[1] for entry in list_files(path)) if os.path.isdir(path) else os.lstat(path).st_size
+    return 0
 
 
 # --- main: one line out, whatever happens

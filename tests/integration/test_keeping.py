@@ -377,6 +377,16 @@ def test_what_a_run_mounts_is_not_pruned(own: Runner, large: tuple[Path, dict[st
     assert own(None, None, "--cache", "prune").body["cache"]["trees"]["entries"] == 0
 
 
+def test_a_kept_venv_and_the_programs_of_a_run_are_not_pruned(own: Runner, bundle: Bundle) -> None:
+    process = own.start(bundle(WIRE), "--serve", env=REUSE)
+    assert process.stdin and process.stdout
+    process.stdout.readline()
+    pruned = own(None, None, "--cache", "prune").body["cache"]
+    assert pruned["venvs"]["entries"] == 1 and pruned["system"]["entries"] >= 1
+    assert parse_line(process.communicate(TASK + b"\n")[0])["outputs"]["out"]
+    assert own(None, None, "--cache", "prune").body["cache"]["venvs"]["entries"] == 0
+
+
 def test_what_can_not_be_opened_is_pruned(own: Runner, bundle: Bundle) -> None:
     """A link to nowhere, a pipe, what only root may read: nobody mounts it."""
     assert own(bundle(WIRE)).code == 0

@@ -242,6 +242,14 @@ def test_a_partial_file_is_removed(runner_module: Any, tmp_path: Any) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_that_can_not_be_made_is_told(runner_module: Any, tmp_path: Any) -> None:
+    receiver = runner_module.Outputs(str(tmp_path / "gone"), 0, no_caches(runner_module))
+    with pytest.raises(runner_module.Failure) as raised:
+        runner_module.Frames(receiver, LIMIT).feed(frame(b"O", "a", b"0123456789"))
+    receiver.remove_partial()
+    assert raised.value.type == "output_unwritable"
+
+
 @pytest.mark.parametrize("kind", [b"N"])
 def test_a_task_may_send_outputs_only(runner_module: Any, kind: bytes) -> None:
     with pytest.raises(runner_module.Failure):

@@ -36,3 +36,33 @@ def test_a_signal_in_a_finalizer_is_not_lost(number: int) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.stdout.split() == ["lost", str(number)], done.stderr
     assert "Exception ignored" in done.stderr
+
+
+AS_ANOTHER = """
+import importlib.util, os, signal, sys
+spec = importlib.util.spec_from_file_location("runner", sys.argv[1])
+runner = sys.modules["runner"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(runner)
+ids = [0]
+os.setegid = ids.append
+
+def seteuid(uid):
+    ids.append(uid)
+    os.kill(os.getpid(), int(sys.argv[2]))
+    for _ in range(1000):
+        pass
+
+os.seteuid = seteuid
+runner.Killed.arm()
+try:
+    with runner.looking_as(65534):
+        pass
+except runner.Killed:
+    print(ids[-2:] == [0, os.getegid()])
+"""
+
+
+def test_who_is_stopped_takes_down_with_its_own_rights() -> None:
+    command = [sys.executable, "-I", "-c", AS_ANOTHER, str(RUNNER), "15"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["True"], done.stderr

@@ -24,3 +24,9 @@ def test_a_template_that_can_not_be_begun_ends_no_server(runner_module: Any, cap
     server.prepare_next()
     assert server.coming is None and written == [True]
     assert "no new template" in capfd.readouterr().err
+
+
+def test_a_wait_that_is_over_before_it_begins_is_none(runner_module: Any) -> None:
+    """The time is looked at twice, and a busy machine may pass the end of it in between."""
+    host = SimpleNamespace(profile=SimpleNamespace(serve=SimpleNamespace(preload=True)))
+    runner_module.Server(host, None, SimpleNamespace(open=False), None).attend(-1e-9)

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -58,3 +59,44 @@ def test_a_lock_is_let_go_though_a_fork_has_it_open(runner_module: Any, tmp_path
         os.close(waiting)
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
+
+
+def test_what_another_run_removes_while_it_is_looked_at_is_made_again(
+    runner_module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, plain = keep(runner_module, tmp_path), runner_module.stamp
+
+    def late(path: str) -> Any:
+        runner_module.remove_tree(str(folder))
+        return plain(path)
+
+    monkeypatch.setattr(runner_module, "stamp", late)
+    assert runner_module.size_of(str(folder)) == 0
+    assert runner_module.size_of(str(folder)) == 0
+    keep(runner_module, tmp_path)
+    assert runner_module.kept_record(str(folder), "bin") is None
+
+
+def test_what_another_run_prunes_before_it_is_used_is_told(runner_module: Any, tmp_path: Path) -> None:
+    tree = tmp_path / "trees" / "key"
+    (tree / "files").mkdir(parents=True)
+
+    def failure() -> Any:
+        with pytest.raises(FileNotFoundError) as raised:
+            (tree / "files" / "module.py").stat()
+        return runner_module.host_failure(raised.value)
+
+    assert failure() is None
+    runner_module.prune(str(tree), time.time() + 1, str(tmp_path / "aside"))
+    assert failure().type == "store_unavailable" and failure().retryable
+
+
+def test_what_is_just_pruned_is_not_held(runner_module: Any, tmp_path: Path) -> None:
+    with runner_module.ExitStack() as cleanup:
+        store = runner_module.Store(str(tmp_path / "store"), None, cleanup)
+        pruning = os.open(store.path("trees"), os.O_RDONLY)
+        fcntl.flock(pruning, fcntl.LOCK_EX)
+        with pytest.raises(runner_module.Failure) as raised:
+            store.hold(store.path("trees"))
+        os.close(pruning)
+    assert raised.value.type == "store_unavailable" and raised.value.retryable

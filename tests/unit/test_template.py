@@ -3,7 +3,11 @@
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -61,3 +65,39 @@ def test_what_is_gone_is_not_trusted(runner_module: Any) -> None:
     process = subprocess.Popen(["true"])
     process.wait()
     assert runner_module.shares_memory(process.pid)
+
+
+def test_a_thread_that_ends_while_its_name_is_read_is_passed_over(
+    runner_module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """proc(5): a file that is open when its thread ends is read with ESRCH, not found no more before."""
+    stop = threading.Event()
+    thread = threading.Thread(target=stop.wait)
+    thread.start()
+
+    def late(path: str, mode: str) -> Any:
+        file = open(path, mode)  # noqa: SIM115 (the caller closes it)
+        stop.set()
+        while Path(f"/proc/self/task/{thread.native_id}").exists():
+            time.sleep(0.001)
+        return file
+
+    monkeypatch.setattr(runner_module, "open", late, raising=False)
+    monkeypatch.setattr(runner_module, "children_of", lambda _: [os.getpid()])
+    monkeypatch.setattr(runner_module.os, "listdir", lambda _: [str(thread.native_id)])
+    assert runner_module.threads_of(1) == []
+
+
+def test_a_descriptor_that_is_closed_meanwhile_hides_no_memory(
+    runner_module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = os.memfd_create("bomb")
+    try:
+        os.write(memory, bytes(1 << 20))
+        with os.scandir("/proc/self/fd") as entries:
+            found = {entry.name: entry for entry in entries}
+        gone = SimpleNamespace(path="/proc/self/fd/999999")
+        monkeypatch.setattr(runner_module.os, "scandir", lambda _: [gone, found[str(memory)]])
+        assert runner_module.memfd_used([SimpleNamespace(pid=os.getpid())]) == 1 << 20
+    finally:
+        os.close(memory)
