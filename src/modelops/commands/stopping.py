@@ -5,7 +5,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import typer
 
@@ -58,17 +58,25 @@ def stoppable() -> Iterator[Stop]:
     with stop.on_signals():
         try:
             yield stop
-            return
+            if not stop.number:
+                return
+            status = 0  # it had come to its end, in a hurry
         except KeyboardInterrupt:
             stop.ignore()
-            typer.echo("stopped; the same command goes on with what is written, or begins", err=True)
+            with suppress(BrokenPipeError):
+                typer.echo("stopped; the same command goes on with what is written, or begins", err=True)
             status = 128 + (stop.number or signal.SIGINT)
         except typer.Exit as end:
             if not stop.number:
                 raise
-            stop.ignore()
             status = end.exit_code
+        except BrokenPipeError:  # the signal was also for who reads: `tee`, in the same terminal
+            if not stop.number:
+                raise
+            status = 128 + stop.number
+        stop.ignore()
         for stream in (sys.stdout, sys.stderr):
-            stream.flush()
+            with suppress(BrokenPipeError):
+                stream.flush()
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # a process that just starts has nothing to say
         leave_nothing(status, default_storage_dir())

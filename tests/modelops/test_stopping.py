@@ -1,0 +1,47 @@
+"""How a command ends that a signal stops: with its status, and with nothing left, whoever may still read its words."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+COMMAND = """
+import os, signal, sys
+from pathlib import Path
+import typer
+from modelops.adapters.working_dir import WorkingDir
+from modelops.commands.stopping import stoppable
+
+def main():
+    with stoppable() as stop:
+        kept.append(WorkingDir(Path(os.environ["MODELOPS_STORAGE_DIR"]) / "dask"))  # as a hurried close leaves it
+        if sys.argv[1] == "an interrupt":
+            os.kill(os.getpid(), signal.SIGTERM)
+        with stop.as_a_request():
+            os.kill(os.getpid(), signal.SIGTERM)
+        if sys.argv[1] == "its end":
+            print("the summary")
+        else:
+            typer.echo("stopped", err=True)
+            raise typer.Exit(128 + stop.number)
+
+kept = []
+main()
+"""
+
+
+@pytest.mark.parametrize(("moment", "status"), [("an interrupt", 143), ("a request", 143), ("its end", 0)])
+def test_it_ends_as_it_should_where_nobody_reads_what_it_says(moment: str, status: int, tmp_path: Path) -> None:
+    """Ctrl-C reaches `tee` as well, which is gone then."""
+    reading, nobody_reads = os.pipe()
+    os.close(reading)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "MODELOPS_STORAGE_DIR": str(tmp_path)}
+    words = [sys.executable, "-P", "-c", COMMAND, moment]
+    done = subprocess.run(
+        words, env=environment, stdout=subprocess.PIPE, stderr=nobody_reads, text=True, timeout=60, check=False
+    )
+    os.close(nobody_reads)
+    assert (done.returncode, done.stdout) == (status, "the summary\n" if moment == "its end" else "")
+    assert not [*tmp_path.rglob(".working-*")]
