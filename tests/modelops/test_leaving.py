@@ -37,6 +37,7 @@ actions = [open_more, *(lambda working=working: make_again(working.path) for wor
 for action in actions:
     threading.Thread(target=action, daemon=True).start()
 resource_tracker.ensure_running()
+waiting = subprocess.Popen(["sh", "-c", "read word || echo nobody talks to me >&2"], stdin=subprocess.PIPE)
 time.sleep(0.1)
 leave_nothing(7, storage)
 """

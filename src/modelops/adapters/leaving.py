@@ -26,8 +26,9 @@ def leave_nothing(status: int, storage: Path) -> NoReturn:
     left in `storage`."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # by the program too
-    tracker = getattr(getattr(resource_tracker, "_resource_tracker", None), "_pid", None)
-    words = [str(status), str(tracker or 0), str(storage), *map(str, open_here())]
+    tracker = getattr(getattr(resource_tracker, "_resource_tracker", None), "_pid", None) or 0
+    _kill(_family(tracker))  # whose pipes end with this program: they would say so, on a standard error of their own
+    words = [str(status), str(tracker), str(storage), *map(str, open_here())]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     try:
         # -P, as the current folder may be a bundle's, whose modules nobody trusts.
@@ -52,10 +53,14 @@ def clean_up(status: str, tracker: str, storage: str, *folders: str) -> NoReturn
 def _kill_family(spared: int) -> None:
     deadline = time.monotonic() + LEAVING_SECONDS
     while (family := _family(spared)) and time.monotonic() < deadline:
-        for process in family:
-            with suppress(psutil.Error):
-                process.kill()
+        _kill(family)
         psutil.wait_procs(family, LOOK_SECONDS)
+
+
+def _kill(family: list[psutil.Process]) -> None:
+    for process in family:
+        with suppress(psutil.Error):
+            process.kill()
 
 
 def _family(spared: int) -> list[psutil.Process]:
