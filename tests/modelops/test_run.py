@@ -2,7 +2,12 @@
 
 import io
 import json
+import os
 import shlex
+import shutil
+import signal
+import subprocess
+import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +16,7 @@ import polars
 import pytest
 from click.testing import Result
 from conftest import write_bundle
+from environments import runners, wait_until
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -178,3 +184,25 @@ KINDS = {
 )
 def test_kinds(content: bytes, suffix: str) -> None:
     assert kind_of(Output(len(content), "", content)).suffix == suffix
+
+
+STRACE = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [("run", signal.SIGTERM), pytest.param("review", signal.SIGINT, marks=STRACE)],
+)
+def test_a_signal_ends_it_before_its_task(name: str, number: signal.Signals, tmp_path: Path, store: Path) -> None:
+    """Nothing is left of it, see `no_residue`."""
+    bundle = write_bundle(tmp_path / "bundle", "import time\ndef wire(*_):\n    time.sleep(600)\n")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "MODELOPS_RUNNER_STORE_DIR": str(store)}
+    command = [sys.executable, "-m", "modelops", name, str(bundle), "--entrypoint", "m/base"]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            wait_until(lambda: bool(runners(tmp_path)) or process.poll() is not None, "nothing runs")
+            process.send_signal(number)
+            _, stderr = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 128 + number and "Traceback" not in stderr, stderr

@@ -303,3 +303,9 @@ def test_packages_that_start_by_themselves_or_look_like_others(tmp_path: Path) -
     found = findings(reviewed(tmp_path, bundle))
     assert ("pth", "warning", "supply", "files") in found
     assert ("near-name", "alarm", "supply", "runner") in found
+
+
+@pytest.mark.parametrize("option", ["--json", "--html"])
+def test_a_report_that_can_not_be_written_is_refused_before_anything_runs(option: str, tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["review", str(tmp_path / "bundle"), option, str(tmp_path / "absent" / "report")])
+    assert done.exit_code == 2 and "absent/report: No such file or directory" in done.stderr, done.stderr

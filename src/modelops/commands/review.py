@@ -42,6 +42,7 @@ from .sandbox_options import (
     TaskFile,
     Timeout,
     refuse,
+    require_writable,
     task_of,
     workbench,
 )
@@ -70,6 +71,7 @@ def review(
     try:
         if fail_on is not None and fail_on not in SEVERITIES:
             raise ValueError(f"--fail-on {fail_on!r} is none of {', '.join(SEVERITIES)}")
+        require_writable(as_json, html)
         named = entrypoint is not None or task is not None
         wanted = task_of(entrypoint, params, param, seed, task) if named else None
         settings = (repository, profile or "default", timeout, progress)
@@ -140,7 +142,11 @@ def watch(bench: Workbench, policy: Policy, task: Task | None) -> dict[str, tupl
         return bench.instrument(program, {"task": wanted[name]}, settings, lambda _: None, options=options), folder
 
     with as_file(files("modelops.review") / "inside_audit.py") as program, ThreadPoolExecutor(2) as pool:
-        return dict(zip(wanted, pool.map(run, wanted), strict=True))
+        try:
+            return dict(zip(wanted, pool.map(run, wanted), strict=True))
+        except BaseException:
+            bench.stop()  # or the pool would wait for what runs, after Ctrl-C too
+            raise
 
 
 def phases_of(facts: Facts, name: str, outcome: Outcome, folder: Path) -> list[Phase]:

@@ -1,10 +1,12 @@
 """What the commands that run tasks in sandboxes share: their options, and the workbench that these ask for."""
 
 import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, NoReturn
 
 import typer
 
@@ -15,7 +17,7 @@ from modelops.debugging.policy import Policy, PolicyError, with_limits
 from modelops.debugging.tasks import Task, read_task, simulation
 from modelops.debugging.workbench import Workbench
 from modelops.places import default_storage_dir
-from modelops.services.bundles import find_bundle
+from modelops.services.bundles import FoundBundle, find_bundle
 
 BUNDLE = typer.Argument(help="A bundle's directory, or its reference in the repository.", show_default=False)
 Bundle = Annotated[str, BUNDLE]
@@ -64,7 +66,14 @@ def workbench(
     reuse: bool | None = None,
 ) -> Iterator[Opened]:
     """The workbench of a bundle, with a folder that goes with it. BundleError or ValueError where there is none."""
-    found = find_bundle(bundle, repository)
+    with _ended_by_sigterm():
+        found = find_bundle(bundle, repository)
+        yield from _opened(found, profile, timeout, limits, reuse)
+
+
+def _opened(
+    found: FoundBundle, profile: str, timeout: float, limits: Sequence[str] | None, reuse: bool | None
+) -> Iterator[Opened]:
     settings = RunnerSettings.of(
         None,
         profile=profile,
@@ -81,6 +90,23 @@ def workbench(
             policy = with_limits(policy, limits)
             bench = Workbench(bench.under(policy, "limits"), found.folder, working.path, timeout)
         yield Opened(bench, found.reference, policy)
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does: no folder is left, and the terminal is what it was."""
+
+    def end(number: int, _: object) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield  # where another has a say
+        return
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def require_writable(*files: Path | None) -> None:
