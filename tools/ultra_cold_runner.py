@@ -9055,8 +9055,11 @@ class Learned:
             self.files.update(own)
             files = {name: base64.b64encode(content).decode() for name, content in self.files.items()}
             aside = f"{self.path}.{os.getpid()}"
-            write_json(aside, {"key": self.key, "modules": [*self.modules], "files": files})
-            os.rename(aside, self.path)
+            try:
+                write_json(aside, {"key": self.key, "modules": [*self.modules], "files": files})
+                os.rename(aside, self.path)
+            finally:
+                remove_tree(aside)  # of a full disk, or of a server that is stopped
 
 
 class Server:
@@ -9202,19 +9205,24 @@ class Server:
     def take_over(self) -> None:
         """Make the coming sandbox the current one, if it is ready by now."""
         coming = self.coming
-        if coming is None or not (coming.ready or coming.process.poll() is not None or coming.failure):
+        if coming is None:
             return
-        self.coming = None
-        fit = self.fit(coming)
+        if not (coming.ready or coming.process.poll() is not None or coming.failure or coming.violation):
+            return
+        try:
+            fit = self.fit(coming)
+        except Failure as failure:  # the present one goes on
+            Log.line(f"no new template: {failure.error}")
+            fit = False
         # what a later server of the bundle begins with
         self.host.store.remember(self.learned.key, coming.request["modules"] if fit else [])
         if not fit:
             coming.close()
-            self.grown = bool(self.learned.files)  # they still spare a task its time
+            self.coming, self.grown = None, bool(self.learned.files)  # they still spare a task its time
             return
         if self.current:
             self.current.close()
-        self.current, self.longest = coming, 0.0
+        self.current, self.coming, self.longest = coming, None, 0.0
 
     # --- tasks
 
@@ -9636,7 +9644,8 @@ def main(arguments: list[str]) -> int:
     def emit(body: Mapping[str, Any]) -> None:
         line = json.dumps(body, allow_nan=False).encode() + b"\n"
         try:
-            write_all(stdout, line)
+            with Killed.held():  # no line begins within another
+                write_all(stdout, line)
         except OSError as error:
             raise Unheard(error.strerror) from None
 

@@ -1,5 +1,7 @@
 """A signal stops the runner, even one whose exception Python drops."""
 
+import json
+import signal
 import subprocess
 import sys
 
@@ -66,3 +68,24 @@ def test_who_is_stopped_takes_down_with_its_own_rights() -> None:
     command = [sys.executable, "-I", "-c", AS_ANOTHER, str(RUNNER), "15"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.stdout.split() == ["True"], done.stderr
+
+
+AT_A_LINE = """
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("runner", sys.argv[1])
+runner = sys.modules["runner"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(runner)
+runner.dispatch = lambda options, times, emit: emit({"text": "x" * (1 << 20)})
+sys.exit(runner.main(["--doctor"]))
+"""
+
+
+def test_a_line_that_is_being_written_is_written_to_its_end() -> None:
+    """More than the pipe holds: the server waits for its reader, as one does that is slow."""
+    with subprocess.Popen([sys.executable, "-I", "-c", AT_A_LINE, str(RUNNER)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        begun = process.stdout.read(1)
+        process.send_signal(signal.SIGTERM)
+        answer, failure = (json.loads(line) for line in (begun + process.stdout.read()).splitlines())
+    assert len(answer["text"]) == 1 << 20 and failure["_fatal_error"]["type"] == "killed"
+    assert process.returncode == 128 + signal.SIGTERM

@@ -1,6 +1,8 @@
 """What a server learns of its tasks: names and files of hostile processes, bounded."""
 
+import errno
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -106,3 +108,18 @@ def test_notes_are_bounded(runner_module: Any, default_profile: Any) -> None:
         notes.add("cache/x", b"x")
         with pytest.raises(runner_module.Failure):
             notes.add(name, b"x")
+
+
+@pytest.mark.parametrize("why", ["full disk", "signal"])
+def test_what_could_not_be_written_leaves_nothing(
+    runner_module: Any, learned: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    def fail(path: str, _: Any) -> None:
+        Path(path).write_text("half")
+        raise OSError(errno.ENOSPC, "full") if why == "full disk" else runner_module.Killed(15)
+
+    monkeypatch.setattr(runner_module, "write_json", fail)
+    learned.share(str(tmp_path / "learned"))
+    with suppress(runner_module.Killed):
+        learned.write()
+    assert [*tmp_path.iterdir()] == []

@@ -6,6 +6,10 @@ from typing import Any
 
 import pytest
 
+HOST = SimpleNamespace(
+    profile=SimpleNamespace(serve=SimpleNamespace(preload=True)), store=SimpleNamespace(remember=lambda *_: None)
+)
+
 
 @pytest.mark.parametrize("why", ["failure", "full disk"])
 def test_a_template_that_can_not_be_begun_ends_no_server(runner_module: Any, capfd: Any, why: str) -> None:
@@ -17,9 +21,7 @@ def test_a_template_that_can_not_be_begun_ends_no_server(runner_module: Any, cap
         def start(self) -> Any:
             raise failure if why == "failure" else full
 
-    host = SimpleNamespace(profile=SimpleNamespace(serve=SimpleNamespace(preload=True)))
-    learned = SimpleNamespace(write=lambda: written.append(True))
-    server = Server(host, None, None, learned)
+    server = Server(HOST, None, None, SimpleNamespace(write=lambda: written.append(True)))
     server.grown = True
     server.prepare_next()
     assert server.coming is None and written == [True]
@@ -28,5 +30,46 @@ def test_a_template_that_can_not_be_begun_ends_no_server(runner_module: Any, cap
 
 def test_a_wait_that_is_over_before_it_begins_is_none(runner_module: Any) -> None:
     """The time is looked at twice, and a busy machine may pass the end of it in between."""
-    host = SimpleNamespace(profile=SimpleNamespace(serve=SimpleNamespace(preload=True)))
-    runner_module.Server(host, None, SimpleNamespace(open=False), None).attend(-1e-9)
+    runner_module.Server(HOST, None, SimpleNamespace(open=False), None).attend(-1e-9)
+
+
+class Coming(SimpleNamespace):
+    """A sandbox that was begun beside the present one, and ends with `failure` before it is ready."""
+
+    def __init__(self, failure: BaseException, **state: Any) -> None:
+        known = {"ready": None, "failure": None, "violation": None, "process": SimpleNamespace(poll=lambda: 1)}
+        super().__init__(**known | {"request": {"modules": []}, "closed": False} | state)
+        self.error = failure
+
+    def wait_until_ready(self) -> None:
+        raise self.error
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def server_with(runner: Any, coming: Coming) -> Any:
+    server = runner.Server(HOST, None, None, SimpleNamespace(key="key", files={}))
+    server.current, server.coming = SimpleNamespace(close=lambda: None), coming
+    return server
+
+
+@pytest.mark.parametrize("modules", [[], ["numpy"]], ids=["caches alone", "modules"])
+@pytest.mark.parametrize("how", ["ended", "over its limit"])
+def test_a_template_that_fails_ends_no_server_and_is_closed(runner_module: Any, modules: list[str], how: str) -> None:
+    running = {"process": SimpleNamespace(poll=lambda: None), "violation": "timeout"}
+    failure = runner_module.Failure("execute", "timeout", "it took too long")
+    coming = Coming(failure, request={"modules": modules}, **({} if how == "ended" else running))
+    server = server_with(runner_module, coming)
+    present = server.current
+    server.take_over()
+    assert coming.closed and server.coming is None and server.current is present
+
+
+def test_a_signal_while_a_template_is_tried_leaves_no_sandbox(runner_module: Any) -> None:
+    coming = Coming(runner_module.Killed(15))
+    server = server_with(runner_module, coming)
+    with pytest.raises(runner_module.Killed):
+        server.take_over()
+    server.close()
+    assert coming.closed
