@@ -176,8 +176,8 @@ def test_without_a_checkout_the_example_runs_as_it_says(installed: Path, tmp_pat
     assert [line.split()[:2] for line in lines] == [["modelops", "run"], ["modelops", "study"]]
     run = typed(installed, tmp_path, lines[0], MODELOPS_RUNNER_STORE_DIR=str(store))
     assert run.returncode == 0 and "attack_rate" in run.stdout, run
-    study = typed(installed, tmp_path, f"{lines[1]} --out out", MODELOPS_RUNNER_STORE_DIR=str(store))
-    assert study.returncode == 0 and (tmp_path / "out" / "results.parquet").exists(), study
+    study = typed(installed, tmp_path, lines[1], MODELOPS_RUNNER_STORE_DIR=str(store))
+    assert study.returncode == 0 and (tmp_path / "sir.results" / "results.parquet").exists(), study
 
 
 def test_the_example_is_the_one_of_the_checkout(example: Path) -> None:

@@ -28,4 +28,5 @@ def example(
     where = shlex.quote(str(directory))
     study = '--entrypoint sir.model/baseline --params \'{"population": 10000, "gamma": 0.1, "days": 120}\''
     print(f"modelops run {where} --task {shlex.quote(str(directory / 'task.json'))}")
-    print(f"modelops study --bundle {where} {study} --grid beta=0.2,0.3,0.4 --seeds 1-4")
+    out = shlex.quote(f"{directory.absolute().name}.results")
+    print(f"modelops study --bundle {where} --out {out} {study} --grid beta=0.2,0.3,0.4 --seeds 1-4")
