@@ -7,10 +7,14 @@ import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from environments import ECHO, Environments, sim_task
+from rich.text import Text
 
+from modelops import cli
 from modelops.adapters.bundle import LocalBundleRepository
 from modelops.adapters.exec_env.cold import ColdExecEnv
 from modelops.adapters.exec_env.cold_debug import ColdDebugExecEnv
@@ -168,3 +172,15 @@ def test_the_runner_of_a_wheel_comes_first(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "tools" / "ultra_cold_runner.py").unlink()
     with pytest.raises(FileNotFoundError):
         find_runner()
+
+
+def test_no_word_of_a_help_is_taken_for_markup() -> None:
+    """As rich took `[registry/]` for a tag, and left it out."""
+    waiting: list[Any] = [typer.main.get_command(cli.app)]
+    words: list[str] = []
+    while waiting:
+        command = waiting.pop()
+        words += [part.help for part in (command, *command.params) if getattr(part, "help", None)]
+        names = command.list_commands(None) if hasattr(command, "list_commands") else []
+        waiting += [command.get_command(None, name) for name in names]
+    assert len(words) > 60 and [text for text in words if Text.from_markup(text).plain != text] == []

@@ -31,6 +31,9 @@ app = typer.Typer(
     add_completion=False,
 )
 
+# No brackets around what begins with a letter: typer would take it for markup, and leave it out.
+NAME, REGISTRY_OF = "registry/repository", "Without a registry it is MODELOPS_BUNDLE_REGISTRY's."
+
 Repository = Annotated[
     Path | None,
     typer.Option(
@@ -77,7 +80,7 @@ def verify(reference: str, repository: Repository = None) -> None:
 @app.command()
 def push(
     directory: Annotated[Path, typer.Argument(help="The bundle.")],
-    target: Annotated[str, typer.Argument(metavar="REF", help="[registry/]repository[:tag]; the tag is latest.")],
+    target: Annotated[str, typer.Argument(metavar="REF", help=f"{NAME}[:tag], by default latest. {REGISTRY_OF}")],
 ) -> None:
     """Send a bundle to a registry, and print its reference."""
     with saying_why():
@@ -89,7 +92,7 @@ def push(
 
 @app.command()
 def pull(
-    target: Annotated[str, typer.Argument(metavar="REF", help="[registry/]repository[:tag|@sha256:..].")],
+    target: Annotated[str, typer.Argument(metavar="REF", help=f"{NAME}[:tag|@sha256:..]. {REGISTRY_OF}")],
     directory: Annotated[Path | None, typer.Argument(help="Where to; by default its name, here.")] = None,
 ) -> None:
     """Copy a bundle from a registry into a new directory, and print its reference."""
@@ -99,7 +102,7 @@ def pull(
 
 @app.command()
 def show(
-    target: Annotated[str, typer.Argument(metavar="REF", help="[registry/]repository[:tag|@sha256:..].")],
+    target: Annotated[str, typer.Argument(metavar="REF", help=f"{NAME}[:tag|@sha256:..]. {REGISTRY_OF}")],
 ) -> None:
     """Say what a registry has under a name: files and sizes, models and targets with their entry points."""
     with saying_why():

@@ -19,7 +19,7 @@ from modelops.debugging.workbench import Workbench
 from modelops.places import default_storage_dir
 from modelops.services.bundles import FoundBundle, find_bundle
 
-BUNDLE = typer.Argument(help="A bundle's directory, or its reference in the repository.", show_default=False)
+BUNDLE = typer.Argument(help="A bundle's directory, its reference, or its tag in a registry.", show_default=False)
 Bundle = Annotated[str, BUNDLE]
 Entrypoint = Annotated[str | None, typer.Option(help="What to simulate, such as sir.model/baseline.")]
 Param = Annotated[list[str] | None, typer.Option(help="name=value, JSON where it parses; repeat for more.")]
