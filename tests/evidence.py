@@ -1,4 +1,4 @@
-"""What the tests measured, as the tables of the README: a pytest plugin.
+"""What the tests measured, as the tables of tests/security/MEASURED.md: a pytest plugin.
 
 A test tells by properties: `family`, `profile` and `account` of an escape probe; `host` and `verdict` of a host
 or a condition of one; `fault` and `verdict` of a fault. With `--evidence FILE` the tables go to FILE as Markdown.
@@ -33,7 +33,7 @@ class Row(NamedTuple):
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--evidence", metavar="FILE", help="write the tables of the README's SECURITY section to FILE")
+    parser.addoption("--evidence", metavar="FILE", help="write the tables of tests/security/MEASURED.md to FILE")
     parser.addoption("--probe-report", metavar="FILE", help="write each hostile bundle's JSON line to FILE")
 
 

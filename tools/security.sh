@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Measure again what the SECURITY section of the README claims, and print its tables as Markdown on stdout.
+# Measure again what tests/security/MEASURED.md says, and print its tables as Markdown on stdout.
 #   tools/security.sh             every escape probe, host and fault, as in the full test suite
 #   THOROUGH=1 tools/security.sh  all of them by all accounts and profiles, and the long counts (hours)
 set -euo pipefail
