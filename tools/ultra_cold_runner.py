@@ -7287,7 +7287,7 @@ class Downloads(FileReceiver):
         if sha256 == self.entries[int(name)]["sha256"] and is_wheel_name(file_name):
             named = os.path.join(self.folder, f"wheel-{name}", file_name)
             os.mkdir(os.path.dirname(named))
-            os.link(path, named)
+            link_or_copy(path, named, 0o600)
             self.host.background.ahead(*wheel_tree(self.host, WheelFile("", sha256, named), self.interpreter))
 
 

@@ -9,6 +9,7 @@ import struct
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -407,3 +408,24 @@ def test_a_full_disk_is_not_blamed_on_a_wheel(
     with pytest.raises(OSError, match="No space") as raised:
         runner_module.link_tree(tree, str(venv))
     assert runner_module.host_failure(raised.value).type == "host_exhausted"
+
+
+def test_a_download_is_unpacked_early_also_where_there_are_no_links(
+    runner_module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_links(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(runner_module.os, "link", no_links)
+    begun: list[str] = []
+    store = SimpleNamespace(fresh=lambda name: str(tmp_path / name), path=lambda *parts: "/".join(parts))
+    background = SimpleNamespace(ahead=lambda place, make: begun.append(place))
+    profile = SimpleNamespace(dependencies=SimpleNamespace(max_packages=1))
+    host = SimpleNamespace(store=store, background=background, profile=profile)
+    downloads = runner_module.Downloads(host, SimpleNamespace(key=lambda: "key"))
+    name = "a-1-py3-none-any.whl"
+    downloads.entries = [{"url": f"https://index/{name}", "sha256": hashlib.sha256(b"wheel").hexdigest()}]
+    downloads.opened("0", 5)
+    downloads.data(b"wheel")
+    downloads.closed()
+    assert len(begun) == 1 and (tmp_path / "fetched" / "wheel-0" / name).read_bytes() == b"wheel"
