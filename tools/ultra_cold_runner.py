@@ -5996,7 +5996,7 @@ class Session(Supervisor):
         return self.ready
 
     def close(self) -> None:
-        self.alive = False
+        self.alive, self.ended = False, True  # nothing more is heard of it
         self.cleanup.close()
 
     def on_control(self, data: bytes) -> None:
@@ -9111,7 +9111,12 @@ class Server:
             self.current.close()
         while True:
             self.current = self.start()
-            if self.fit(self.current):
+            try:
+                fit = self.fit(self.current)
+            except Failure:
+                self.current.close()  # else the next task would find it, of which it is not known
+                raise
+            if fit:
                 return self.current
             self.host.store.remember(self.learned.key, [])
             self.current.close()

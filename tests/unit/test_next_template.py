@@ -1,6 +1,7 @@
 """A new template is a help: a server that can't have one goes on with the one that it has."""
 
 import errno
+import selectors
 from types import SimpleNamespace
 from typing import Any
 
@@ -73,3 +74,27 @@ def test_a_signal_while_a_template_is_tried_leaves_no_sandbox(runner_module: Any
         server.take_over()
     server.close()
     assert coming.closed
+
+
+def test_a_sandbox_that_was_not_seen_to_be_fit_is_not_there_for_the_next_task(runner_module: Any) -> None:
+    """Its import may have taken too long: what it came to afterwards was never looked at."""
+    coming = Coming(runner_module.Failure("execute", "timeout", "it took too long"))
+
+    class Server(runner_module.Server):  # type: ignore[misc, name-defined]
+        def start(self) -> Any:
+            return coming
+
+    with pytest.raises(runner_module.Failure):
+        Server(HOST, None, None, None).session()
+    assert coming.closed
+
+
+def test_a_sandbox_that_was_given_up_is_not_waited_for(runner_module: Any) -> None:
+    """No new one may have come in its place, where the machine had no room for one."""
+    session = runner_module.Session.__new__(runner_module.Session)
+    session.cleanup, session.alive, session.ended = runner_module.ExitStack(), False, False
+    session.selector = session.cleanup.enter_context(selectors.PollSelector())
+    session.close()
+    server = runner_module.Server(HOST, None, SimpleNamespace(open=False), None)
+    server.current = session
+    server.attend(0)
