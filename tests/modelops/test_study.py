@@ -650,3 +650,32 @@ def test_the_other_commands(bundle: Path, store: Path) -> None:
     doctor = command("modelops", "doctor")
     assert doctor.returncode == 0 and json.loads(doctor.stdout)["healthy"] is True
     assert "study" in here.invoke(app, ["--help"]).stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "variable", "value", "status"),
+    [
+        ("bundle add", "MODELOPS_STORAGE_DIR", "/proc/absent/storage", 1),
+        ("bundle list", "MODELOPS_STORAGE_DIR", "/proc/absent/storage", 1),
+        ("doctor", "MODELOPS_STORAGE_DIR", "/proc/absent/storage", 2),
+        ("doctor", "MODELOPS_TASK_TIMEOUT_SECONDS", "long", 2),
+        ("doctor", "MODELOPS_MAX_WARM_SERVERS", "1.5", 2),
+        ("doctor", "MODELOPS_BUNDLE_SOURCE", "absent", 2),
+        ("study", "MODELOPS_MAX_WARM_SERVERS", "1.5", 2),
+    ],
+)
+def test_a_setting_that_is_wrong_is_told_in_a_sentence(
+    bundle: Path,
+    tmp_path: Path,
+    command: str,
+    variable: str,
+    value: str,
+    status: int,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    words = command.split() + ([str(bundle)] if command == "bundle add" else [])
+    words += options_of(bundle, tmp_path / "out") if command == "study" else []
+    done = CliRunner(env={variable: value}).invoke(app, words, catch_exceptions=False)
+    assert done.exit_code == status and done.stdout == "", done.output
+    assert capfd.readouterr().err == ""  # of another process
+    assert value.removesuffix("/storage") in done.stderr and "Traceback" not in done.stderr, done.stderr

@@ -52,29 +52,23 @@ def add(
     name: Annotated[str | None, typer.Option(help="Its name; by default that of its project.")] = None,
 ) -> None:
     """Copy a bundle into the repository and print its reference."""
-    try:
+    with _refusing():
         print(open_repository(repository).add(directory, name))
-    except BundleError as error:
-        raise refused(error) from None
 
 
 @app.command("list")
 def list_references(repository: Repository = None) -> None:
     """Print the reference of every bundle in the repository."""
-    try:
+    with _refusing():
         for reference in open_repository(repository).references():
             print(reference)
-    except BundleError as error:
-        raise refused(error) from None
 
 
 @app.command()
 def verify(reference: str, repository: Repository = None) -> None:
     """Check a bundle's content against its reference, and print where its copy lies."""
-    try:
+    with _refusing():
         print(open_repository(repository).ensure_local(reference)[1])
-    except BundleError as error:
-        raise refused(error) from None
 
 
 @app.command()
@@ -145,10 +139,20 @@ def saying_why() -> Iterator[None]:
     """Within the block, what a repository refuses is said on standard error, and ends the command with status 1."""
     logging.basicConfig(level="WARNING", format="%(message)s")
     logging.getLogger("modelops").setLevel("INFO")  # what comes may take its time
+    with _refusing():
+        yield
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
     try:
         yield
     except BundleError as error:
         raise refused(error) from None
+    except OSError as error:
+        if error.filename is None:  # no file's, such as standard output's, which nobody reads any more
+            raise
+        raise refused(BundleError("repository_unavailable", f"{str(error.filename)!r}: {error.strerror}")) from None
 
 
 def open_repository(path: Path | None) -> LocalBundleRepository:

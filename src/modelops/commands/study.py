@@ -214,12 +214,14 @@ class _Cluster(NamedTuple):
             timeout_seconds=self.timeout,
         )
         try:
+            if self.scheduler is None:
+                settings.check(1)  # a worker that can't begin says so with a traceback
             return DaskSimulationService(
                 self.scheduler, settings, n_workers=self.workers, threads_per_worker=self.threads
             )
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, BundleError) as error:
             if self.scheduler is None:
-                raise
+                raise _Refused(_words(error)) from None
             raise _Refused(f"the Dask scheduler {self.scheduler!r} can't be reached: {error}") from None
 
     def begin(self, service: DaskSimulationService) -> list[str]:

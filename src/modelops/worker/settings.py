@@ -1,9 +1,10 @@
 """What a worker needs to know to make its execution environment."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 from modelops.adapters.bundle.sources import make_repository
 from modelops.adapters.exec_env.runner_settings import RunnerSettings
@@ -12,6 +13,7 @@ from modelops.adapters.exec_env.select import make_exec_env
 from modelops.places import default_storage_dir
 
 _DEFAULT_TIMEOUT = 600.0
+T = TypeVar("T", int, float)
 
 
 @dataclass(frozen=True)
@@ -46,19 +48,31 @@ class WorkerSettings:
 
     def make(self, threads: int, environ: Mapping[str, str] = os.environ) -> SandboxedExecEnv:
         """The execution environment of a worker with that many threads."""
+        return make_exec_env(**self.check(threads, environ))
+
+    def check(self, threads: int, environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
+        """What the execution environment is made of; BundleError, ValueError or OSError where a setting is wrong."""
         storage = self.storage(environ)
-        timeout = self.timeout_seconds or environ.get("MODELOPS_TASK_TIMEOUT_SECONDS") or _DEFAULT_TIMEOUT
-        servers = self.max_servers or environ.get("MODELOPS_MAX_WARM_SERVERS")
-        return make_exec_env(
-            make_repository(environ, storage, self.bundle_repository, self.bundle_registry),
-            environ=environ,
-            storage_dir=storage,
-            venvs_dir=self.venvs_dir or environ.get("VENVS_DIR"),
-            runner_store_dir=self.runner_store_dir or environ.get("MODELOPS_RUNNER_STORE_DIR"),
-            profile=self.profile or environ.get("MODELOPS_SANDBOX_PROFILE") or "default",
-            timeout_seconds=float(timeout),
-            max_servers=int(servers) if servers else max(4, threads, os.cpu_count() or 1),
-        )
+        timeout = self.timeout_seconds or _number(environ, "MODELOPS_TASK_TIMEOUT_SECONDS", float)
+        servers = self.max_servers or _number(environ, "MODELOPS_MAX_WARM_SERVERS", int)
+        return {
+            "bundle_repo": make_repository(environ, storage, self.bundle_repository, self.bundle_registry),
+            "environ": environ,
+            "storage_dir": storage,
+            "venvs_dir": self.venvs_dir or environ.get("VENVS_DIR"),
+            "runner_store_dir": self.runner_store_dir or environ.get("MODELOPS_RUNNER_STORE_DIR"),
+            "profile": self.profile or environ.get("MODELOPS_SANDBOX_PROFILE") or "default",
+            "timeout_seconds": float(timeout or _DEFAULT_TIMEOUT),
+            "max_servers": servers or max(4, threads, os.cpu_count() or 1),
+        }
+
+
+def _number(environ: Mapping[str, str], name: str, kind: Callable[[str], T]) -> T | None:
+    text = environ.get(name)
+    try:
+        return kind(text) if text else None
+    except ValueError:
+        raise ValueError(f"{name} is {text!r}, which is no number") from None
 
 
 def runner_settings(profile: str | None = None, environ: Mapping[str, str] = os.environ) -> RunnerSettings:
