@@ -9554,7 +9554,7 @@ def parse_options(arguments: list[str]) -> Options:
 
 
 class Unheard(Exception):
-    """The answer can't be written: its reader is gone, or the disk behind standard output is full."""
+    """The answer can't be written: its reader is gone, the disk behind it is full, or a signal came in the middle."""
 
 
 class Killed(BaseException):
@@ -9649,10 +9649,11 @@ def main(arguments: list[str]) -> int:
     def emit(body: Mapping[str, Any]) -> None:
         line = json.dumps(body, allow_nan=False).encode() + b"\n"
         try:
-            with Killed.held():  # no line begins within another
-                write_all(stdout, line)
+            write_all(stdout, line)
         except OSError as error:
             raise Unheard(error.strerror) from None
+        except Killed as killed:  # who may wait for a reader that is gone; no line begins within another
+            raise Unheard("the runner was stopped in a line") from killed
 
     try:
         try:
@@ -9668,7 +9669,7 @@ def main(arguments: list[str]) -> int:
     except Failure as raised:
         failure = raised
     except Unheard:
-        return 1
+        return 128 + Killed.asked if Killed.asked else 1
     except BaseException as error:
         failure = host_failure(error) or internal_error(error)
         if Killed.asked:  # where the signal came between two steps, taking down may meet the half of them
