@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 from conftest import write_bundle
 from environments import ECHO
+from typer.testing import CliRunner
 
 from modelops.adapters.bundle import BundleError, LocalBundleRepository
 from modelops.adapters.bundle.oci import OciBundleRepository
 from modelops.adapters.bundle.sources import OURS, make_repository
+from modelops.cli import app
 from modelops.services.bundles import find_bundle
 from modelops.services.dask_simulation import DaskSimulationService
 from modelops.worker.settings import WorkerSettings
@@ -159,3 +161,22 @@ def test_a_directory_named_on_the_command_line(tmp_path: Path) -> None:
     assert find_bundle(str(source), environ=with_registry).directory == str(tmp_path / "storage" / "bundles")
     chosen = find_bundle(str(source), tmp_path / "chosen", environ)
     assert chosen.directory == str(tmp_path / "chosen") and chosen.reference == found.reference
+
+
+@pytest.mark.parametrize("name", ["MODELOPS_BUNDLES_DIR", "MODELOPS_BUNDLE_REPOSITORY"])
+def test_commands_have_the_directory_of_the_variables(tmp_path: Path, name: str) -> None:
+    bundle = write_bundle(tmp_path / "source", ECHO)
+    here = CliRunner(env={name: str(tmp_path / "own"), "MODELOPS_STORAGE_DIR": str(tmp_path / "storage")})
+    added = here.invoke(app, ["bundle", "add", str(bundle)])
+    assert added.exit_code == 0 and here.invoke(app, ["bundle", "list"]).stdout == added.stdout
+    assert [str(found) for found in LocalBundleRepository(tmp_path / "own").references()] == [added.stdout.strip()]
+    policy = here.invoke(app, ["run", added.stdout.strip(), "--print-policy"])
+    assert policy.exit_code == 0 and "[execute]" in policy.stdout, policy
+
+
+@pytest.mark.parametrize("command", ["run", "debug", "review"])
+def test_commands_are_in_doubt_where_a_worker_is(tmp_path: Path, command: str) -> None:
+    both = {"MODELOPS_BUNDLE_REPOSITORY": str(tmp_path), "MODELOPS_BUNDLE_REGISTRY": "a.org/b"}
+    bundle = write_bundle(tmp_path / "source", ECHO)
+    refused = CliRunner(env=both).invoke(app, [command, str(bundle), "--entrypoint", "a/b"])
+    assert refused.exit_code == 2 and "MODELOPS_BUNDLE_SOURCE=oci or" in refused.stderr, refused

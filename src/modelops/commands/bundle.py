@@ -15,6 +15,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from modelops.adapters.bundle import BundleError, LocalBundleRepository
+from modelops.adapters.bundle.sources import bundles_dir
 from modelops.places import default_storage_dir
 from modelops.printable import one_line
 from modelops.services.bundles import describe_bundle, find_bundle, open_target, pull_bundle
@@ -39,8 +40,7 @@ Repository = Annotated[
     typer.Option(
         "--repository",
         "-r",
-        envvar="MODELOPS_BUNDLE_REPOSITORY",
-        help="Directory of the repository; by default one in the storage directory, which is made.",
+        help="Directory of the repository; by default as a worker's variables say, and made where it is missing.",
     ),
 ]
 
@@ -156,9 +156,9 @@ def _refusing() -> Iterator[None]:
 
 
 def open_repository(path: Path | None) -> LocalBundleRepository:
-    """The repository at `path`, or the default one, which is made where it does not exist yet."""
+    """The repository at `path`, or a worker's, which is made where it does not exist yet."""
     if path is None:
-        path = default_storage_dir() / "bundles"
+        path = bundles_dir(os.environ, default_storage_dir())
         path.mkdir(parents=True, exist_ok=True)
     return LocalBundleRepository(path)
 

@@ -33,7 +33,7 @@ Timeout = Annotated[float, typer.Option(min=0, help="Seconds that a run may take
 Limit = Annotated[list[str] | None, typer.Option(help="A limit of the profile, such as memory=8GiB; repeat for more.")]
 Repository = Annotated[
     Path | None,
-    typer.Option(envvar="MODELOPS_BUNDLE_REPOSITORY", help="The bundle repository; made where it is missing."),
+    typer.Option(help="A directory of bundles, made where it is missing; else as a worker's variables say."),
 ]
 
 
