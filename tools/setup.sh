@@ -3,8 +3,8 @@
 #   tools/setup.sh [runtime|service|dev|hosts]   asks nothing, and is done at once where there is nothing to do
 #   tools/setup.sh lock                          after a change of dependency groups: pin what they ask for now
 #   tools/setup.sh upgrade                       pin the newest versions of everything
-# hosts is dev, and what the tests in real containers need; with THOROUGH=1 Docker's engine, crun, rootless podman and
-# QEMU besides.
+# hosts is dev, and what tests in containers, of registries, reviews and pages need; with THOROUGH=1 Docker's engine,
+# crun, rootless podman and QEMU besides.
 # All output is on stderr.
 set -euo pipefail
 

@@ -9424,7 +9424,7 @@ def print_bwrap(options: Options, host: Host) -> dict[str, Any]:
 
 
 def cache_command(options: Options, cleanup: ExitStack) -> dict[str, Any]:
-    """Show what is kept, or remove what was not used for some days, or everything."""
+    """Show what is kept, or remove what was made before some days, or everything."""
     store = Store(options.store_dir or default_store(), options.venvs_dir, cleanup)
     kinds = {kind: store.path(kind) for kind in ("wheels", "trees", "imported", "built", "resolved", "system")}
     kinds["venvs"] = store.venvs
@@ -9497,7 +9497,7 @@ OPTIONS = [
     Option("--instrument", "run this program of yours where the task would run; its input is stdin", "FILE"),
     Option("--prime", "with REUSE=1: keep the caches that this task leaves, for later ones"),
     Option("--learned", "with --serve: what servers of one bundle learn of its tasks, for each other", "FILE"),
-    Option("--trace", "watch every sandbox with strace; the traces go into this new directory", "DIR"),
+    Option("--trace", "watch with strace what runs the bundle's code; traces go into this new directory", "DIR"),
     Option("--die-with-parent", "stop when the caller, whose pid is PID, is gone", "PID", int),
     Option("--print-bwrap", "show every command line and policy, and run nothing"),
     Option("--doctor", "say what this host can do, and what to do about the rest"),
