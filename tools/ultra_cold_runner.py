@@ -5197,7 +5197,7 @@ class Cgroup:
             os.write(door, b"0")
 
     def pids(self) -> list[int]:
-        return [int(pid) for pid in self.read("cgroup.procs").split()]
+        return [int(pid) for pid in self.read("cgroup.procs").split() if pid != "0"]  # of a pid namespace not ours
 
     def number(self, name: str) -> int:
         return int(self.read(name) or 0)

@@ -1,5 +1,6 @@
 """What a control group tells, read from files as each version has them."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -63,3 +64,14 @@ def test_no_group_with_a_limit_is_left_for_a_sandbox(
     (tmp_path / "slice/memory.max").write_text("1048576\n")  # holds for all below
     found = runner_module.Cgroup.delegated(str(tmp_path), "/slice/service")
     assert found == (place and str(tmp_path / place))
+
+
+def test_processes_of_another_pid_namespace_are_not_taken_for_our_own(runner_module: Any, tmp_path: Path) -> None:
+    """They have the number 0 (cgroups of version 2), and kill(2) takes that for the caller's process group."""
+    (tmp_path / "cgroup.procs").write_text("0\n0\n")
+    pid = os.fork()
+    if pid == 0:
+        os.setsid()
+        runner_module.Cgroup({"pids": str(tmp_path)}).kill()
+        os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
