@@ -1,5 +1,6 @@
 """The study: inputs as people write them, the command in both modes, its files and its exit status."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -9,8 +10,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 from unittest.mock import patch
 
@@ -259,8 +261,6 @@ def test_a_study_without_any_result_has_tables_too(tmp_path: Path) -> None:
 
 
 def test_the_digest_is_of_results_and_not_of_measurements(tmp_path: Path) -> None:
-    import dataclasses
-
     def digest(name: str, result: SimReturn, seconds: float = 1.0) -> str:
         with StudyFolder(tmp_path / name, study_of_one(), {}) as folder:
             folder.add_simulation(0, Timed(result, seconds, seconds))
@@ -278,6 +278,51 @@ def test_a_table_with_a_column_twice_is_refused(tmp_path: Path) -> None:
         read_table(table)
     table.write_text("a,b,c_duplicated_0\n1,2,3\n")
     assert read_table(table) == [{"a": 1, "b": 2, "c_duplicated_0": 3}]
+
+
+class InterruptAt:
+    """Within the block a KeyboardInterrupt is raised at a line of the folder's module, counted from its beginning."""
+
+    def __init__(self, line: int) -> None:
+        self.left = line
+
+    def trace(self, frame: FrameType, event: str, _: object) -> Any:
+        if frame.f_code.co_filename != study_folder.__file__:
+            return None
+        if event == "line":
+            self.left -= 1
+            if self.left == 0:
+                raise KeyboardInterrupt
+        return self.trace
+
+    def __enter__(self) -> "InterruptAt":
+        self.before = sys.gettrace()
+        sys.settrace(self.trace)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(self.before)
+
+
+def test_a_result_is_there_as_a_whole_or_not_at_all_wherever_an_interrupt_comes(tmp_path: Path) -> None:
+    study, line, seen = study_of_one(2), 0, set[int]()
+    artifacts = result_of("1").outputs
+    result = dataclasses.replace(result_of("1"), outputs={"y": artifacts["y"], "z": artifacts["y"]})
+    while (line := line + 1) < 1000:
+        out, interrupt = tmp_path / str(line), InterruptAt(line)
+        with suppress(KeyboardInterrupt), StudyFolder(out, study, {}) as folder:
+            folder.add_simulation(0, timed(result))
+            folder.flush()
+            with interrupt:
+                folder.add_simulation(1, timed(result))
+                folder.flush()
+        with StudyFolder(out, study, {}) as folder:
+            found = folder.results(sorted(folder.simulations))
+            assert [*folder.outputs("name")] == [(index, name) for index in found for name in ("y", "z")], line
+        seen.add(len(found))
+        if interrupt.left > 0:
+            break
+    assert seen == {1, 2} and line < 1000
 
 
 VALUES = st.sampled_from(["a", "b", "large" * 1000, None])

@@ -81,7 +81,7 @@ class StudyMismatch(StudyFolderError):
 
 @dataclass
 class _Pending:
-    rows: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {table: [] for table in _TABLES})
+    results: list[list[tuple[str, dict[str, Any]]]] = field(default_factory=list)  # each with all its rows, by table
     size: int = 0
 
 
@@ -117,16 +117,14 @@ class StudyFolder:
         assert isinstance(result, SimReturn)
         self._add(
             "simulations",
+            [{"name": name, **_artifact_fields(artifact)} for name, artifact in result.outputs.items()],
             point=index,
             task_id=result.task_id,
             metrics=json.dumps(dict(result.metrics or {})),
             outputs=len(result.outputs),
             **_ended(timed, result.error),
         )
-        for name, artifact in result.outputs.items():
-            row = {"result": self._next - 1, "name": name, **_artifact_fields(artifact)}
-            self._pending.rows["outputs"].append(row)
-            self._pending.size += len(artifact.inline or b"")
+        self._pending.size += sum(len(artifact.inline or b"") for artifact in result.outputs.values())
         self.simulations[index] = result.error is None
         self.flush_when_due()
 
@@ -141,7 +139,7 @@ class StudyFolder:
         else:
             assert isinstance(result, RunnerError)
             error = ErrorInfo(result.type, result.message, result.retryable)
-        self._add("losses", parameters=group, target=target, **found, **_ended(timed, error))
+        self._add("losses", [], parameters=group, target=target, **found, **_ended(timed, error))
         self.losses[group, target] = error is None
         self.flush_when_due()
 
@@ -162,10 +160,12 @@ class StudyFolder:
     def flush(self) -> None:
         """Write what has come since the last time."""
         self._flushed_at = time.monotonic()
-        if any(self._pending.rows.values()):
+        if self._pending.results:
             with _told(self.path / DATABASE, "written"), self._db:
-                for table, rows in self._pending.rows.items():
-                    self._db.executemany(_insert(table), rows)
+                written = _last_result(self._db)  # some, where an interrupt came between this and the last line
+                rows = [row for result in self._pending.results for row in result if row[1]["result"] > written]
+                for table in _TABLES:
+                    self._db.executemany(_insert(table), [row for of, row in rows if of == table])
             self._pending = _Pending()
 
     def flush_when_due(self) -> None:
@@ -227,8 +227,9 @@ class StudyFolder:
                     f"{_short(known.get(key))}, and this one {_short(value)}; choose another --out"
                 )
 
-    def _add(self, table: str, **row: Any) -> None:
-        self._pending.rows[table].append({"result": self._next, **row})
+    def _add(self, table: str, artifacts: list[dict[str, Any]], **row: Any) -> None:
+        rows = [(table, row), *(("outputs", artifact) for artifact in artifacts)]
+        self._pending.results.append([(of, {"result": self._next, **fields}) for of, fields in rows])  # all or none
         self._next += 1
 
     def _load(self) -> None:
