@@ -18,7 +18,7 @@ from .working_dir import clear_away, open_here, remove_tree
 
 LEAVING_SECONDS = 3.0  # in which a busy machine has ended what was killed
 LOOK_SECONDS = 0.02
-_PROGRAM = f"import sys; from {__name__} import clean_up; clean_up(*sys.argv[1:])"
+_PROGRAM = f"import sys; sys.path[:] = {{}}; from {__name__} import clean_up; clean_up(*sys.argv[1:])"
 
 
 def leave_nothing(status: int, storage: Path) -> NoReturn:
@@ -29,10 +29,10 @@ def leave_nothing(status: int, storage: Path) -> NoReturn:
     tracker = getattr(getattr(resource_tracker, "_resource_tracker", None), "_pid", None) or 0
     _kill(_family(tracker))  # whose pipes end with this program: they would say so, on a standard error of their own
     words = [str(status), str(tracker), str(storage), *map(str, open_here())]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     try:
         # -P, as the current folder may be a bundle's, whose modules nobody trusts.
-        os.execve(sys.executable, [sys.executable, "-P", "-c", _PROGRAM, *words], environment)
+        program = _PROGRAM.format([*filter(None, sys.path)])
+        os.execv(sys.executable, [sys.executable, "-P", "-c", program, *words])
     finally:  # the machine has no room for it: whoever comes next clears away
         os._exit(status)
 
