@@ -74,7 +74,8 @@ TEST_PROFILES = {
     "brief": limits(1),  # for what is a matter of time
     "brief-no-proc": NO_PROC + limits(1),
     "twelve-seconds": "[dependencies]\nprivate_addresses = true\n[fetch.limits]\nwall_seconds = " + str(12 * SLOW),
-    "minute": "[fetch.limits]\nwall_seconds = " + str(60 * SLOW),  # where uv may wait for ever
+    # where uv may wait for ever
+    "minute": "[dependencies]\nprivate_addresses = true\n[fetch.limits]\nwall_seconds = " + str(60 * SLOW),
 }
 
 

@@ -286,12 +286,17 @@ def test_too_many_files(hostile: HostileRunner) -> None:
     check(hostile, Hostile("10,100 files under a limit of 10,000", many_files, ("bundle/bundle_too_large",)))
 
 
+NULL = os.makedev(1, 3)
+
+
 @cases("default")
 def test_a_device(hostile: HostileRunner) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root may make devices")
-    make = Hostile("a device", lambda b: os.mknod(b / "null", 0o20666, os.makedev(1, 3)), ("bundle/unsafe_file",))
-    check(hostile, make)
+    try:
+        check(hostile, Hostile("a device", lambda b: os.mknod(b / "null", 0o20666, NULL), ("bundle/unsafe_file",)))
+    except PermissionError:
+        pytest.skip("this container may make no device (CAP_MKNOD)")
 
 
 @cases("default")
