@@ -5445,12 +5445,14 @@ def host_pid(ancestor: int, inner: int) -> int:
     """
     import psutil
 
-    with suppress(psutil.Error, OSError):
-        for process in psutil.Process(ancestor).children(recursive=True):
-            with open(f"/proc/{process.pid}/status", encoding="utf-8") as file:
-                numbers = next((line.split()[1:] for line in file if line.startswith("NSpid:")), [])
+    below: list[Any] = []
+    with suppress(psutil.Error):
+        below = psutil.Process(ancestor).children(recursive=True)
+    for process in below:
+        with suppress(OSError), open(f"/proc/{process.pid}/status", encoding="utf-8") as file:  # others may be there
+            numbers = next((line.split()[1:] for line in file if line.startswith("NSpid:")), [])
             if numbers[1:2] == [str(inner)]:
-                return process.pid
+                return int(process.pid)
     raise ProcessLookupError
 
 

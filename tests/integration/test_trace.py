@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import psutil
 import pytest
 from conftest import PROFILES, TINY_BACKEND, Runner, parse_line
 from servers import LocalServer, local_profile, sdist, wheel
@@ -55,6 +56,23 @@ def test_a_sandbox_that_loses_its_tracer_as_it_is_looked_at_gives_no_sample(runn
     trace = SimpleNamespace(samples=[])
     runner_module.Watch.sample(trace, 0.5, 1)  # nothing is above the first process of a machine
     assert trace.samples == []
+
+
+def test_the_sandbox_is_found_below_its_tracer_though_another_process_just_ended(
+    runner_module: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = subprocess.Popen(["true"])
+    gone, children = psutil.Process(ended.pid), psutil.Process.children
+    ended.wait()
+    monkeypatch.setattr(psutil.Process, "children", lambda of, recursive: [gone, *children(of, recursive=recursive)])
+    inside = ["bwrap", "--unshare-user", "--unshare-pid", "--die-with-parent", "--ro-bind", "/", "/"]
+    with subprocess.Popen([*inside, "sh", "-c", "echo; sleep 600"], stdout=subprocess.PIPE) as sandbox:
+        assert sandbox.stdout is not None
+        sandbox.stdout.readline()
+        try:
+            assert runner_module.host_pid(sandbox.pid, 1) in runner_module.children_of(sandbox.pid)
+        finally:
+            sandbox.kill()
 
 
 def test_the_figures_are_the_tasks_and_not_the_tracers(run: Runner, bundle: Bundle, tmp_path: Path) -> None:
