@@ -7698,6 +7698,8 @@ class Resolver:
             else:
                 wheels.append(keep_wheel(self.host.store, file_name, sha256, path))
                 if not os.path.isfile(wheels[-1].path):
+                    if f"{sha256}/{file_name}" in request["have"]:
+                        raise no_store(f"{wheels[-1].path} is just removed by another run; run again", True)
                     raise Failure("fetch", "fetch_failed", f"the resolver chose {file_name} and did not download it")
         return wheels, sdists, chosen
 

@@ -387,6 +387,26 @@ def test_a_kept_venv_and_the_programs_of_a_run_are_not_pruned(own: Runner, bundl
     assert own(None, None, "--cache", "prune").body["cache"]["venvs"]["entries"] == 0
 
 
+def test_a_wheel_that_is_pruned_while_it_is_resolved_can_be_had_by_another_run(own: Runner, bundle: Bundle) -> None:
+    with LocalServer() as server:
+        for name in ("first", "second"):
+            server.add(*wheel(name, "1.0", {f"{name}.py": ""}))
+        environment = server.environment()
+        assert own(bundle(WIRE, needs=["first"]), env=environment).code == 0
+
+        def prune(handler: Any) -> None:
+            shutil.rmtree(own.store / "wheels")
+            handler.server.owner.behaviours.clear()
+            handler.do_GET()
+
+        server.behave("/simple/second/", prune)
+        both = bundle(WIRE, needs=["first", "second"])
+        error = own(both, env=environment).error
+        assert (error["type"], error["retryable"]) == ("store_unavailable", True), error
+        assert "run again" in error["error"]
+        assert own(both, env=environment).code == 0
+
+
 def test_what_can_not_be_opened_is_pruned(own: Runner, bundle: Bundle) -> None:
     """A link to nowhere, a pipe, what only root may read: nobody mounts it."""
     assert own(bundle(WIRE)).code == 0
