@@ -6018,8 +6018,9 @@ class Session(Supervisor):
             else:
                 self.ended, self.exit_code = True, int.from_bytes(body, "big")
 
-    def run_task(self, task: dict[str, Any], receiver: Receiver) -> Outcome:
-        """Run one task in a fork. Returns when it has reported; `settle` waits until the sandbox is clean again."""
+    def run_task(self, task: dict[str, Any], receiver: Receiver, coming: "Session | None" = None) -> Outcome:
+        """Run one task in a fork, and see to a sandbox that comes meanwhile. Returns when it has reported; `settle`
+        waits until the sandbox is clean again."""
         self.settle()
         if self.cgroup:
             self.cgroup.mark()
@@ -6029,7 +6030,8 @@ class Session(Supervisor):
         body = pack(task)
         running = self.write(TASK + len(body).to_bytes(8, "big") + body)
         while running and not self.ended and not self.finished_at:
-            running = self.step()
+            running = self.step(max(0.0, coming.monitor.next_sample - time.monotonic()) if coming else float("inf"))
+            coming = coming if coming and coming.comes() else None
         if not self.ended and self.process.returncode is None:
             if not self.finished_at:
                 self.judge()
@@ -6045,6 +6047,15 @@ class Session(Supervisor):
         if self.exit_code is None:
             self.exit_code = 137  # the sandbox's own end took the task with it
         return self.outcome(time.monotonic())
+
+    def comes(self) -> bool:
+        """Look after it while another's task runs; false where it is ready, or failed: then nothing of it goes on."""
+        if self.ready is None and self.step(0):
+            return self.ready is None
+        if self.ready is None and self.child_fd >= 0:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.child_fd, signal.SIGKILL)
+        return False
 
     def settle(self) -> None:
         """Wait until the sandbox has cleaned up after its last task."""
@@ -9302,7 +9313,7 @@ class Server:
         if self.inbox.open:
             session.selector.register(0, selectors.EVENT_READ, on_input)
         try:
-            outcome = session.run_task(task, outputs)
+            outcome = session.run_task(task, outputs, self.coming)
         finally:
             with suppress(KeyError):
                 session.selector.unregister(0)

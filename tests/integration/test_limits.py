@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from conftest import RUNNER, Runner, parse_line
 
@@ -132,6 +133,56 @@ def test_a_limit_that_root_without_the_right_to_trace_watches(
         [*NO_GROUPS, *CONTAINED, *command], input=task, capture_output=True, env=run.environment(), timeout=120
     )
     assert parse_line(done.stdout)["_fatal_error"]["type"] == kind
+
+
+# Its import waits, where the template makes it, and then takes more memory than one sandbox may have.
+GREEDY = """
+import os, subprocess, time
+if os.getppid() == 1:
+    subprocess.run(["sleep", "602"])
+    for _ in range(6):
+        if os.fork() == 0: x = bytearray(b"x") * (60 << 20); time.sleep(600)
+    time.sleep(600)
+"""
+
+
+def sleeper(server: "subprocess.Popen[bytes]", seconds: str) -> psutil.Process:
+    """The process below it that runs sleep(1) for so long, as soon as there is one."""
+    while server.poll() is None:
+        for process in psutil.Process(server.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if process.cmdline() == ["sleep", seconds]:
+                    return process
+    raise AssertionError("the server has ended")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can hide the control groups")
+def test_a_template_that_comes_while_a_task_runs_has_its_limits_too(
+    run: Runner, bundle: Bundle, profile_with: WithProfile
+) -> None:
+    code = "import subprocess\ndef wire(entrypoint, params, seed):\n"
+    code += "    if params: subprocess.run(['sleep', '61'])\n    else: import greedy\n    return {'out': 'x'}\n"
+    options = profile_with('[execute.limits]\nmemory_bytes = "200MiB"\n')
+    command = run.command("--bundle-path", str(bundle(code, files={"greedy.py": GREEDY})), "--serve", *options)
+    streams = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    server = subprocess.Popen([*NO_GROUPS, *command], env=run.environment(), **streams)  # type: ignore[call-overload]
+    try:
+        for params in ({}, {"hold": True}):
+            server.stdout.readline()
+            server.stdin.write(json.dumps({"entrypoint": "main", "params": params, "seed": 1}).encode() + b"\n")
+            server.stdin.flush()
+        waiting, task = sleeper(server, "602"), sleeper(server, "61")
+        template = waiting.parent()
+        waiting.kill()
+        while template.is_running():
+            assert task.is_running(), "the task was over first"
+        task.kill()
+        rest, log = server.communicate(timeout=300)
+        assert b'"outputs"' in rest and server.returncode == 0
+        assert b"imported in each task" in log and b"memory_bytes" in log
+    finally:
+        server.kill()
+        server.wait()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user's sandboxes have that user's uid, who may look at them")
