@@ -1926,6 +1926,7 @@ import errno
 import fcntl
 import json
 import re
+import select
 import selectors
 import stat
 import subprocess
@@ -5908,14 +5909,12 @@ class Supervisor:
 
     def ask_for_stacks(self) -> None:
         """Have a task that a limit of time ends say where it stands, before it is killed. Nobody waits for long."""
-        import select
-
         if not self.violation or self.violation.type not in ("timeout", "cpu_limit"):
             return
         if not signal_task(self.child_pid, self.child_fd, self.DEPTH, STACKS_SIGNAL):
             return
         end = time.monotonic() + 0.5
-        while time.monotonic() < end and select.select([self.stacks_fd], [], [], 0.05 if self.stacks else 0.5)[0]:
+        while time.monotonic() < end and wait_for([self.stacks_fd], 0.05 if self.stacks else 0.5):
             self.hear_stacks()
 
     def hear_stacks(self) -> None:
@@ -6072,14 +6071,12 @@ class Session(Supervisor):
 
     def write(self, data: bytes) -> bool:
         """Send to the sandbox, for as long as a task may take; false where it does not listen."""
-        import select
-
         view, end = memoryview(data), time.monotonic() + self.limits.wall_seconds
         while view and time.monotonic() < end:
             try:
                 view = view[os.write(self.tasks.fileno(), view) :]
             except BlockingIOError:
-                select.select([], [self.tasks], [], 0.1)
+                wait_for([self.tasks.fileno()], 0.1, select.POLLOUT)
             except BrokenPipeError:
                 return False
         return not view
@@ -6236,8 +6233,6 @@ def children_of(pid: int) -> list[int]:
 def signal_task(init: int, init_fd: int, depth: int, number: int) -> bool:
     """Send a signal to the oldest descendant of the sandbox's init in that generation; false where there is none, or
     where the init, of which there is a descriptor, has ended: its number may be another's."""
-    import select
-
     with suppress(OSError, IndexError), ExitStack() as cleanup:
         parent = init
         for _ in range(depth - 1):
@@ -6246,7 +6241,7 @@ def signal_task(init: int, init_fd: int, depth: int, number: int) -> bool:
         process = os.pidfd_open(task)
         cleanup.callback(os.close, process)
         same = children_of(parent)[0] == task  # else the descriptor may be another's, with the same pid
-        if same and not select.select([init_fd], [], [], 0)[0]:
+        if same and not wait_for([init_fd], 0):
             signal.pidfd_send_signal(process, number)
             return True
     return False
@@ -6313,6 +6308,14 @@ def read_some(fd: int) -> bytes | None:
         return os.read(fd, MIB)
     except BlockingIOError:
         return None
+
+
+def wait_for(fds: Iterable[int], seconds: float | None, event: int = select.POLLIN) -> list[int]:
+    """Those that are ready. select(2) takes no number above 1023, and callers leave that many open."""
+    poll = select.poll()
+    for fd in fds:
+        poll.register(fd, event)
+    return [fd for fd, _ in poll.poll(None if seconds is None else seconds * 1000)]
 
 
 def rlimits(limits: Limits) -> dict[str, int]:
@@ -9256,14 +9259,12 @@ class Server:
 
     def attend(self, seconds: float | None) -> None:
         """Wait for a line, or for a sandbox that cleans up or comes, and handle what it says."""
-        import select
-
         busy = [session for session in (self.coming, self.current) if session and not session.ended]
         if self.coming and self.coming not in busy:
             busy.append(self.coming)
-        places = {fd: session for session in busy for fd in session.selector.get_map()}
+        places = {key.fd: session for session in busy for key in session.selector.get_map().values()}
         wait = max(0.0, seconds) if seconds is not None else 1.0 if self.coming else None  # it may be over by now
-        ready, _, _ = select.select([*([0] if self.inbox.open else []), *places], [], [], wait)
+        ready = wait_for([*([0] if self.inbox.open else []), *places], wait)
         for session in {id(places[fd]): places[fd] for fd in ready if fd != 0}.values():
             if not session.step(0) and session is self.current:
                 session.alive, session.ended = False, True

@@ -6,6 +6,7 @@ import os
 import queue
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -239,6 +240,30 @@ def test_a_task_that_reaches_for_its_parent_is_not_felt_by_the_next(serve: Serve
         served.ask(do)
         assert served.value("count") == 1
         assert served.value("descriptors") == served.value("descriptors")
+
+
+# Starts a program with more descriptors than select(2) can number.
+CROWDED = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
+for _ in range(1100):
+    os.dup(2)
+for fd in range(3, 1100):
+    os.set_inheritable(fd, True)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+def test_a_caller_may_leave_a_thousand_files_open(run: Runner, bundle: Callable[..., Path], small: list[str]) -> None:
+    server = run.command("--bundle-path", str(bundle(WIRE)), "--serve", *small)
+    asked = [{"do": "count", "large": "x" * 4_000_000}, {"do": "sleep"}, {"do": "count"}]
+    lines = [json.dumps({"entrypoint": "main", "params": params, "seed": 7}) for params in asked]
+    done = subprocess.run(
+        [sys.executable, "-c", CROWDED, *server], input="\n".join(lines).encode(), stdout=-1, env=run.environment()
+    )
+    _, first, second, third = map(json.loads, done.stdout.splitlines())
+    assert "outputs" in first and "outputs" in third
+    assert second["_fatal_error"]["type"] == "timeout" and "in sleep" in second["_fatal_error"]["traceback"]
 
 
 def test_lines_that_come_while_a_task_is_ended_are_answered(serve: Serve, small: list[str]) -> None:
