@@ -10,6 +10,7 @@ Tests run on several workers at once, in any order, beside each other: what they
 and what several share at a price is made by tests of one `@pytest.mark.xdist_group("name")`, which run on one worker.
 """
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -24,6 +25,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import psutil
 import pytest
 import starts
 from hypothesis import settings
@@ -129,6 +131,16 @@ class Runner:
         ready, *answers = [parse_line(line) for line in done.stdout.splitlines(keepends=True)]
         assert "serving" in ready and len(answers) == len(tasks), done.stderr
         return [Result(int("_fatal_error" in answer), answer, done.stderr.decode()) for answer in answers]
+
+
+def sleeper(server: "subprocess.Popen[bytes]", seconds: str) -> psutil.Process:
+    """The process below it that runs sleep(1) for so long, as soon as there is one."""
+    while server.poll() is None:
+        for process in psutil.Process(server.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if process.cmdline() == ["sleep", seconds]:
+                    return process
+    raise AssertionError("the server has ended")
 
 
 def new_store(place: Path, like: Runner, **privileges: Any) -> Path:

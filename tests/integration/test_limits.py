@@ -11,9 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
-from conftest import RUNNER, Runner, parse_line
+from conftest import RUNNER, Runner, parse_line, sleeper
 
 Bundle = Callable[..., Path]
 WithProfile = Callable[[str], tuple[str, ...]]
@@ -144,16 +143,6 @@ if os.getppid() == 1:
         if os.fork() == 0: x = bytearray(b"x") * (60 << 20); time.sleep(600)
     time.sleep(600)
 """
-
-
-def sleeper(server: "subprocess.Popen[bytes]", seconds: str) -> psutil.Process:
-    """The process below it that runs sleep(1) for so long, as soon as there is one."""
-    while server.poll() is None:
-        for process in psutil.Process(server.pid).children(recursive=True):
-            with contextlib.suppress(psutil.Error):
-                if process.cmdline() == ["sleep", seconds]:
-                    return process
-    raise AssertionError("the server has ended")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can hide the control groups")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, TINY_BACKEND, Runner, parse_line
+from conftest import ROOT, TINY_BACKEND, Runner, parse_line, sleeper
 from suites import rows
 
 WIRE = """
@@ -41,6 +41,9 @@ def leave(params, seed):
 
 def sleep(params, seed):
     time.sleep(params.get("seconds", 60))
+
+def program(params, seed):
+    subprocess.run(["sleep", "67"])
 
 def kill_parent(params, seed):
     os.kill(os.getppid(), signal.SIGKILL)
@@ -342,8 +345,8 @@ def test_end_of_input_lets_the_running_task_finish(serve: Serve) -> None:
 
 def test_sigterm_answers_the_running_task_and_leaves_nothing(serve: Serve, store: Path) -> None:
     with serve() as served:
-        served.value("count")
-        served.send({"entrypoint": "main", "params": {"do": "sleep"}, "seed": 1})
+        served.send({"entrypoint": "main", "params": {"do": "program"}, "seed": 1})
+        sleeper(served.process, "67")
         served.process.send_signal(signal.SIGTERM)
         assert served.receive()["_fatal_error"]["type"] == "killed"
         assert served.process.wait(timeout=300) == 128 + signal.SIGTERM
