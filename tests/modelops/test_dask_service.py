@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import dask
 import psutil
 import pytest
 from distributed import LocalCluster
@@ -182,6 +183,19 @@ def test_a_killed_worker_loses_no_task(
         assert seeds(service.gather(futures)) == list(range(8))
         assert total.result(timeout=300).loss == 28.0
         wait_until(lambda: not any(alive(child) for child in orphans), "a runner outlived its worker")
+
+
+def test_a_worker_that_dask_gives_up_is_replaced(settings: WorkerSettings, ref: str) -> None:
+    """As it does with one that dies just as it starts: without another, tasks would wait for ever."""
+    with (
+        dask.config.set({"distributed.deploy.lost-worker-timeout": "100ms"}),
+        DaskSimulationService(settings=settings, n_workers=1, threads_per_worker=1) as service,
+    ):
+        assert seeds(service.gather(service.simulate([sim_task(ref, seed=1)]))) == [1]
+        cluster = service.client.cluster
+        cluster.sync(cluster.workers[0].close)
+        (future,) = service.simulate([sim_task(ref, seed=2)])
+        assert seeds([future.result(timeout=120)]) == [2]
 
 
 def alive(process: psutil.Process) -> bool:

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
+from functools import partial
 from multiprocessing import resource_tracker
 from typing import Any, Self
 
@@ -15,6 +16,7 @@ import dask
 import distributed
 import psutil
 from modelops_contracts import AggregationReturn, AggregationTask, Future, ReplicateSet, SimReturn, SimTask
+from tornado.ioloop import PeriodicCallback
 
 from modelops.adapters.working_dir import WorkingDir, clear_away
 from modelops.places import default_storage_dir
@@ -28,6 +30,7 @@ from .preflight import Finding, check_there, check_workers, describe_here, one_o
 logger = logging.getLogger(__name__)
 
 _LOGGERS = ("distributed", "distributed.client")
+AGAIN_MILLISECONDS = 1000.0  # between looks at whether a worker is missing
 IDLE_SECONDS = 0.2  # that a hurried close leaves a worker process whose tasks have ended
 
 # What an embedded cluster's processes do all the time for dashboards that nobody looks at costs a tenth of a processor;
@@ -92,13 +95,15 @@ class DaskSimulationService:
         self._scratch = WorkingDir(default_storage_dir() / "dask")
         _start_resource_tracker()  # to start it gives the thread the signal back
         with _held_back(signal.SIGINT):
-            return distributed.LocalCluster(
+            cluster = distributed.LocalCluster(
                 n_workers=n_workers,
                 threads_per_worker=threads_per_worker,
                 dashboard_address="127.0.0.1:0",
                 scheduler_kwargs={"dashboard": False, "local_directory": str(self._scratch.path)},
                 local_directory=str(self._scratch.path),
             )
+        _start_again(cluster, n_workers)
+        return cluster
 
     @property
     def client(self) -> distributed.Client:
@@ -324,6 +329,15 @@ def _start_resource_tracker() -> None:
         os.environ.pop("PYTHONWARNINGS")
         if before is not None:
             os.environ["PYTHONWARNINGS"] = before
+
+
+def _start_again(cluster: distributed.LocalCluster, n_workers: int) -> None:
+    """Replace workers that Dask gives up, for which tasks would wait for ever: one that dies just as it starts, or
+    takes longer than `distributed.deploy.lost-worker-timeout` to start again."""
+    again = PeriodicCallback(partial(cluster.scale, n_workers), AGAIN_MILLISECONDS)
+    cluster.periodic_callbacks["start again"] = again  # stopped as the cluster closes
+    assert cluster.loop is not None  # as it runs
+    cluster.loop.add_callback(again.start)
 
 
 @contextmanager
