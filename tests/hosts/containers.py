@@ -114,7 +114,7 @@ def captured(command: list[str]) -> "subprocess.CompletedProcess[str]":
     )
 
 
-def tests_passed(ended: "subprocess.CompletedProcess[str]") -> int:
+def passed_in(ended: "subprocess.CompletedProcess[str]") -> int:
     """How many tests of the one pytest in a container passed, where all that ran did."""
     found = re.search(r"^(\d+) passed\b.* in [\d.]+s", ended.stdout, re.M)
     assert ended.returncode == 0 and found, (ended.stdout + ended.stderr)[-5000:]

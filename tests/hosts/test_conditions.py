@@ -26,8 +26,8 @@ from hosts.containers import (
     add_bwrap,
     debian_mirror,
     docker_seccomp,
+    passed_in,
     run,
-    tests_passed,
 )
 
 RootfsOf = Callable[[str], Rootfs]
@@ -284,6 +284,6 @@ def test_the_probes_hold_with_bwrap_0_6(
     pytest_ = ".venv/bin/python -m pytest --full -q --color=no -p no:cacheprovider -k 'not control'"
     tests = f"{pytest_} tests/security/test_probes.py tests/security/test_lifecycle.py"
     ended = run(Job(OLD, container, who, f"{BWRAP_0_6}; PROBE_PROFILES={profile} {tests}"), debian)
-    count = tests_passed(ended)
+    count = passed_in(ended)
     assert count > 200, ended.stdout
     verdict(f"bwrap 0.6.1, of Ubuntu 22.04, {container.name} as {who}", f"{profile}: {count:,} probe tests hold")

@@ -28,8 +28,8 @@ from hosts.containers import (
     Container,
     Job,
     Rootfs,
+    passed_in,
     run_arguments,
-    tests_passed,
 )
 from hosts.machine import MACHINE, SLOWER
 
@@ -148,7 +148,7 @@ def test_the_smoke_tests_pass(job: Job, done: Done, rootfs_of: RootfsOf, verdict
 
 @places(probes(*place) for place in PLACES)
 def test_the_probes_hold(job: Job, done: Done, rootfs_of: RootfsOf, verdict: Verdict) -> None:
-    count = tests_passed(done(job))
+    count = passed_in(done(job))
     assert count > 200
     verdict(place_of(job, rootfs_of), f"{profile_of(job)}: {count:,} probe tests hold")
 
@@ -176,7 +176,7 @@ def test_control_groups_of_version_2(job: Job, done: Done, verdict: Verdict) -> 
     ended = done(job)
     (report,) = re.findall(r'^{"doctor".*', ended.stdout, re.M)
     assert json.loads(report)["doctor"]["cgroup"] == 2
-    count = tests_passed(ended)
+    count = passed_in(ended)
     assert count > 40
     verdict(f"control groups of version 2 as {job.who}", f"{count} tests of limits pass")
 

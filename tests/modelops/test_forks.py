@@ -167,7 +167,8 @@ def test_an_idle_server_that_was_killed_is_started_again(probe: Path) -> None:
 def test_the_next_run_is_forked_ahead_and_another_where_somebody_ended_it(probe: Path) -> None:
     server = ask(probe)[1]["parent"]
     ahead = forked_ahead(server)
-    assert sorted(os.listdir(f"/proc/{ahead.pid}/fd")) == ["0", "1", "2"], "it has descriptors of the server"
+    own_three = ["0", "1", "2"]
+    wait_until(lambda: sorted(os.listdir(f"/proc/{ahead.pid}/fd")) == own_three, "it has descriptors of the server")
     assert ask(probe)[1]["pid"] == ahead.pid
     for number in (signal.SIGTERM, signal.SIGKILL):
         ahead = forked_ahead(server)
