@@ -284,9 +284,14 @@ def test_lines_that_come_while_a_task_is_ended_are_answered(serve: Serve, small:
 
 def test_what_a_task_leaves_is_gone_before_the_next(serve: Serve) -> None:
     with serve() as served:
-        clean = served.value("look")
-        served.value("litter")
-        assert served.value("look") == clean
+        for _ in range(3):  # where the machine is busy, cleaning may take so long that the sandbox is made anew
+            *clean, before = served.value("look")
+            served.value("litter")
+            *after, started = served.value("look")
+            assert after == clean
+            if started == before:
+                return
+        raise AssertionError("each time in another sandbox: nothing is cleaned")
 
 
 def test_what_forks_have_open_in_common_is_put_back(serve: Serve) -> None:
