@@ -60,8 +60,8 @@ def clear_away(storage: Path) -> None:
 
 def remove_tree(folder: Path) -> None:
     """Remove a directory with all that is in it, whose directories may be read-only."""
-    for parent, _, _ in os.walk(folder):
-        os.chmod(parent, 0o700)
+    for *_, fd in os.fwalk(folder):  # and not by name, in whose place a link may come meanwhile
+        os.fchmod(fd, 0o700)
     shutil.rmtree(folder)
 
 
