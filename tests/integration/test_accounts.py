@@ -88,7 +88,11 @@ def nobody() -> Iterator[Account]:
 WIRE = "import os\ndef wire(*a):\n    return {'out': [os.getuid(), os.getgid(), os.listdir('/bundle')]}\n"
 
 
-@pytest.mark.parametrize("profile", ["default", "strict", "container", "debug"])
+ANOTHER = pytest.mark.full("another profile")
+OTHERS = [pytest.param(name, marks=ANOTHER) for name in ("strict", "container", "debug")]
+
+
+@pytest.mark.parametrize("profile", ["default", *OTHERS])
 def test_an_ordinary_user_runs_a_task(nobody: Account, profile: str) -> None:
     path = write_bundle(nobody.folder / f"bundle-{profile}", WIRE)
     done = nobody.run(path, "--profile", profile)

@@ -715,7 +715,10 @@ def test_the_bundle_itself_in_a_requirements_file(go: Go, line: str) -> None:
     assert go({**files, "requirements.txt": f"six<1.16\n{line}\n"}).outputs == {"out": b"1.15.0"}
 
 
-@pytest.mark.parametrize("dependencies", ['dependencies = ["bar"]', 'dynamic = ["dependencies"]'])
+DYNAMIC = pytest.param('dynamic = ["dependencies"]', marks=pytest.mark.full("the same line, where none is listed"))
+
+
+@pytest.mark.parametrize("dependencies", ['dependencies = ["bar"]', DYNAMIC])
 def test_a_requirements_file_that_installs_the_project(go: Go, dependencies: str) -> None:
     """Also where pyproject.toml lists the dependencies. Without such a line it is not read, and the log says so."""
     more = f'{dependencies}\n[project.entry-points."{GROUP}"]\nx = "m:wire"\n'

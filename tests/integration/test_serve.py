@@ -569,7 +569,9 @@ SEEDS = {
 }
 
 
-@pytest.mark.parametrize("seeding, preloaded", SEEDS.values(), ids=SEEDS)
+@pytest.mark.parametrize(
+    "seeding, preloaded", rows(SEEDS, ("none before", "one before"), "told by the same comparison")
+)
 def test_an_import_that_draws_is_preloaded_if_a_task_gives_the_same_after_it(
     run: Runner, serve: Serve, bundle: Callable[..., Path], seeding: str, preloaded: bool
 ) -> None:

@@ -638,7 +638,10 @@ def test_one_task_of_a_bundle_in_a_registry(
     assert absent.exit_code == 2 and "not found" in absent.stderr.replace("_", " "), absent.output
 
 
-@pytest.mark.parametrize("told", ["by its own variables", "by the client"])
+FULL_REFERENCE = pytest.param("by the client", marks=pytest.mark.full("the same, with less to find out"))
+
+
+@pytest.mark.parametrize("told", ["by its own variables", FULL_REFERENCE])
 def test_a_study_of_a_bundle_in_a_registry(
     registry: Registry, tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch, told: str
 ) -> None:

@@ -132,7 +132,10 @@ def test_backend_of_the_bundle(hostile: HostileRunner, server: LocalServer, phon
     assert ends(go(hostile, bundle, server, "a build backend that calls home")) == "ran"
 
 
-@turns("form", ["alone", "newer than a wheel", "needed by a newer wheel", "setup.py alone"], *BOTH)
+FORMS = ["alone", "newer than a wheel", "needed by a newer wheel", "setup.py alone"]
+
+
+@turns("form", FORMS, *BOTH, first=FORMS[2:], why="a part of another row")
 def test_backend_of_an_sdist(form: str, hostile: HostileRunner, server: LocalServer, phone: str) -> None:
     """The resolver, which has network, sees that an sdist would be newer, and never builds it to know what it needs."""
     name = "inner" if form == "needed by a newer wheel" else "dep"
