@@ -5201,8 +5201,8 @@ class Cgroup:
         return os.path.join(self.paths[controller], old.rpartition("/")[2])
 
     def file(self, name: str) -> int:
-        """The descriptor of a file that is read for each task: to open it takes five times as long as to read it, and
-        version 2 starts a peak again for one descriptor alone."""
+        """The descriptor of a file with numbers. It stays, as they are read for each task and to open it takes five
+        times as long; and version 2 starts a peak again for one descriptor alone."""
         if name not in self.files:
             path = self.place(name)
             try:
@@ -5236,7 +5236,8 @@ class Cgroup:
             os.write(door, b"0")
 
     def pids(self) -> list[int]:
-        return [int(pid) for pid in self.read("cgroup.procs").split() if pid != "0"]  # of a pid namespace not ours
+        told = text_of(self.place("cgroup.procs"))  # opened anew: an open file of version 1 tells for a second the same
+        return [int(pid) for pid in told.split() if pid != "0"]  # 0 is one of a pid namespace not ours
 
     def number(self, name: str) -> int:
         return int(self.read(name) or 0)

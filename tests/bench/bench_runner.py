@@ -78,6 +78,7 @@ ROWS = [
     Row("hello: fresh venv, cached wheels", "hello fresh", "start", ratio=2.5),
     Row("hello: REUSE=1", "hello reuse", "start", ratio=2.0),
     Row("hello: REUSE=1, the runner as a script", "hello script", "start", ratio=4.0),
+    Row("hello: REUSE=1, with python -m", "hello module", "start", ratio=4.0),
     Row("sir: nothing cached", "sir cold", "sir bare"),
     Row("sir: fresh venv, cached wheels", "sir fresh", "sir warm", gap=0.3),
     Row("sir: REUSE=1", "sir reuse", "sir warm", gap=0.1),
@@ -134,13 +135,14 @@ class Bench:
         self.times.setdefault(name, []).append(time.perf_counter() - begun)
         return result
 
-    def runner(self, bundle: str, *flags: str, reuse: bool = False, script: bool = False) -> dict[str, Any]:
-        """Started as the adapter starts it, or as a shell user does: then Python compiles the script each time."""
+    def runner(self, bundle: str, *flags: str, reuse: bool = False, words: Sequence[str | Path] = ()) -> dict[str, Any]:
+        """Started as the adapter starts it, or by these `words`, as from a shell: a script is compiled each time."""
         arguments = ["--store-dir", str(self.work / "store"), "--profile", self.profile]
         arguments += ["--bundle-path", str(self.bundles[bundle]), *flags]
         switches = {"REUSE": "1"} if reuse else {}
-        if script:
-            return dict(json.loads(self.run([sys.executable, RUNNER, *arguments], self.tasks[bundle], switches)))
+        if words:
+            switches["PYTHONPATH"] = str(RUNNER.parent)
+            return dict(json.loads(self.run([sys.executable, *words, *arguments], self.tasks[bundle], switches)))
         return dict(json.loads(run_forked(arguments, self.tasks[bundle], {**clean_environment(), **switches})))
 
     # --- floors
@@ -237,7 +239,8 @@ class Bench:
         for name in ("hello", "sir"):
             self.time(f"{name} fresh", lambda name=name: self.runner(name))
             self.time(f"{name} reuse", lambda name=name: self.runner(name, reuse=True))
-            self.time(f"{name} script", lambda name=name: self.runner(name, reuse=True, script=True))
+            self.time(f"{name} script", lambda name=name: self.runner(name, reuse=True, words=[RUNNER]))
+            self.time(f"{name} module", lambda name=name: self.runner(name, reuse=True, words=["-m", RUNNER.stem]))
             self.time(f"{name} warm", lambda name=name: self.bare_task(self.venvs[name], name))
         python = self.venvs["timed"] / "bin" / "python"
         outside = self.run([python, "-I", "-B", "-c", BARE_TIMED], self.tasks["timed"])

@@ -1,7 +1,9 @@
 """What a control group tells, read from files as each version has them."""
 
 import os
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -75,3 +77,19 @@ def test_processes_of_another_pid_namespace_are_not_taken_for_our_own(runner_mod
         runner_module.Cgroup({"pids": str(tmp_path)}).kill()
         os._exit(7)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+
+
+def test_who_has_left_a_group_is_no_longer_told(runner_module: Any) -> None:
+    """Version 1 tells it for a second to who keeps the file open; a run would wait for what it has ended."""
+    limits = SimpleNamespace(memory_bytes=1 << 28, processes=8)
+    group = runner_module.Cgroup.create(f".run-{os.getpid()}-{os.urandom(6).hex()}-left", limits)
+    if group is None:
+        pytest.skip("this account gets no control group here")
+    try:
+        for _ in range(3):
+            with subprocess.Popen(["sleep", "60"], preexec_fn=group.enter) as process:
+                assert group.pids() == [process.pid]
+                process.kill()
+            assert group.pids() == []
+    finally:
+        group.remove()
