@@ -182,7 +182,7 @@ class _Conversation:
         outgoing = memoryview(line)
         deadline = call.deadline
         cancelled = False
-        with call.on_stop(lambda: os.eventfd_write(self._wake, 1)), selectors.DefaultSelector() as selector:
+        with call.on_stop(lambda: os.eventfd_write(self._wake, 1)), selectors.PollSelector() as selector:
             selector.register(self._output, selectors.EVENT_READ)
             selector.register(self._wake, selectors.EVENT_READ)
             while (end := self._line_end()) < 0:

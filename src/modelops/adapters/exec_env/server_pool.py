@@ -34,7 +34,8 @@ class ServerPool:
         if max_servers < 1:
             raise ValueError("max_servers must be at least 1")
         self.max_servers, self.idle_seconds = max_servers, idle_seconds
-        self._changed = threading.Condition()
+        lock = threading.Lock()
+        self._changed, self._emptied = threading.Condition(lock), threading.Condition(lock)
         self._slots: list[_Slot] = []
         self._closed = False
         self._janitor: threading.Thread | None = None
@@ -63,6 +64,7 @@ class ServerPool:
             slots, self._slots = self._slots, []
             janitor = self._janitor
             self._changed.notify_all()
+            self._emptied.notify_all()
         servers = [slot.server for slot in slots if slot.server is not None]
         for server in servers:
             server.begin_close()  # all at once
@@ -122,6 +124,7 @@ class ServerPool:
                 self._start_janitor()
             elif slot in self._slots:
                 self._slots.remove(slot)
+                self._emptied.notify_all()
             self._changed.notify_all()
         if server is not None and not fit:
             server.close()
@@ -132,19 +135,20 @@ class ServerPool:
             self._janitor.start()
 
     def _clear_idle(self) -> None:
-        """Close servers whose time is over, until there are none."""
+        """Close servers whose time is over, until there are none. Not woken after each task, which would wait for it:
+        a server that is given back meanwhile has all its time before it."""
         while True:
-            with self._changed:
+            with self._emptied:
                 if self._closed or not self._slots:
                     self._janitor = None
                     return
                 now = time.monotonic()
-                ends = [slot.used_at + self.idle_seconds for slot in self._slots if not slot.busy]
+                ends = [self.idle_seconds + (now if slot.busy else slot.used_at) for slot in self._slots]
                 expired = [slot for slot in self._slots if not slot.busy and slot.used_at + self.idle_seconds <= now]
                 for slot in expired:
                     self._slots.remove(slot)
                 if not expired:
-                    self._changed.wait(min(ends) - now if ends else None)
+                    self._emptied.wait(min(ends) - now)
             for slot in expired:
                 logger.info("a server of %s was idle for %g seconds and is closed", slot.bundle, self.idle_seconds)
                 assert slot.server is not None
