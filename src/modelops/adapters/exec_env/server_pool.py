@@ -12,6 +12,8 @@ from .server import Server
 
 logger = logging.getLogger(__name__)
 
+_SHORTEST_WAIT = 0.05  # seconds, also where servers are to go as soon as they are idle
+
 
 @dataclass
 class _Slot:
@@ -148,7 +150,7 @@ class ServerPool:
                 for slot in expired:
                     self._slots.remove(slot)
                 if not expired:
-                    self._emptied.wait(min(ends) - now)
+                    self._emptied.wait(max(min(ends) - now, _SHORTEST_WAIT))
             for slot in expired:
                 logger.info("a server of %s was idle for %g seconds and is closed", slot.bundle, self.idle_seconds)
                 assert slot.server is not None
