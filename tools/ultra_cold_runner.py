@@ -5216,11 +5216,12 @@ class Cgroup:
 
     def read(self, name: str) -> str:
         """What a file of the group says; "" where it can't be read."""
-        text = b""
+        parts = [b""]
         with suppress(OSError):
-            while part := os.pread(self.file(name), 1 << 16, len(text)):
-                text += part
-        return text.decode()
+            parts.append(os.pread(self.file(name), 1 << 16, 0))
+            while parts[-1]:
+                parts.append(os.pread(self.file(name), 1 << 16, sum(map(len, parts))))
+        return b"".join(parts).decode()
 
     def open_doors(self) -> None:
         for controller, path in self.paths.items():
