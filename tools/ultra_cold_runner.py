@@ -5227,6 +5227,8 @@ class Cgroup:
         for controller, path in self.paths.items():
             name = "tasks" if controller else "cgroup.procs"
             self.doors.append(os.open(os.path.join(path, name), os.O_WRONLY | os.O_CLOEXEC))
+        with suppress(OSError):
+            self.file("memory.peak")  # here: whoever looks later may do so as the sandbox's uid, which can't write it
 
     def enter(self) -> None:
         """Move the calling process in; for a fork that has dropped root, between fork and exec.

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -91,5 +92,28 @@ def test_who_has_left_a_group_is_no_longer_told(runner_module: Any) -> None:
                 assert group.pids() == [process.pid]
                 process.kill()
             assert group.pids() == []
+    finally:
+        group.remove()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user looks at a sandbox as itself")
+def test_a_peak_starts_again_though_the_sandbox_s_uid_looked_first(runner_module: Any) -> None:
+    """Which may read the file, and can't write it."""
+    group = runner_module.Cgroup.create(
+        f".run-{os.getpid()}-{os.urandom(6).hex()}-peak", SimpleNamespace(memory_bytes=1 << 28, processes=8)
+    )
+    if group is None:
+        pytest.skip("no control group can be made here")
+    try:
+        os.seteuid(65534)
+        try:
+            group.number("memory.peak")
+        finally:
+            os.seteuid(0)
+        subprocess.run([sys.executable, "-c", "bytearray(b'x') * (50 << 20)"], preexec_fn=group.enter, check=True)
+        assert group.number("memory.peak") > 50 << 20
+        group.mark()
+        if os.stat(group.place("memory.peak")).st_mode & 0o200:  # version 2 has it so from Linux 6.12 on
+            assert group.number("memory.peak") < 50 << 20
     finally:
         group.remove()
