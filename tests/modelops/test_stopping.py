@@ -45,3 +45,34 @@ def test_it_ends_as_it_should_where_nobody_reads_what_it_says(moment: str, statu
     os.close(nobody_reads)
     assert (done.returncode, done.stdout) == (status, "the summary\n" if moment == "its end" else "")
     assert not [*tmp_path.rglob(".working-*")]
+
+
+# The main thread waits when the signal comes to another one, as the kernel may have it.
+WAITING = """
+import signal, threading, time
+from concurrent.futures import ThreadPoolExecutor
+from modelops.debugging.workbench import result_of
+
+def signalled():
+    waiting.wait()
+    time.sleep(0.3)
+    signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+    return over.wait(30)
+
+waiting, over = threading.Event(), threading.Event()
+with ThreadPoolExecutor(1) as pool:
+    run = pool.submit(signalled)
+    try:
+        waiting.set()
+        result_of(run)
+    except KeyboardInterrupt:
+        print("interrupted", "too late" if run.done() else "in time")
+    finally:
+        over.set()
+"""
+
+
+def test_a_signal_is_answered_while_runs_are_waited_for(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-P", "-c", WAITING], env=environment, capture_output=True, text=True)
+    assert done.stdout == "interrupted in time\n", done.stderr

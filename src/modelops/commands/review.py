@@ -19,7 +19,7 @@ from rich.console import Console
 
 from modelops.debugging.policy import Policy
 from modelops.debugging.tasks import Task
-from modelops.debugging.workbench import Outcome, Workbench
+from modelops.debugging.workbench import Outcome, Workbench, result_of
 from modelops.review.facts import RUNNER, Facts
 from modelops.review.findings import SEVERITIES, find
 from modelops.review.identity import read_identity
@@ -143,7 +143,8 @@ def watch(bench: Workbench, policy: Policy, task: Task | None) -> dict[str, tupl
 
     with as_file(files("modelops.review") / "inside_audit.py") as program, ThreadPoolExecutor(2) as pool:
         try:
-            return dict(zip(wanted, pool.map(run, wanted), strict=True))
+            runs = {name: pool.submit(run, name) for name in wanted}
+            return {name: result_of(one) for name, one in runs.items()}
         except BaseException:
             bench.stop()  # or the pool would wait for what runs, after Ctrl-C too
             raise

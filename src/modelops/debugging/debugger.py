@@ -12,7 +12,7 @@ from modelops.adapters.exec_env.process import Ending, start
 
 from .tasks import Task, check_task, read_text
 from .terminal import inner_terminal, relay
-from .workbench import Outcome, Workbench
+from .workbench import Outcome, Workbench, result_of
 
 PROGRAM = Path(__file__).with_name("inside") / "debug.py"
 PROFILE = "debug"
@@ -62,7 +62,7 @@ def run_on_terminal(bench: Workbench, session: Session, options: Sequence[str] =
             with ThreadPoolExecutor(1, thread_name_prefix="runner-answer") as pool:
                 answer = pool.submit(process.output)
                 relay(inner, ending.begin)
-                stdout = answer.result()
+                stdout = result_of(answer)
         finally:
             ending.finish()
     body = json.loads(stdout or b"{}")

@@ -32,7 +32,7 @@ from .inside.smallest import smallest_set
 from .policy import in_bytes, with_hash_seed
 from .shared import TRIALS, Change, Shared, SharedProcess, is_of_task
 from .tasks import Task, is_aggregation
-from .workbench import Outcome, Output, Workbench
+from .workbench import Outcome, Output, Workbench, result_of
 
 LEAST_SECONDS, LEAST_RUNS = 120.0, 60  # that the search may take, however short or few the cold runs were
 PLAIN_LIBRARIES = 6  # whose data without addresses is put back by itself
@@ -99,7 +99,7 @@ class LeakSearch:
         runs = [self._cold_pair(task, seeded) for task in self._tasks]
         again: dict[int, _Pair] = {}
         for number, (one, two) in enumerate(runs):
-            cold = _first_judgement(*one.result(), *two.result())
+            cold = _first_judgement(*result_of(one), *result_of(two))
             self.found.cold.append(cold)
             if number == 0 and cold.verdict == UNKNOWN:
                 raise CouldNotTell(str((cold.outcome.failure or {}).get("error")))
@@ -107,7 +107,7 @@ class LeakSearch:
                 again[number] = self._cold_pair(self._tasks[number], seeded)
             self._progress("cold", number + 1, len(self._tasks))
         for number, pair in again.items():
-            four = [run.result()[0] for run in (*runs[number], *pair)]
+            four = [result_of(run)[0] for run in (*runs[number], *pair)]
             self.found.cold[number] = _tell_apart(self.found.cold[number], *four)
 
     def _cold_pair(self, task: Task, seeded: RunnerSettings) -> _Pair:
@@ -131,7 +131,7 @@ class LeakSearch:
 
     def _is_deterministic(self, number: int, seeded: Sequence[str]) -> bool:
         runs = [self._pool.submit(self._together, [number], seed=list(seeded)) for _ in range(2)]
-        one, two = (run.result().outcomes[-1:] for run in runs)
+        one, two = (result_of(run).outcomes[-1:] for run in runs)
         return bool(one and two) and not differing(one[0], two[0])
 
     # --- shared
@@ -147,9 +147,9 @@ class LeakSearch:
         runs = {name: self._pool.submit(self._together, order) for name, order in self.found.orders.items()}
         cases: list[_Case] = []
         for done, (name, run) in enumerate(runs.items(), 1):
-            cases += self._compare_order(name, run.result())
+            cases += self._compare_order(name, result_of(run))
             self._progress("shared", done, len(runs) + 1)
-        forks.result()
+        result_of(forks)
         self._progress("shared", len(runs) + 1, len(runs) + 1)
         return cases
 
@@ -387,7 +387,7 @@ class LeakSearch:
         return bool(differing(cold.outcome, outcome, cold.unstable))
 
     def _pool_map(self, function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
-        return [run.result() for run in [self._pool.submit(function, item) for item in items]]
+        return [result_of(run) for run in [self._pool.submit(function, item) for item in items]]
 
     def _is_late(self) -> bool:
         return time.monotonic() > self._deadline

@@ -4,11 +4,12 @@ import base64
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from modelops.adapters.exec_env.call import Call
 from modelops.adapters.exec_env.errors import RunnerError, numbers
@@ -22,6 +23,17 @@ from .policy import Policy, read_policy, write_policy
 from .tasks import Task, is_aggregation
 
 INLINE_MAX = 64 * 1024  # bytes; a larger output lies in a file
+LONGEST_WAIT = 0.2  # seconds that the main thread waits without a look at signals
+
+T = TypeVar("T")
+
+
+def result_of(run: "Future[T]") -> T:
+    """Its result, waited for in parts: of a signal that comes just before the main thread waits for a lock, or to
+    another thread, Python's handler is called when that wait is over."""
+    while not wait([run], LONGEST_WAIT).done:
+        pass
+    return run.result()
 
 
 class Output(NamedTuple):
