@@ -15,6 +15,7 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -45,6 +46,10 @@ def pytest_configure(config: pytest.Config) -> None:
     examples = 100 if config.getoption("--full") else 50
     settings.register_profile("sandbox", database=None, deadline=None, max_examples=examples)
     settings.load_profile("sandbox")
+    if (
+        signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    ):  # as of a shell's background job; every child would have it so
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def start_of(python: str, runner: Path) -> list[str]:
