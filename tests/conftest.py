@@ -46,9 +46,8 @@ def pytest_configure(config: pytest.Config) -> None:
     examples = 100 if config.getoption("--full") else 50
     settings.register_profile("sandbox", database=None, deadline=None, max_examples=examples)
     settings.load_profile("sandbox")
-    if (
-        signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    ):  # as of a shell's background job; every child would have it so
+    # A shell's background job ignores it, and so would each child.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
