@@ -476,11 +476,15 @@ def test_another_python_tells_a_failure_as_well(run: Runner, bundle: Bundle, pyt
 THREADED = """
 import ctypes, sys, threading, time
 
+named = threading.Event()
+
 def rest():
     ctypes.CDLL(None).prctl(15, b"jemalloc_bg_thd", 0, 0, 0)  # PR_SET_NAME, one of serve.harmless_threads
+    named.set()
     time.sleep(600)
 
 threading.Thread(target=rest, daemon=True).start()
+named.wait()  # else the runner may look before
 
 def wire(*task):
     print("told")
