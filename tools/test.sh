@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Set up, then run the tests, on as many workers as there are processors; each skipped test is printed with its reason.
-#   tools/test.sh [arguments of pytest]         everything once, by one account and under one profile: four to six minutes
+#   tools/test.sh [arguments of pytest]         everything once, by one account and under one profile: 4 to 6 minutes
 #   tools/test.sh --full [arguments of pytest]  by every account and profile, in containers, with fuzzing and long sweeps
 # THOROUGH=1 makes the full suite thorough (hours). -n 0 runs the tests in one process, for --pdb.
 set -euo pipefail
